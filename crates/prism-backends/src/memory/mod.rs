@@ -1,0 +1,1 @@
+//! The embedded memory backend: fast, bounded, not durable.

@@ -1,0 +1,297 @@
+//! Where the two planes meet: the data plane *asks* the [`ControlPlane`] and *follows* its [`Snapshot`]; the control plane
+//! reaches the sessions that run on a node through [`DataNode`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::clock::UnixMillis;
+use crate::config::{AccessPattern, BackendType, Config};
+use crate::error::Result;
+use crate::name::{ConfigName, NamespaceName, NodeId};
+use crate::secret::PresentedSecret;
+use crate::session::{AdmitRequest, DataGrant, EndReason, SessionId, SessionRecord, SessionReport};
+
+/// Whether a namespace serves, serves reads only, or nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NamespaceStatus {
+    /// Serves everything.
+    #[default]
+    Active,
+    /// Writes are refused.
+    ReadOnly,
+    /// Sessions and operations are refused.
+    Suspended,
+}
+
+/// Quotas of a namespace; 0 = unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Most live sessions.
+    pub max_sessions: i64,
+    /// Most stored bytes.
+    pub max_storage_bytes: i64,
+    /// Most data operations per second.
+    pub max_rps: i64,
+}
+
+/// A namespace as the data plane sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: NamespaceName,
+    /// Its status.
+    pub status: NamespaceStatus,
+    /// Its quotas.
+    pub quota: Quota,
+}
+
+/// Maintenance of the gateway or of one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// The operator's message, may be empty.
+    pub message: String,
+    /// When it began.
+    pub started_at: UnixMillis,
+    /// When it ends by itself.
+    pub ends_at: Option<UnixMillis>,
+    /// Whether reads go on.
+    pub allow_reads: bool,
+}
+
+impl Maintenance {
+    /// Whether it is still in force at `now`.
+    pub fn in_force(&self, now: UnixMillis) -> bool {
+        self.ends_at.is_none_or(|end| now < end)
+    }
+}
+
+/// One numbered revision of a config.
+#[derive(Clone, Debug)]
+pub struct ConfigRevision {
+    /// Counts from 1 for each name.
+    pub revision: i64,
+    /// The config.
+    pub config: Arc<Config>,
+}
+
+/// What a drain covers; `None` = all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrainScope {
+    /// Only sessions of this namespace.
+    pub namespace: Option<NamespaceName>,
+    /// Only sessions on this node.
+    pub node: Option<NodeId>,
+}
+
+impl DrainScope {
+    /// Whether a session of `namespace` on `node` is in scope.
+    pub fn covers(&self, namespace: &NamespaceName, node: &NodeId) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace) && self.node.as_ref().is_none_or(|wanted| wanted == node)
+    }
+}
+
+/// The control state that the data plane follows; immutable, swapped whole.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every change.
+    pub revision: u64,
+    /// Current revisions of live configs.
+    pub configs: HashMap<ConfigName, Arc<ConfigRevision>>,
+    /// All namespaces.
+    pub namespaces: HashMap<NamespaceName, Arc<Namespace>>,
+    /// Maintenance of the whole gateway.
+    pub maintenance: Option<Arc<Maintenance>>,
+    /// Maintenance of single namespaces.
+    pub namespace_maintenance: HashMap<NamespaceName, Arc<Maintenance>>,
+    /// Drains in progress.
+    pub drains: Vec<DrainScope>,
+}
+
+impl Snapshot {
+    /// The maintenance in force for `namespace`: its own before the gateway's.
+    pub fn maintenance_of(&self, namespace: &NamespaceName, now: UnixMillis) -> Option<&Arc<Maintenance>> {
+        self.namespace_maintenance
+            .get(namespace)
+            .filter(|maintenance| maintenance.in_force(now))
+            .or_else(|| self.maintenance.as_ref().filter(|maintenance| maintenance.in_force(now)))
+    }
+}
+
+/// A client key that proved itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// Public id of the key.
+    pub credential_id: String,
+    /// The one namespace it is for.
+    pub namespace: NamespaceName,
+    /// What it allows there.
+    pub grant: DataGrant,
+}
+
+/// What the data plane may ask of the control plane. In role `all` a function call, on a data node a stream.
+#[async_trait]
+pub trait ControlPlane: Send + Sync + 'static {
+    /// The state to follow.
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
+
+    /// Checks a client key; UNAUTHENTICATED, always the same, when it is unknown, wrong, revoked or expired.
+    async fn authenticate_client(&self, key: PresentedSecret<'_>) -> Result<ClientIdentity>;
+
+    /// Admits a session durably, or refuses (`max_sessions`, drain, maintenance, suspension). Returns the record and the
+    /// token to hand to the client.
+    async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, crate::secret::Token)>;
+
+    /// Every live session that `node` serves, for its start.
+    async fn live_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>>;
+
+    /// Moves a session's end, durably.
+    async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()>;
+
+    /// Ends a session, durably; ending one that is over is no error.
+    async fn end_session(&self, last: SessionReport, reason: EndReason) -> Result<()>;
+
+    /// Takes reports of sessions that changed.
+    async fn report(&self, reports: Vec<SessionReport>) -> Result<()>;
+}
+
+/// How an operator's termination went on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Termination {
+    /// Operations that were running when it arrived.
+    pub pending_operations: i32,
+}
+
+/// How a drain went on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainOutcome {
+    /// Sessions that ended.
+    pub drained: i32,
+    /// Sessions that had something running until the end.
+    pub remaining: i32,
+}
+
+/// Request figures over a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RequestFigures {
+    /// Since the process started.
+    pub requests_total: i64,
+    /// Since the process started, any status but OK.
+    pub errors_total: i64,
+    /// Over the window.
+    pub requests_per_second: f64,
+    /// Median over the window, in milliseconds.
+    pub latency_p50_ms: f64,
+    /// 95th percentile over the window, in milliseconds.
+    pub latency_p95_ms: f64,
+    /// 99th percentile over the window, in milliseconds.
+    pub latency_p99_ms: f64,
+    /// Sessions now.
+    pub active_sessions: i64,
+    /// Streams now.
+    pub active_streams: i64,
+}
+
+/// Figures of one node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeFigures {
+    /// All requests of the data plane.
+    pub total: RequestFigures,
+    /// By namespace.
+    pub namespaces: BTreeMap<String, RequestFigures>,
+    /// By backend type and instance name.
+    pub backends: BTreeMap<(BackendType, String), RequestFigures>,
+}
+
+/// Health of a backend instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Works.
+    Healthy,
+    /// Works with limits.
+    Degraded,
+    /// Does not work.
+    Unhealthy,
+}
+
+/// What a node knows of one backend instance.
+#[derive(Clone, Debug)]
+pub struct BackendReport {
+    /// Type.
+    pub kind: BackendType,
+    /// Instance name.
+    pub instance: String,
+    /// Where it is: a path or an address without credentials.
+    pub endpoint: String,
+    /// Health, found by a real operation.
+    pub health: Health,
+    /// What is wrong, or how it was checked.
+    pub message: String,
+    /// When it was checked.
+    pub checked_at: UnixMillis,
+    /// Connections in use.
+    pub active_connections: i32,
+    /// Connections allowed.
+    pub pool_size: i32,
+    /// Connections open and unused.
+    pub idle_connections: i32,
+    /// Share of the machine's processors that it uses, 0 to 100; 0 where it cannot be told apart.
+    pub cpu_percent: f64,
+    /// Share of the machine's memory that it uses, 0 to 100.
+    pub memory_percent: f64,
+    /// Operations per second over the last minute.
+    pub requests_per_second: i64,
+    /// Mean latency over the last minute, in milliseconds.
+    pub avg_latency_ms: f64,
+    /// Patterns it serves.
+    pub patterns: Vec<AccessPattern>,
+}
+
+/// Live figures of one namespace on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceFigures {
+    /// Bytes stored.
+    pub storage_bytes_used: i64,
+    /// Data operations per second over the last 10 s.
+    pub requests_per_second: i64,
+}
+
+/// What the control plane may ask of a node's data plane. In role `all` a function call.
+#[async_trait]
+pub trait DataNode: Send + Sync + 'static {
+    /// Which node.
+    fn node_id(&self) -> &NodeId;
+
+    /// Sessions that changed since the last call.
+    fn take_reports(&self) -> Vec<SessionReport>;
+
+    /// Checks what only the driver can tell of a config (its `schema` for one) without any effect.
+    async fn check_config(&self, config: &Config) -> Result<()>;
+
+    /// Makes what an accepted config needs (its embedded tables); may be repeated.
+    async fn prepare_config(&self, config: &Config) -> Result<()>;
+
+    /// Ends a session that the store has ended (`force`) or marked: cuts or lets finish what runs.
+    async fn terminate(&self, id: SessionId, force: bool, reason: &str) -> Termination;
+
+    /// Drains the sessions in `scope` until all are gone or `timeout` has passed; `force` cuts what is left then.
+    async fn drain(&self, scope: &DrainScope, timeout: Duration, force: bool) -> DrainOutcome;
+
+    /// What [`DataNode::drain`] would find: `drained` would end at once, `remaining` have something running.
+    fn drain_preview(&self, scope: &DrainScope) -> DrainOutcome;
+
+    /// Request figures over `window`.
+    fn figures(&self, window: Duration) -> NodeFigures;
+
+    /// Live figures of a namespace.
+    async fn namespace_figures(&self, namespace: &NamespaceName) -> NamespaceFigures;
+
+    /// Checks every backend instance and reports on it.
+    async fn backends(&self) -> Vec<BackendReport>;
+
+    /// Ends every session of a deleted namespace and removes its data from the embedded backends.
+    async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()>;
+}

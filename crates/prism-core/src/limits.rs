@@ -1,0 +1,102 @@
+//! Every bound that is not a setting, by name; settings are in [`Limits`].
+
+use std::time::Duration;
+
+/// Longest client id, client version, key name, reason, in bytes.
+pub const MAX_TEXT_BYTES: usize = 1024;
+/// Longest description or maintenance message, in bytes.
+pub const MAX_DESCRIPTION_BYTES: usize = 4096;
+/// Most entries of a metadata or header map.
+pub const MAX_MAP_ENTRIES: usize = 64;
+/// Longest key of a metadata or header map, in bytes.
+pub const MAX_MAP_KEY_BYTES: usize = 256;
+/// Longest value of a metadata or header map, in bytes.
+pub const MAX_MAP_VALUE_BYTES: usize = 8192;
+/// Longest topic, topic pattern, mailbox id, consumer or queue group, in bytes.
+pub const MAX_TOPIC_BYTES: usize = 255;
+/// Longest version of a config, in bytes.
+pub const MAX_VERSION_BYTES: usize = 128;
+/// Longest `x-request-id` taken over, in characters.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Longest `x-idempotency-key` or `idempotency_key`, in bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// Largest quota value.
+pub const MAX_QUOTA: i64 = 1 << 60;
+/// Most namespaces of one installation.
+pub const MAX_NAMESPACES: i64 = 10_000;
+/// Most live configs of one installation.
+pub const MAX_CONFIGS: i64 = 100_000;
+/// Longest time to live of a key-value entry: ten years.
+pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 24 * 3600;
+/// Most keys or entries of one BatchGet, BatchPut or PublishBatch.
+pub const MAX_BATCH: usize = 1000;
+/// Longest time a drain may wait.
+pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Longest time to live of an API or client key: ten years.
+pub const MAX_KEY_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+/// Bounds that the operator may set, section `[limits]` of `prism.toml`.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest key, in bytes.
+    pub max_key_bytes: usize,
+    /// Largest value or message, in bytes.
+    pub max_value_bytes: usize,
+    /// Most connections per listener.
+    pub max_connections: usize,
+    /// Most operations in flight per plane; more are refused with RESOURCE_EXHAUSTED.
+    pub max_in_flight: usize,
+    /// Most concurrent streams (subscriptions, transactions) of one session.
+    pub max_streams_per_session: usize,
+    /// Threads that serve the data plane.
+    pub data_threads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_key_bytes: 4 * 1024,
+            max_value_bytes: 4 * 1024 * 1024,
+            max_connections: 10_000,
+            max_in_flight: 10_000,
+            max_streams_per_session: 100,
+            data_threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+        }
+    }
+}
+
+impl Limits {
+    /// Largest gRPC message accepted: the largest value, and room for a key, headers and framing.
+    pub fn max_message_bytes(&self) -> usize {
+        self.max_value_bytes + self.max_key_bytes + MAX_MAP_ENTRIES * (MAX_MAP_KEY_BYTES + MAX_MAP_VALUE_BYTES) + 16 * 1024
+    }
+}
+
+/// Life of a session, section `[session]` of `prism.toml`.
+#[derive(Clone, Debug)]
+pub struct SessionPolicy {
+    /// Without a request for this long, a session is IDLE.
+    pub idle_after: Duration,
+    /// With less than this left, a session is EXPIRING.
+    pub expiring_within: Duration,
+    /// Without a request or heartbeat for this long, a session ends.
+    pub idle_timeout: Duration,
+    /// A session ends at this age, whatever happens.
+    pub max_age: Duration,
+    /// Ended sessions stay listed for this long.
+    pub retain_ended: Duration,
+}
+
+impl Default for SessionPolicy {
+    fn default() -> Self {
+        Self {
+            idle_after: Duration::from_secs(60),
+            expiring_within: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(300),
+            max_age: Duration::from_secs(24 * 3600),
+            retain_ended: Duration::from_secs(24 * 3600),
+        }
+    }
+}

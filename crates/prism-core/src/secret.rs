@@ -1,0 +1,306 @@
+//! Prism's own secrets: `<prefix>_<id><secret><checksum>`, one printable word that scanners can recognise.
+//!
+//! The id (16 characters, public) finds the record, the secret (32 characters, over 190 bits) proves possession and is
+//! stored as a SHA-256 hash only, the checksum (6 characters) tells a typing error from a wrong secret.
+
+use std::fmt;
+
+use aws_lc_rs::digest;
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use subtle::ConstantTimeEq;
+
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const ID_LENGTH: usize = 16;
+const SECRET_LENGTH: usize = 32;
+const CHECKSUM_LENGTH: usize = 6;
+const BODY_LENGTH: usize = ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH;
+
+/// What a secret is for; each kind has its own prefix and is never valid as another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SecretKind {
+    /// Admin API key, `prx_`.
+    AdminKey,
+    /// Data-plane client key, `prc_`.
+    ClientKey,
+    /// Session token, `prs_`.
+    Session,
+}
+
+impl SecretKind {
+    /// The prefix with its underscore.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::AdminKey => "prx_",
+            Self::ClientKey => "prc_",
+            Self::Session => "prs_",
+        }
+    }
+}
+
+/// Public id of a secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SecretId([u8; ID_LENGTH]);
+
+impl SecretId {
+    /// Parses the 16 characters of an id.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; ID_LENGTH] = text.as_bytes().try_into().ok()?;
+        bytes.iter().all(u8::is_ascii_alphanumeric).then_some(Self(bytes))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        // Only ASCII alphanumerics get in, so this is always valid UTF-8.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretId({})", self.as_str())
+    }
+}
+
+/// SHA-256 of a secret's text; the only form in which a secret is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SecretHash([u8; 32]);
+
+impl SecretHash {
+    /// Reads a stored hash.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes to store.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Compares in constant time.
+    pub fn matches(&self, presented: &PresentedSecret<'_>) -> bool {
+        self.0.ct_eq(&hash(presented.secret)).into()
+    }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretHash(…)")
+    }
+}
+
+fn hash(secret: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, secret).as_ref());
+    out
+}
+
+/// A secret at the moment it is made: shown once, never stored.
+pub struct NewSecret {
+    /// Public id.
+    pub id: SecretId,
+    /// What to store.
+    pub hash: SecretHash,
+    /// The whole word, for its owner only.
+    pub token: Token,
+}
+
+/// A secret word; `Debug` never shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The word itself, to hand to its owner.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+    /// Takes the word, to hand to its owner.
+    pub fn into_exposed(self) -> String {
+        self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Where randomness comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Random(SystemRandom);
+
+impl Random {
+    /// The operating system's generator.
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// Fills `buffer`; a failing generator of the operating system ends the process, as nothing can be trusted then.
+    pub fn fill(&self, buffer: &mut [u8]) {
+        self.0.fill(buffer).expect("the operating system's random generator works");
+    }
+
+    /// `N` characters of the base-62 alphabet, uniform.
+    fn word<const N: usize>(&self) -> [u8; N] {
+        let mut out = [0; N];
+        let mut filled = 0;
+        let mut pool = [0; 64];
+        while filled < N {
+            self.fill(&mut pool);
+            // 248 = 4 × 62: rejecting the rest keeps the choice uniform.
+            for byte in pool.iter().filter(|byte| **byte < 248).take(N - filled) {
+                out[filled] = ALPHABET[usize::from(byte % 62)];
+                filled += 1;
+            }
+        }
+        out
+    }
+
+    /// A new secret of `kind`.
+    pub fn secret(&self, kind: SecretKind) -> NewSecret {
+        let id = SecretId(self.word());
+        let secret: [u8; SECRET_LENGTH] = self.word();
+        let mut token = String::with_capacity(4 + BODY_LENGTH);
+        token.push_str(kind.prefix());
+        token.push_str(id.as_str());
+        token.extend(secret.iter().map(|byte| char::from(*byte)));
+        let checksum = checksum(token.as_bytes());
+        token.extend(checksum.iter().map(|byte| char::from(*byte)));
+        NewSecret { id, hash: SecretHash(hash(&secret)), token: Token(token) }
+    }
+}
+
+fn checksum(body: &[u8]) -> [u8; CHECKSUM_LENGTH] {
+    let mut rest = crc32fast::hash(body);
+    let mut out = [b'0'; CHECKSUM_LENGTH];
+    for digit in out.iter_mut().rev() {
+        *digit = ALPHABET[(rest % 62) as usize];
+        rest /= 62;
+    }
+    out
+}
+
+/// A well-formed secret as a caller presented it; proves nothing until its hash matches.
+#[derive(Clone, Copy)]
+pub struct PresentedSecret<'a> {
+    /// Public id.
+    pub id: SecretId,
+    secret: &'a [u8],
+}
+
+impl fmt::Debug for PresentedSecret<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PresentedSecret({})", self.id)
+    }
+}
+
+/// Takes a presented word apart; `None` when it has not exactly the form of `kind`.
+pub fn parse(kind: SecretKind, word: &str) -> Option<PresentedSecret<'_>> {
+    let body = word.strip_prefix(kind.prefix())?.as_bytes();
+    if body.len() != BODY_LENGTH || !body.iter().all(u8::is_ascii_alphanumeric) {
+        return None;
+    }
+    let (signed, given) = word.as_bytes().split_at(word.len() - CHECKSUM_LENGTH);
+    if checksum(signed) != given {
+        return None;
+    }
+    let id = SecretId(body[..ID_LENGTH].try_into().ok()?);
+    Some(PresentedSecret { id, secret: &body[ID_LENGTH..ID_LENGTH + SECRET_LENGTH] })
+}
+
+/// The masked form under which a live secret may be listed: prefix and half of the public id.
+pub fn masked(kind: SecretKind, id: SecretId) -> String {
+    format!("{}{}…", kind.prefix(), &id.as_str()[..8])
+}
+
+/// Masks everything in `text` that has the form of one of Prism's secrets (contract §9 "audit, secrets").
+pub fn redact(text: &str) -> std::borrow::Cow<'_, str> {
+    const PREFIXES: [&str; 4] = ["prx_", "prc_", "prj_", "prs_"];
+    let is_body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '~' | '+' | '/' | '=');
+    let next = |from: usize| {
+        PREFIXES
+            .iter()
+            .filter_map(|prefix| {
+                let mut start = from;
+                loop {
+                    let at = start + text[start..].find(prefix)?;
+                    if text[at + 4..].starts_with(is_body) {
+                        return Some(at);
+                    }
+                    start = at + 4;
+                }
+            })
+            .min()
+    };
+    let Some(mut at) = next(0) else { return text.into() };
+    let mut out = String::with_capacity(text.len());
+    let mut copied = 0;
+    loop {
+        out.push_str(&text[copied..at + 4]);
+        out.push_str("***");
+        copied = text[at + 4..].find(|c| !is_body(c)).map_or(text.len(), |length| at + 4 + length);
+        match next(copied) {
+            Some(following) => at = following,
+            None => break,
+        }
+    }
+    out.push_str(&text[copied..]);
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_new_secret_is_recognised_and_only_as_its_own_kind() {
+        let new = Random::system().secret(SecretKind::AdminKey);
+        let presented = parse(SecretKind::AdminKey, new.token.expose()).expect("well formed");
+        assert_eq!(presented.id, new.id);
+        assert!(new.hash.matches(&presented));
+        assert!(parse(SecretKind::ClientKey, new.token.expose()).is_none());
+        let other = Random::system().secret(SecretKind::AdminKey);
+        assert!(!other.hash.matches(&presented));
+    }
+
+    #[test]
+    fn every_single_change_breaks_the_checksum() {
+        let token = Random::system().secret(SecretKind::Session).token.into_exposed();
+        for at in 4..token.len() {
+            let mut changed = token.clone().into_bytes();
+            changed[at] = if changed[at] == b'a' { b'b' } else { b'a' };
+            assert!(parse(SecretKind::Session, std::str::from_utf8(&changed).unwrap()).is_none());
+        }
+        assert!(parse(SecretKind::Session, &token[..token.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn secrets_are_masked_wherever_they_stand() {
+        let token = Random::system().secret(SecretKind::ClientKey).token.into_exposed();
+        assert_eq!(redact(&format!("use {token}, please")), "use prc_***, please");
+        assert_eq!(redact("prx_a prj_b"), "prx_*** prj_***");
+        assert_eq!(redact("nothing here, prx_ neither"), "nothing here, prx_ neither");
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(word in ".*") {
+            let _ = parse(SecretKind::Session, &word);
+            let _ = redact(&word);
+        }
+
+        #[test]
+        fn no_secret_survives_redaction(before in "[a-z ]{0,8}", after in "[ ,a-z]{0,8}") {
+            let token = Random::system().secret(SecretKind::AdminKey).token.into_exposed();
+            let redacted = redact(&format!("{before}{token}{after}")).into_owned();
+            prop_assert!(!redacted.contains(&token[8..40]));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! SQLite as Prism uses it, for control state and for the embedded backend alike: one writer thread with group commit, a few
+//! readers, and schema migrations.
+
+mod migrate;
+mod reader;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use prism_core::{Error, Result};
+use rusqlite::Connection;
+
+pub use migrate::migrate;
+pub use reader::Readers;
+pub use writer::{Hook, Writer};
+
+/// Opens a database for writing: WAL, `synchronous = FULL` (an answered commit is on the disk), foreign keys on.
+pub fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(128);
+    Ok(connection)
+}
+
+/// Opens a database for reading only.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    use rusqlite::OpenFlags;
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(128);
+    Ok(connection)
+}
+
+/// Turns a SQLite error into Prism's: a full disk or a broken device is UNAVAILABLE `STORAGE_UNAVAILABLE` (retry when the
+/// operator has made room), anything else INTERNAL. The cause is kept for the log.
+pub fn error(cause: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
+    match cause.sqlite_error_code() {
+        Some(DiskFull) => Error::unavailable("STORAGE_FULL", "the disk is full; nothing was changed; retry when there is room").caused_by(cause),
+        Some(SystemIoFailure | CannotOpen | ReadOnly) => {
+            Error::unavailable("STORAGE_UNAVAILABLE", "the storage does not accept writes; nothing was changed").caused_by(cause)
+        }
+        Some(DatabaseBusy) => {
+            Error::unavailable("STORAGE_BUSY", "the storage was busy for too long; nothing was changed; retry").caused_by(cause)
+        }
+        _ => Error::internal(cause),
+    }
+}
+
+/// A database file: where it is, one writer, a few readers.
+pub struct Database<H: Hook> {
+    /// The file.
+    pub path: PathBuf,
+    /// The one writer.
+    pub writer: Writer<H>,
+    /// Readers, opened on demand.
+    pub readers: Readers,
+}
+
+impl<H: Hook> Database<H> {
+    /// Opens `path`, brings its schema up to date, and starts the writer thread under `name`.
+    ///
+    /// `hook` is made on the migrated connection, so that it can load what it keeps in memory.
+    pub fn open(
+        path: &Path,
+        name: &str,
+        migrations: &[&str],
+        hook: impl FnOnce(&Connection) -> Result<H>,
+    ) -> Result<Self> {
+        let mut connection = open(path).map_err(error)?;
+        migrate(&mut connection, migrations)?;
+        let hook = hook(&connection)?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Writer::spawn(name, connection, hook)?,
+            readers: Readers::new(path.to_owned()),
+        })
+    }
+}
