@@ -265,6 +265,10 @@ pub trait DataNode: Send + Sync + 'static {
     /// Which node.
     fn node_id(&self) -> &NodeId;
 
+    /// Waits until this node serves by the snapshot with this revision or a later one, at most a second: what an operator
+    /// was answered holds for the next request.
+    async fn caught_up(&self, revision: u64);
+
     /// Sessions that changed since the last call.
     fn take_reports(&self) -> Vec<SessionReport>;
 

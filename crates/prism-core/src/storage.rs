@@ -65,9 +65,9 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// The write is durable: the charge stands.
-    pub fn keep(mut self) {
-        self.bytes = 0;
+    /// The write is durable: the charge stands. Returns its bytes.
+    pub fn keep(mut self) -> i64 {
+        std::mem::take(&mut self.bytes)
     }
 }
 

@@ -1,0 +1,169 @@
+use std::collections::BTreeMap;
+
+use prism_core::permission::Reach;
+use prism_core::secret::redact;
+use prism_core::{Error, Result, UnixMillis};
+use prism_proto::admin::v1::AuditLogEntry;
+use prism_proto::audit_chain;
+use prost::Message as _;
+use rusqlite::{Connection, named_params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::tx::{Tx, all, corrupt, limited_to, one};
+
+/// What the door knows of a call when it writes its entry; sequence, time and hashes are added here.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EntryDraft {
+    /// Who; `anonymous` without a valid credential.
+    pub actor: String,
+    /// The RPC's name.
+    pub operation: String,
+    /// What it was about, such as `config:orders`.
+    pub resource: String,
+    /// Namespace, or empty.
+    pub namespace: String,
+    /// Details.
+    pub metadata: BTreeMap<String, String>,
+    /// Why it failed; `None` = it succeeded.
+    pub error: Option<String>,
+    /// Request id.
+    pub request_id: String,
+    /// Address of the caller.
+    pub source_address: String,
+    /// `api_key`, `oidc`, `mtls` or `none`.
+    pub auth_method: String,
+    /// Public id of the credential, or empty.
+    pub credential_id: String,
+}
+
+/// Which entries to read.
+#[derive(Clone, Debug, Default)]
+pub struct EntryFilter {
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Only this actor.
+    pub actor: Option<String>,
+    /// Only this operation.
+    pub operation: Option<String>,
+    /// From this moment on.
+    pub start: Option<UnixMillis>,
+    /// Before this moment.
+    pub end: Option<UnixMillis>,
+}
+
+impl Tx<'_> {
+    /// Appends the entry of this operation to the chain and returns its id.
+    pub fn append_entry(&mut self, draft: EntryDraft) -> Result<String> {
+        let previous = self.one("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
+        })?;
+        let (sequence, previous_hash) = previous.map_or((1, audit_chain::GENESIS), |(last, hash)| (last + 1, hash));
+        let masked = |text: String| redact(&text).into_owned();
+        let mut entry = AuditLogEntry {
+            id: Uuid::now_v7().to_string(),
+            timestamp: Some(prost_types::Timestamp {
+                seconds: self.now.0.div_euclid(1000),
+                nanos: (self.now.0.rem_euclid(1000) * 1_000_000) as i32,
+            }),
+            actor: masked(draft.actor),
+            operation: draft.operation,
+            resource: masked(draft.resource),
+            namespace: masked(draft.namespace),
+            metadata: draft.metadata.into_iter().map(|(key, value)| (key, masked(value))).collect(),
+            success: draft.error.is_none(),
+            error: draft.error.map(masked),
+            sequence: sequence as u64,
+            request_id: masked(draft.request_id),
+            source_address: draft.source_address,
+            auth_method: draft.auth_method,
+            credential_id: draft.credential_id,
+            ..AuditLogEntry::default()
+        };
+        let hash = audit_chain::hash(&previous_hash, &entry);
+        entry.previous_hash = previous_hash.to_vec().into();
+        entry.hash = hash.to_vec().into();
+        self.execute(
+            "INSERT INTO audit (sequence, id, timestamp, actor, operation, namespace, hash, entry) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            (sequence, &entry.id, self.now.0, &entry.actor, &entry.operation, &entry.namespace, hash, entry.encode_to_vec()),
+        )?;
+        self.touched.audit = true;
+        Ok(entry.id)
+    }
+
+    /// The sequence of the newest entry, 0 when there is none.
+    pub fn last_sequence(&self) -> Result<i64> {
+        self.count("SELECT coalesce(max(sequence), 0) FROM audit", [])
+    }
+
+    /// The sequence of the entry with this id; NOT_FOUND when it is unknown or outside `reach`.
+    pub fn entry_sequence(&self, id: &str, reach: &Reach) -> Result<i64> {
+        let limited = limited_to(reach, None);
+        self.one(
+            "SELECT sequence FROM audit WHERE id = :id AND (:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))",
+            named_params! {":id": id, ":limited": limited},
+            |row| row.get(0),
+        )?
+        .ok_or_else(|| Error::not_found(format!("audit entry {:?}", redact(id))))
+    }
+}
+
+/// In which order to read entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Entries before this sequence, newest first.
+    NewestBefore(i64),
+    /// Entries after this sequence, oldest first.
+    OldestAfter(i64),
+}
+
+const FILTER: &str = "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
+    AND (:actor IS NULL OR actor = :actor) AND (:operation IS NULL OR operation = :operation)
+    AND (:start IS NULL OR timestamp >= :start) AND (:end IS NULL OR timestamp < :end)";
+
+/// At most `limit` entries that match, from `order` on.
+pub(crate) fn read_entries(
+    connection: &Connection,
+    filter: &EntryFilter,
+    reach: &Reach,
+    order: Order,
+    limit: usize,
+) -> Result<Vec<AuditLogEntry>> {
+    let (bound, direction, from) = match order {
+        Order::NewestBefore(sequence) => ("sequence < :from", "DESC", sequence),
+        Order::OldestAfter(sequence) => ("sequence > :from", "ASC", sequence),
+    };
+    let limited = limited_to(reach, filter.namespace.as_deref());
+    all(
+        connection,
+        &format!("SELECT entry FROM audit WHERE {bound} AND {FILTER} ORDER BY sequence {direction} LIMIT :limit"),
+        named_params! {
+            ":from": from, ":limited": limited, ":actor": filter.actor, ":operation": filter.operation,
+            ":start": filter.start.map(|at| at.0), ":end": filter.end.map(|at| at.0), ":limit": limit as i64,
+        },
+        |row| AuditLogEntry::decode(row.get_ref(0)?.as_bytes()?).map_err(corrupt),
+    )
+}
+
+/// Checks the whole chain and returns the number of entries; INTERNAL `AUDIT_CHAIN_BROKEN` names the first bad sequence.
+pub(crate) fn verify(connection: &Connection) -> Result<i64> {
+    let (mut previous, mut sequence) = (audit_chain::GENESIS, 0i64);
+    loop {
+        let entries = read_entries(connection, &EntryFilter::default(), &Reach::Installation, Order::OldestAfter(sequence), 1000)?;
+        if entries.is_empty() {
+            let rows = one(connection, "SELECT count(*) FROM audit", [], |row| row.get::<_, i64>(0))?.unwrap_or(0);
+            return if rows == sequence { Ok(rows) } else { Err(broken(sequence + 1)) };
+        }
+        for entry in entries {
+            sequence += 1;
+            if entry.sequence != sequence as u64 {
+                return Err(broken(sequence));
+            }
+            previous = audit_chain::verify_link(&previous, &entry).map_err(|_| broken(sequence))?;
+        }
+    }
+}
+
+fn broken(sequence: i64) -> Error {
+    Error::internal(format!("the audit chain is broken at sequence {sequence}")).with("sequence", sequence.to_string())
+}

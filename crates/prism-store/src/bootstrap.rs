@@ -1,0 +1,85 @@
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use prism_core::secret::{self, SecretKind};
+use prism_core::{Error, Result};
+
+use crate::audit::EntryDraft;
+use crate::key::{ApiKeyRow, KeyLife};
+use crate::{Store, Tx};
+
+/// Name of the file with the first admin key, in the data directory.
+const ADMIN_TOKEN: &str = "admin.token";
+
+impl Store {
+    /// Makes the first admin key, once in the life of an installation: a file that the operator removed stays removed.
+    ///
+    /// The file is on the disk before the key is valid, so a crash in between leaves a file that the next start replaces,
+    /// never a key that nobody holds.
+    pub(crate) async fn bootstrap(&self, data_dir: &Path) -> Result<()> {
+        let done = self.write(|tx| tx.one("SELECT 1 FROM facts WHERE name = 'bootstrapped'", [], |_| Ok(()))).await?;
+        if done.is_some() {
+            return Ok(());
+        }
+        let new = self.random.secret(SecretKind::AdminKey);
+        write_secret(data_dir, ADMIN_TOKEN, new.token.expose())?;
+        let (id, hash) = (new.id, new.hash);
+        self.write(move |tx| {
+            let life = KeyLife { created_at: tx.now, created_by: "prism".to_owned(), ..KeyLife::default() };
+            tx.insert_api_key(&ApiKeyRow {
+                id,
+                hash,
+                name: ADMIN_TOKEN.to_owned(),
+                roles: vec!["admin".to_owned()],
+                namespace: None,
+                owner: None,
+                life,
+            })?;
+            tx.execute("INSERT INTO facts (name, value) VALUES ('bootstrapped', ?1)", [tx.now.0.to_string()])?;
+            tx.append_entry(first_key_entry(id.as_str()))?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn first_key_entry(id: &str) -> EntryDraft {
+    EntryDraft {
+        actor: "prism".to_owned(),
+        operation: "CreateApiKey".to_owned(),
+        resource: format!("key:{id}"),
+        metadata: [("reason".to_owned(), "first start".to_owned())].into(),
+        auth_method: "none".to_owned(),
+        ..EntryDraft::default()
+    }
+}
+
+/// Writes `secret` to a file of mode 0600, whole or not at all.
+fn write_secret(folder: &Path, name: &str, secret: &str) -> Result<()> {
+    let path = folder.join(name);
+    let temporary = folder.join(format!("{name}.new"));
+    let write = || -> std::io::Result<()> {
+        // A leftover of a crash may have other permissions.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        writeln!(file, "{secret}")?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|cause| Error::unavailable("STORAGE_UNAVAILABLE", format!("cannot write {}", path.display())).caused_by(cause))
+}
+
+impl Tx<'_> {
+    /// Whether `token`, a word read from a file, is a valid client key of this installation.
+    pub fn knows_client_token(&self, token: &str) -> Result<bool> {
+        let Some(presented) = secret::parse(SecretKind::ClientKey, token) else { return Ok(false) };
+        let found = self.client_key(presented.id.as_str())?;
+        Ok(found.is_some_and(|key| key.hash.matches(&presented) && key.life.is_valid(self.now)))
+    }
+}

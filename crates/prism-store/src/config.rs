@@ -1,0 +1,143 @@
+use std::sync::Arc;
+
+use prism_core::config::{AccessPattern, Config};
+use prism_core::control::ConfigRevision;
+use prism_core::limits::MAX_CONFIGS;
+use prism_core::page::Page;
+use prism_core::permission::Reach;
+use prism_core::{Error, Kind, Result, UnixMillis};
+use rusqlite::{Row, named_params};
+
+use crate::tx::{Tx, corrupt, limited_to};
+
+/// A revision of a live config.
+#[derive(Clone, Debug)]
+pub struct ConfigRow {
+    /// Its number, from 1.
+    pub revision: i64,
+    /// The config.
+    pub config: Arc<Config>,
+    /// When the config was first made.
+    pub created_at: UnixMillis,
+    /// When this revision was accepted.
+    pub updated_at: UnixMillis,
+}
+
+impl ConfigRow {
+    /// The etag of this revision.
+    pub fn etag(&self) -> String {
+        format!("{:x}-{}", self.created_at.0, self.revision)
+    }
+}
+
+/// Which revision of a config to read.
+#[derive(Clone, Debug, Default)]
+pub enum Wanted {
+    /// The current one.
+    #[default]
+    Current,
+    /// The newest with this version string.
+    Version(String),
+    /// This number.
+    Revision(i64),
+}
+
+const FROM_LIVE: &str = "SELECT r.revision, r.config, c.created_at, r.created_at FROM configs c JOIN config_revisions r ON r.name = c.name";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<ConfigRow> {
+    Ok(ConfigRow {
+        revision: row.get(0)?,
+        config: Arc::new(serde_json::from_str(&row.get::<_, String>(1)?).map_err(corrupt)?),
+        created_at: UnixMillis(row.get(2)?),
+        updated_at: UnixMillis(row.get(3)?),
+    })
+}
+
+impl From<ConfigRow> for ConfigRevision {
+    fn from(row: ConfigRow) -> Self {
+        Self { revision: row.revision, config: row.config }
+    }
+}
+
+impl Tx<'_> {
+    /// One revision of a live config.
+    pub fn config(&self, name: &str, wanted: &Wanted) -> Result<Option<ConfigRow>> {
+        match wanted {
+            Wanted::Current => self.one(&format!("{FROM_LIVE} AND r.revision = c.revision WHERE c.name = ?1"), [name], read),
+            Wanted::Version(version) => self.one(
+                &format!("{FROM_LIVE} WHERE c.name = ?1 AND r.version = ?2 ORDER BY r.revision DESC LIMIT 1"),
+                (name, version),
+                read,
+            ),
+            Wanted::Revision(revision) => {
+                self.one(&format!("{FROM_LIVE} WHERE c.name = ?1 AND r.revision = ?2"), (name, revision), read)
+            }
+        }
+    }
+
+    /// The namespace of a live config.
+    pub fn config_namespace(&self, name: &str) -> Result<Option<String>> {
+        self.one("SELECT namespace FROM configs WHERE name = ?1", [name], |row| row.get(0))
+    }
+
+    /// Live configs within `reach`, by name, and how many there are.
+    pub fn configs(
+        &self,
+        reach: &Reach,
+        namespace: Option<&str>,
+        pattern: Option<AccessPattern>,
+        page: &Page,
+    ) -> Result<(Vec<ConfigRow>, i64)> {
+        let limited = limited_to(reach, namespace);
+        let pattern = pattern.map(AccessPattern::name);
+        let filter = "(:limited IS NULL OR c.namespace IN (SELECT value FROM json_each(:limited)))
+                      AND (:pattern IS NULL OR c.pattern = :pattern)";
+        let rows = self.all(
+            &format!("{FROM_LIVE} AND r.revision = c.revision WHERE {filter} AND c.name > :after ORDER BY c.name LIMIT :limit"),
+            named_params! {
+                ":limited": limited, ":pattern": pattern,
+                ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1,
+            },
+            read,
+        )?;
+        let total = self.count(
+            &format!("SELECT count(*) FROM configs c WHERE {filter}"),
+            named_params! {":limited": limited, ":pattern": pattern},
+        )?;
+        Ok((rows, total))
+    }
+
+    /// Accepts `config` as the next revision of its name; an existing one keeps `created_at`.
+    pub fn store_config(&mut self, config: Config) -> Result<ConfigRow> {
+        let name = config.name.as_str().to_owned();
+        let existing = self.config(&name, &Wanted::Current)?;
+        if existing.is_none() && self.count("SELECT count(*) FROM configs", [])? >= MAX_CONFIGS {
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                "TOO_MANY_CONFIGS",
+                format!("an installation holds at most {MAX_CONFIGS} configs"),
+            ));
+        }
+        // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
+        let revision = self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?;
+        let text = serde_json::to_string(&config).map_err(Error::internal)?;
+        self.execute(
+            "INSERT INTO config_revisions (name, revision, version, config, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            (&name, revision, &config.version, text, self.now.0),
+        )?;
+        let created_at = existing.map_or(self.now, |row| row.created_at);
+        self.execute(
+            "INSERT INTO configs (name, namespace, pattern, revision, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (name) DO UPDATE SET pattern = ?3, revision = ?4, updated_at = ?6",
+            (&name, config.namespace.as_str(), config.pattern.name(), revision, created_at.0, self.now.0),
+        )?;
+        self.touched.configs.insert(name);
+        Ok(ConfigRow { revision, config: Arc::new(config), created_at, updated_at: self.now })
+    }
+
+    /// Deletes a config; its revisions stay. `false` when there was none.
+    pub fn delete_config(&mut self, name: &str) -> Result<bool> {
+        self.touched.configs.insert(name.to_owned());
+        Ok(self.execute("DELETE FROM configs WHERE name = ?1", [name])? > 0)
+    }
+}

@@ -1,0 +1,173 @@
+use prism_core::control::{Namespace, NamespaceStatus, Quota};
+use prism_core::limits::MAX_NAMESPACES;
+use prism_core::page::Page;
+use prism_core::permission::Reach;
+use prism_core::{Error, Kind, NamespaceName, Result, UnixMillis};
+use rusqlite::{Row, named_params};
+
+use crate::tx::{Tx, corrupt, limited_to};
+
+/// A namespace as stored.
+#[derive(Clone, Debug)]
+pub struct NamespaceRow {
+    /// What the data plane follows.
+    pub namespace: Namespace,
+    /// Description for people.
+    pub description: String,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it last changed.
+    pub updated_at: UnixMillis,
+    /// Grows with every change; what its etag is made of.
+    pub revision: i64,
+}
+
+impl NamespaceRow {
+    /// The etag of this state.
+    pub fn etag(&self) -> String {
+        // The time of creation keeps a namespace apart from an earlier one of the same name.
+        format!("{:x}-{}", self.created_at.0, self.revision)
+    }
+}
+
+const COLUMNS: &str =
+    "name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<NamespaceRow> {
+    Ok(NamespaceRow {
+        namespace: Namespace {
+            name: NamespaceName::try_from(row.get::<_, String>(0)?).map_err(corrupt)?,
+            status: match row.get(2)? {
+                1 => NamespaceStatus::Active,
+                2 => NamespaceStatus::ReadOnly,
+                3 => NamespaceStatus::Suspended,
+                other => return Err(corrupt(format!("namespace status {other}"))),
+            },
+            quota: Quota { max_sessions: row.get(3)?, max_storage_bytes: row.get(4)?, max_rps: row.get(5)? },
+        },
+        description: row.get(1)?,
+        created_at: UnixMillis(row.get(6)?),
+        updated_at: UnixMillis(row.get(7)?),
+        revision: row.get(8)?,
+    })
+}
+
+fn status_number(status: NamespaceStatus) -> i64 {
+    match status {
+        NamespaceStatus::Active => 1,
+        NamespaceStatus::ReadOnly => 2,
+        NamespaceStatus::Suspended => 3,
+    }
+}
+
+/// What depends on a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dependants {
+    /// Live configs.
+    pub configs: i64,
+    /// Live sessions.
+    pub sessions: i64,
+}
+
+impl Tx<'_> {
+    /// One namespace.
+    pub fn namespace(&self, name: &str) -> Result<Option<NamespaceRow>> {
+        self.one(&format!("SELECT {COLUMNS} FROM namespaces WHERE name = ?1"), [name], read)
+    }
+
+    /// All namespaces within `reach`, by name, and how many there are.
+    pub fn namespaces(&self, reach: &Reach, page: &Page) -> Result<(Vec<NamespaceRow>, i64)> {
+        let limited = limited_to(reach, None);
+        let filter = "(:limited IS NULL OR name IN (SELECT value FROM json_each(:limited)))";
+        let rows = self.all(
+            &format!("SELECT {COLUMNS} FROM namespaces WHERE {filter} AND name > :after ORDER BY name LIMIT :limit"),
+            named_params! {":limited": limited, ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1},
+            read,
+        )?;
+        let total = self.count(&format!("SELECT count(*) FROM namespaces WHERE {filter}"), named_params! {":limited": limited})?;
+        Ok((rows, total))
+    }
+
+    /// Makes a namespace; ALREADY_EXISTS when there is one of this name.
+    pub fn create_namespace(&mut self, name: &NamespaceName, description: &str, quota: Quota) -> Result<NamespaceRow> {
+        if self.namespace(name.as_str())?.is_some() {
+            return Err(Error::already_exists(format!("namespace:{name}")));
+        }
+        if self.count("SELECT count(*) FROM namespaces", [])? >= MAX_NAMESPACES {
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                "TOO_MANY_NAMESPACES",
+                format!("an installation holds at most {MAX_NAMESPACES} namespaces"),
+            ));
+        }
+        let row = NamespaceRow {
+            namespace: Namespace { name: name.clone(), status: NamespaceStatus::Active, quota },
+            description: description.to_owned(),
+            created_at: self.now,
+            updated_at: self.now,
+            revision: 1,
+        };
+        self.store_namespace(&row)?;
+        Ok(row)
+    }
+
+    /// Stores `row` as the next revision.
+    pub fn update_namespace(&mut self, mut row: NamespaceRow) -> Result<NamespaceRow> {
+        row.revision += 1;
+        row.updated_at = self.now;
+        self.store_namespace(&row)?;
+        Ok(row)
+    }
+
+    fn store_namespace(&mut self, row: &NamespaceRow) -> Result<()> {
+        let NamespaceRow { namespace, description, created_at, updated_at, revision } = row;
+        self.execute(
+            "INSERT INTO namespaces (name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision)
+             VALUES (:name, :description, :status, :max_sessions, :max_storage_bytes, :max_rps, :created_at, :updated_at, :revision)
+             ON CONFLICT (name) DO UPDATE SET description = :description, status = :status, max_sessions = :max_sessions,
+                max_storage_bytes = :max_storage_bytes, max_rps = :max_rps, updated_at = :updated_at, revision = :revision",
+            named_params! {
+                ":name": namespace.name.as_str(), ":description": description, ":status": status_number(namespace.status),
+                ":max_sessions": namespace.quota.max_sessions, ":max_storage_bytes": namespace.quota.max_storage_bytes,
+                ":max_rps": namespace.quota.max_rps, ":created_at": created_at.0, ":updated_at": updated_at.0, ":revision": revision,
+            },
+        )?;
+        self.touched.namespaces.insert(namespace.name.as_str().to_owned());
+        Ok(())
+    }
+
+    /// What depends on a namespace.
+    pub fn dependants(&self, name: &NamespaceName) -> Result<Dependants> {
+        Ok(Dependants {
+            configs: self.count("SELECT count(*) FROM configs WHERE namespace = ?1", [name.as_str()])?,
+            sessions: self
+                .count("SELECT count(*) FROM sessions WHERE namespace = ?1 AND ended_at IS NULL", [name.as_str()])?,
+        })
+    }
+
+    /// Removes a namespace with everything that depends on it: configs are deleted, sessions end, client keys die, bound
+    /// API keys are revoked, its maintenance is over.
+    pub fn delete_namespace(&mut self, name: &NamespaceName) -> Result<()> {
+        for config in self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))? {
+            self.delete_config(&config)?;
+        }
+        self.execute(
+            "UPDATE sessions SET ended_at = ?2, end_reason = '\"namespace_deleted\"' WHERE namespace = ?1 AND ended_at IS NULL",
+            (name.as_str(), self.now.0),
+        )?;
+        for table in ["client_keys", "api_keys"] {
+            let ids = self.all(
+                &format!("UPDATE {table} SET revoked_at = ?2 WHERE namespace = ?1 AND revoked_at IS NULL RETURNING id"),
+                (name.as_str(), self.now.0),
+                |row| row.get::<_, String>(0),
+            )?;
+            let touched = if table == "api_keys" { &mut self.touched.api_keys } else { &mut self.touched.client_keys };
+            touched.extend(ids);
+        }
+        self.execute("DELETE FROM maintenance WHERE scope = ?1", [name.as_str()])?;
+        self.execute("DELETE FROM namespaces WHERE name = ?1", [name.as_str()])?;
+        self.touched.namespaces.insert(name.as_str().to_owned());
+        self.touched.operations = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
+
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST];
+
+const FIRST: &str = "
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    description TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    max_sessions INTEGER NOT NULL,
+    max_storage_bytes INTEGER NOT NULL,
+    max_rps INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Live configs; each points to its current revision.
+CREATE TABLE configs (
+    name TEXT PRIMARY KEY,
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    pattern TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX configs_by_namespace ON configs (namespace, name);
+
+-- Every revision ever accepted; outlives the deletion of its config, so that numbers never come back.
+CREATE TABLE config_revisions (
+    name TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    config TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (name, revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX config_revisions_by_version ON config_revisions (name, version, revision);
+
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY,
+    token_id TEXT NOT NULL UNIQUE,
+    token_hash BLOB NOT NULL,
+    namespace TEXT NOT NULL,
+    node TEXT NOT NULL,
+    client_id TEXT NOT NULL,
+    client_version TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    config TEXT NOT NULL,
+    config_name TEXT,
+    may_read INTEGER NOT NULL,
+    may_write INTEGER NOT NULL,
+    credential_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    last_activity INTEGER NOT NULL,
+    requests_total INTEGER NOT NULL DEFAULT 0,
+    bytes_sent INTEGER NOT NULL DEFAULT 0,
+    bytes_received INTEGER NOT NULL DEFAULT 0,
+    active_streams INTEGER NOT NULL DEFAULT 0,
+    last_request INTEGER,
+    draining INTEGER NOT NULL DEFAULT 0,
+    terminating TEXT,
+    ended_at INTEGER,
+    end_reason TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_live ON sessions (namespace, id) WHERE ended_at IS NULL;
+CREATE INDEX sessions_by_namespace ON sessions (namespace, id);
+CREATE INDEX sessions_ended ON sessions (ended_at) WHERE ended_at IS NOT NULL;
+
+-- scope '' is the whole gateway, any other a namespace.
+CREATE TABLE maintenance (
+    scope TEXT PRIMARY KEY,
+    message TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    ends_at INTEGER,
+    allow_reads INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Drains in progress. A row left by a crash is answered for in the audit log at the next start.
+CREATE TABLE drains (
+    id INTEGER PRIMARY KEY,
+    namespace TEXT,
+    node TEXT,
+    draft TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,
+    hash BLOB NOT NULL,
+    name TEXT NOT NULL,
+    roles TEXT NOT NULL,
+    namespace TEXT,
+    owner TEXT,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    last_used_at INTEGER,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE client_keys (
+    id TEXT PRIMARY KEY,
+    hash BLOB NOT NULL,
+    name TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    may_read INTEGER NOT NULL,
+    may_write INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    last_used_at INTEGER,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX client_keys_by_namespace ON client_keys (namespace, id);
+
+-- entry is the AuditLogEntry as it was hashed, with its hashes; the other columns serve filters.
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    timestamp INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    hash BLOB NOT NULL,
+    entry BLOB NOT NULL
+) STRICT;
+CREATE INDEX audit_by_timestamp ON audit (timestamp);
+CREATE INDEX audit_by_actor ON audit (actor);
+CREATE INDEX audit_by_operation ON audit (operation);
+CREATE INDEX audit_by_namespace ON audit (namespace);
+
+CREATE TABLE idempotency (
+    credential TEXT NOT NULL,
+    rpc TEXT NOT NULL,
+    key TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    response BLOB,
+    secret_id TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (credential, rpc, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_by_age ON idempotency (created_at);
+
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+";

@@ -1,0 +1,221 @@
+use std::sync::Arc;
+
+use prism_core::control::DrainScope;
+use prism_core::limits::SessionPolicy;
+use prism_core::page::Page;
+use prism_core::permission::Reach;
+use prism_core::secret::{SecretHash, SecretId};
+use prism_core::session::{
+    self, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport, SessionStatus,
+};
+use prism_core::{ConfigName, NodeId, Result, UnixMillis};
+use rusqlite::{Row, named_params};
+
+use crate::tx::{Tx, corrupt, limited_to};
+
+/// A session as stored: live, or ended and still listed.
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    /// Its durable part.
+    pub record: SessionRecord,
+    /// Whether a drain covers it.
+    pub draining: bool,
+    /// When it ended.
+    pub ended_at: Option<UnixMillis>,
+    /// Why it ended.
+    pub end_reason: Option<EndReason>,
+}
+
+impl SessionRow {
+    /// Its status at `now`.
+    pub fn status(&self, policy: &SessionPolicy, now: UnixMillis) -> SessionStatus {
+        let leaving = self.draining || self.record.terminating.is_some();
+        session::status(policy, now, self.ended_at.is_some(), leaving, self.record.last_activity, self.record.expires_at)
+    }
+}
+
+const COLUMNS: &str = "id, token_id, token_hash, client_id, client_version, metadata, config, config_name, may_read, may_write,
+    credential_id, created_at, expires_at, last_activity, requests_total, bytes_sent, bytes_received, active_streams, last_request,
+    draining, terminating, ended_at, end_reason";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
+    let json = |index: usize| row.get::<_, String>(index);
+    Ok(SessionRow {
+        record: SessionRecord {
+            id: SessionId::parse(&json(0)?).ok_or_else(|| corrupt("session id"))?,
+            token_id: SecretId::parse(&json(1)?).ok_or_else(|| corrupt("token id"))?,
+            token_hash: SecretHash::from_bytes(row.get_ref(2)?.as_blob()?).ok_or_else(|| corrupt("token hash"))?,
+            client_id: row.get(3)?,
+            client_version: row.get(4)?,
+            metadata: serde_json::from_str(&json(5)?).map_err(corrupt)?,
+            config: Arc::new(serde_json::from_str(&json(6)?).map_err(corrupt)?),
+            config_name: row.get::<_, Option<String>>(7)?.map(ConfigName::try_from).transpose().map_err(corrupt)?,
+            grant: DataGrant { read: row.get(8)?, write: row.get(9)? },
+            credential_id: row.get(10)?,
+            created_at: UnixMillis(row.get(11)?),
+            expires_at: UnixMillis(row.get(12)?),
+            last_activity: UnixMillis(row.get(13)?),
+            figures: SessionFigures {
+                requests_total: row.get(14)?,
+                bytes_sent: row.get(15)?,
+                bytes_received: row.get(16)?,
+                active_streams: row.get(17)?,
+                last_request: row.get::<_, Option<i64>>(18)?.map(UnixMillis),
+            },
+            terminating: row.get(20)?,
+        },
+        draining: row.get(19)?,
+        ended_at: row.get::<_, Option<i64>>(21)?.map(UnixMillis),
+        end_reason: row.get::<_, Option<String>>(22)?.map(|text| serde_json::from_str(&text)).transpose().map_err(corrupt)?,
+    })
+}
+
+/// The SQL of [`session::status`], for filters over many rows.
+const STATUS: &str = "CASE WHEN ended_at IS NOT NULL THEN 4
+    WHEN draining = 1 OR terminating IS NOT NULL OR expires_at - :now < :expiring THEN 3
+    WHEN :now - last_activity >= :idle THEN 2 ELSE 1 END";
+
+impl Tx<'_> {
+    /// One session, live or ended.
+    pub fn session(&self, id: SessionId) -> Result<Option<SessionRow>> {
+        self.one(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"), [id.to_string()], read)
+    }
+
+    /// The namespace of a session.
+    pub fn session_namespace(&self, id: &str) -> Result<Option<String>> {
+        self.one("SELECT namespace FROM sessions WHERE id = ?1", [id], |row| row.get(0))
+    }
+
+    /// Sessions within `reach`, oldest first, and how many there are.
+    pub fn sessions(
+        &self,
+        reach: &Reach,
+        namespace: Option<&str>,
+        status: Option<SessionStatus>,
+        policy: &SessionPolicy,
+        page: &Page,
+    ) -> Result<(Vec<SessionRow>, i64)> {
+        let limited = limited_to(reach, namespace);
+        let status = status.map(|status| match status {
+            SessionStatus::Active => 1,
+            SessionStatus::Idle => 2,
+            SessionStatus::Expiring => 3,
+            SessionStatus::Terminated => 4,
+        });
+        let filter = format!(
+            "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
+             AND (:status IS NULL OR {STATUS} = :status)"
+        );
+        let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let (now, expiring, idle) = (self.now.0, millis(policy.expiring_within), millis(policy.idle_after));
+        let rows = self.all(
+            &format!("SELECT {COLUMNS} FROM sessions WHERE {filter} AND id > :after ORDER BY id LIMIT :limit"),
+            named_params! {
+                ":limited": limited, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle,
+                ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1,
+            },
+            read,
+        )?;
+        let total = self.count(
+            &format!("SELECT count(*) FROM sessions WHERE {filter}"),
+            named_params! {":limited": limited, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle},
+        )?;
+        Ok((rows, total))
+    }
+
+    /// Live sessions in `scope`.
+    pub fn live_session_count(&self, scope: &DrainScope) -> Result<i64> {
+        self.count(
+            "SELECT count(*) FROM sessions WHERE ended_at IS NULL AND (?1 IS NULL OR namespace = ?1) AND (?2 IS NULL OR node = ?2)",
+            (scope.namespace.as_ref().map(|n| n.as_str()), scope.node.as_ref().map(|n| n.as_str())),
+        )
+    }
+
+    /// Takes over what a node reported; reports of sessions that are over change nothing.
+    pub fn apply_reports(&mut self, reports: &[SessionReport]) -> Result<()> {
+        for report in reports {
+            self.apply_report(report)?;
+        }
+        Ok(())
+    }
+
+    fn apply_report(&self, report: &SessionReport) -> Result<()> {
+        let figures = &report.figures;
+        self.execute(
+            "UPDATE sessions SET last_activity = max(last_activity, ?2), requests_total = max(requests_total, ?3),
+                bytes_sent = max(bytes_sent, ?4), bytes_received = max(bytes_received, ?5), active_streams = ?6,
+                last_request = coalesce(?7, last_request)
+             WHERE id = ?1 AND ended_at IS NULL",
+            (
+                report.id.to_string(), report.last_activity.0, figures.requests_total, figures.bytes_sent,
+                figures.bytes_received, figures.active_streams, figures.last_request.map(|at| at.0),
+            ),
+        )?;
+        Ok(())
+    }
+
+    /// Marks a live session as being terminated gently; `false` when it is over or unknown.
+    pub fn mark_terminating(&mut self, id: SessionId, reason: &str) -> Result<bool> {
+        let changed = self.execute(
+            "UPDATE sessions SET terminating = ?2 WHERE id = ?1 AND ended_at IS NULL",
+            (id.to_string(), reason),
+        )?;
+        Ok(changed > 0)
+    }
+
+    /// Ends a live session; `false` when it is over or unknown.
+    pub fn end_session(&mut self, id: SessionId, reason: EndReason) -> Result<bool> {
+        let reason = serde_json::to_string(&reason).map_err(prism_core::Error::internal)?;
+        let changed = self.execute(
+            "UPDATE sessions SET ended_at = ?2, end_reason = ?3, active_streams = 0 WHERE id = ?1 AND ended_at IS NULL",
+            (id.to_string(), self.now.0, reason),
+        )?;
+        Ok(changed > 0)
+    }
+
+    /// Takes over the last report of a session and ends it.
+    pub fn end_reported(&mut self, last: &SessionReport, reason: EndReason) -> Result<bool> {
+        self.apply_report(last)?;
+        self.end_session(last.id, reason)
+    }
+
+    pub(crate) fn insert_session(&mut self, record: &SessionRecord, node: &NodeId) -> Result<()> {
+        let json = |value: serde_json::Result<String>| value.map_err(prism_core::Error::internal);
+        self.execute(
+            "INSERT INTO sessions (id, token_id, token_hash, namespace, node, client_id, client_version, metadata, config, config_name,
+                may_read, may_write, credential_id, created_at, expires_at, last_activity)
+             VALUES (:id, :token_id, :token_hash, :namespace, :node, :client_id, :client_version, :metadata, :config, :config_name,
+                :may_read, :may_write, :credential_id, :created_at, :expires_at, :created_at)",
+            named_params! {
+                ":id": record.id.to_string(), ":token_id": record.token_id.as_str(), ":token_hash": record.token_hash.as_bytes(),
+                ":namespace": record.config.namespace.as_str(), ":node": node.as_str(), ":client_id": record.client_id,
+                ":client_version": record.client_version, ":metadata": json(serde_json::to_string(&record.metadata))?,
+                ":config": json(serde_json::to_string(&*record.config))?,
+                ":config_name": record.config_name.as_ref().map(ConfigName::as_str), ":may_read": record.grant.read,
+                ":may_write": record.grant.write, ":credential_id": record.credential_id, ":created_at": record.created_at.0,
+                ":expires_at": record.expires_at.0,
+            },
+        )?;
+        Ok(())
+    }
+
+    /// What a start finds: no drain is in progress, and the time the server was down counts for nobody's idleness.
+    pub(crate) fn revive_sessions(&mut self, node: &NodeId) -> Result<Vec<SessionRecord>> {
+        self.execute(
+            "UPDATE sessions SET ended_at = ?2, end_reason = '\"expired\"' WHERE node = ?1 AND ended_at IS NULL AND expires_at <= ?2",
+            (node.as_str(), self.now.0),
+        )?;
+        // Nothing is running after a start, so a gentle termination has nothing left to wait for.
+        self.execute(
+            "UPDATE sessions SET ended_at = ?2, end_reason = '\"terminated\"'
+             WHERE node = ?1 AND ended_at IS NULL AND terminating IS NOT NULL",
+            (node.as_str(), self.now.0),
+        )?;
+        self.execute(
+            "UPDATE sessions SET draining = 0, active_streams = 0, last_activity = max(last_activity, ?2) WHERE node = ?1 AND ended_at IS NULL",
+            (node.as_str(), self.now.0),
+        )?;
+        let rows = self.all(&format!("SELECT {COLUMNS} FROM sessions WHERE node = ?1 AND ended_at IS NULL"), [node.as_str()], read)?;
+        Ok(rows.into_iter().map(|row| row.record).collect())
+    }
+}
