@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use prism_core::config::{AccessPattern, Config};
+use prism_core::config::{AccessPattern, BackendType, Config};
 use prism_core::control::ConfigRevision;
 use prism_core::limits::MAX_CONFIGS;
 use prism_core::page::Page;
@@ -105,6 +105,20 @@ impl Tx<'_> {
             named_params! {":limited": limited, ":pattern": pattern},
         )?;
         Ok((rows, total))
+    }
+
+    /// Backend types in use by live configs within `reach`, with the namespace that uses them.
+    pub fn config_backends(&self, reach: &Reach) -> Result<Vec<(BackendType, String)>> {
+        self.all(
+            "SELECT DISTINCT r.config ->> '$.backend.kind', c.namespace FROM configs c
+             JOIN config_revisions r ON r.name = c.name AND r.revision = c.revision
+             WHERE ?1 IS NULL OR c.namespace IN (SELECT value FROM json_each(?1))",
+            [limited_to(reach, None)],
+            |row| {
+                let kind: String = row.get(0)?;
+                Ok((BackendType::by_name(&kind).ok_or_else(|| corrupt("backend type"))?, row.get(1)?))
+            },
+        )
     }
 
     /// Accepts `config` as the next revision of its name; an existing one keeps `created_at`.

@@ -1,0 +1,379 @@
+//! The one door (architecture, laws 1 and 2): every admin operation, from whatever transport, runs through [`Door::call`].
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use aws_lc_rs::digest;
+use prism_core::limits::MAX_IDEMPOTENCY_KEY_BYTES;
+use prism_core::permission::{self, Permission, Reach};
+use prism_core::rate::TokenBucket;
+use prism_core::{Error, Kind, Result};
+use prism_proto::rules::{AuditClass, Idempotency, MethodRule};
+use prism_rpc::Table;
+use prism_store::{EntryDraft, IdempotencyKey, Remembered, Tx};
+use prost::Message as _;
+
+use crate::identity::{Identity, Presented, Refused, authenticate};
+use crate::op::{Answer, Caller, Done, Op, Place, Services};
+
+/// Audit entries per second for calls without a valid credential; more are counted in the next entry.
+const ANONYMOUS_ENTRIES_PER_SECOND: u64 = 20;
+/// And how many at once.
+const ANONYMOUS_ENTRIES_BURST: u64 = 200;
+
+/// What a transport knows of a call.
+#[derive(Clone, Debug, Default)]
+pub struct Call {
+    /// Credentials as presented.
+    pub presented: Presented,
+    /// Request id.
+    pub request_id: String,
+    /// Address of the caller.
+    pub source_address: String,
+    /// Value of `x-idempotency-key`.
+    pub idempotency_key: Option<String>,
+}
+
+/// The one way in.
+pub struct Door {
+    /// What operations use.
+    pub services: Services,
+    anonymous: TokenBucket,
+    suppressed: AtomicU64,
+    /// Calls under way, by idempotency key: a twin waits for the first.
+    under_way: Mutex<HashMap<(String, &'static str, String), Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What the door decided before it ran the operation.
+pub(crate) struct Admitted {
+    pub(crate) rule: MethodRule,
+    pub(crate) caller: Caller,
+    pub(crate) draft: EntryDraft,
+    pub(crate) key: Option<IdempotencyKey>,
+}
+
+/// How a transaction ended; refusals are committed too, with their entry.
+pub(crate) enum Verdict<R> {
+    /// Carried out.
+    Done(R),
+    /// The stored answer of an earlier call.
+    Replayed(R),
+    /// A rehearsal found nothing against it.
+    Rehearsed,
+    /// Refused; its entry is written.
+    Refused(Error),
+}
+
+impl<R> Verdict<R> {
+    /// The answer or the refusal.
+    pub(crate) fn into_result(self) -> Result<R> {
+        match self {
+            Self::Done(response) | Self::Replayed(response) => Ok(response),
+            Self::Refused(error) => Err(error),
+            Self::Rehearsed => Err(Error::internal("a rehearsal where the operation was due")),
+        }
+    }
+}
+
+impl Door {
+    /// Puts the door in front of `services`.
+    pub fn new(services: Services) -> Self {
+        Self {
+            services,
+            anonymous: TokenBucket::new(ANONYMOUS_ENTRIES_PER_SECOND, ANONYMOUS_ENTRIES_BURST),
+            suppressed: AtomicU64::new(0),
+            under_way: Mutex::default(),
+        }
+    }
+
+    /// The table of RPC rules.
+    pub fn table(&self) -> &Table {
+        &self.services.table
+    }
+
+    /// Runs one operation for a caller from outside. It goes on when the caller goes away.
+    pub async fn call<O: Op>(self: &Arc<Self>, call: Call, request: O::Request) -> Result<O::Response> {
+        self.run::<O, _, _>(call, request, |door, identity, call, request| async move {
+            door.call_as::<O>(identity, call, request).await
+        })
+        .await
+    }
+
+    /// As [`Door::call`], for operations that are more than one transaction: `work` carries them out.
+    pub(crate) async fn run<O, W, F>(self: &Arc<Self>, call: Call, request: O::Request, work: W) -> Result<O::Response>
+    where
+        O: Op,
+        W: FnOnce(Arc<Self>, Arc<Identity>, Call, O::Request) -> F + Send + 'static,
+        F: Future<Output = Result<O::Response>> + Send,
+    {
+        let started = Instant::now();
+        let door = Arc::clone(self);
+        let result = tokio::spawn(async move {
+            let identity = door.identify::<O>(&call, &request).await?;
+            work(door, identity, call, request).await
+        })
+        .await
+        .unwrap_or_else(|cause| Err(Error::internal(cause)));
+        self.services.metrics.admin(short_name(O::RPC)).record(started.elapsed(), result.is_ok());
+        result
+    }
+
+    async fn identify<O: Op>(&self, call: &Call, request: &O::Request) -> Result<Arc<Identity>> {
+        match authenticate(&call.presented, &self.services.store, &self.services.roles) {
+            Ok(identity) => Ok(Arc::new(identity)),
+            Err(refused) => {
+                let draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
+                Err(self.refuse_anonymous(draft, refused).await?)
+            }
+        }
+    }
+
+    /// Leaves the entry of a call without a valid credential, in bounded number, and gives back the refusal.
+    pub(crate) async fn refuse_anonymous(&self, mut draft: EntryDraft, refused: Refused) -> Result<Error> {
+        draft.actor = "anonymous".to_owned();
+        draft.auth_method = "none".to_owned();
+        draft.credential_id = refused.credential_id;
+        draft.error = Some(refused.error.message().to_owned());
+        draft.metadata.insert("reason".to_owned(), refused.error.reason().to_owned());
+        if self.anonymous.take(Instant::now()).is_err() {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+            return Ok(refused.error);
+        }
+        let suppressed = self.suppressed.swap(0, Ordering::Relaxed);
+        if suppressed > 0 {
+            draft.metadata.insert("suppressed_before".to_owned(), suppressed.to_string());
+        }
+        self.services.store.write(move |tx| tx.append_entry(draft)).await?;
+        Ok(refused.error)
+    }
+
+    /// Runs one operation for an identity that is established.
+    pub async fn call_as<O: Op>(&self, identity: Arc<Identity>, call: Call, request: O::Request) -> Result<O::Response> {
+        let admitted = self.admit::<O>(identity, &call, &request)?;
+        let _turn = self.turn(admitted.key.as_ref()).await;
+        let mut parsed = O::parse(request.clone(), &self.services);
+        if O::PREPARES {
+            match self.transact(&admitted, &request, &parsed, true).await? {
+                Verdict::Rehearsed => {}
+                Verdict::Refused(error) => return Err(error),
+                Verdict::Done(response) | Verdict::Replayed(response) => return Ok(response),
+            }
+            let prepared = match &mut parsed {
+                Ok(op) => op.prepare(&self.services).await,
+                Err(_) => Ok(()),
+            };
+            if let Err(error) = prepared {
+                parsed = Err(error);
+            }
+        }
+        match self.transact(&admitted, &request, &parsed, false).await? {
+            Verdict::Done(mut response) => {
+                if admitted.rule.audit == AuditClass::Change {
+                    self.services.node.caught_up(self.services.snapshot().revision).await;
+                }
+                O::follow_up(&request, &mut response, &self.services).await;
+                Ok(response)
+            }
+            other => other.into_result(),
+        }
+    }
+
+    /// Looks the RPC up and gathers what its entry will say.
+    pub(crate) fn admit<O: Op>(&self, identity: Arc<Identity>, call: &Call, request: &O::Request) -> Result<Admitted> {
+        let rule = self.services.table.rule(&format!("/{}", O::RPC)).cloned().ok_or_else(|| Error::internal(format!("no rule for {}", O::RPC)))?;
+        let mut draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
+        draft.actor.clone_from(&identity.actor);
+        draft.auth_method = identity.auth_method.to_owned();
+        draft.credential_id.clone_from(&identity.credential_id);
+        let reach = reach_of(&identity, &rule.permission)?;
+        let key = (rule.idempotency != Idempotency::ReadOnly).then(|| call.idempotency_key.clone()).flatten().map(|key| IdempotencyKey {
+            credential: identity.credential_id.clone(),
+            rpc: O::RPC,
+            key,
+            fingerprint: fingerprint(&request.encode_to_vec()),
+        });
+        Ok(Admitted { rule, caller: Caller { identity, reach }, draft, key })
+    }
+
+    /// Waits for a twin with the same idempotency key.
+    pub(crate) async fn turn(&self, key: Option<&IdempotencyKey>) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let key = key?;
+        let lock = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(under_way.entry((key.credential.clone(), key.rpc, key.key.clone())).or_default())
+        };
+        Some(lock.lock_owned().await)
+    }
+
+    async fn transact<O: Op>(
+        &self,
+        admitted: &Admitted,
+        request: &O::Request,
+        parsed: &Result<O>,
+        rehearse: bool,
+    ) -> Result<Verdict<O::Response>> {
+        let (permission, caller, key) = (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
+        let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
+        self.services
+            .store
+            .write(move |tx| {
+                if let Some(refused) = gate::<O>(tx, &caller, &permission, &request, &mut draft)? {
+                    return Ok(Verdict::Refused(refused));
+                }
+                if let Some(replayed) = replay::<O::Response>(tx, key.as_ref(), &mut draft)? {
+                    return Ok(replayed);
+                }
+                let outcome = parsed.and_then(|op| {
+                    tx.attempt(|tx| {
+                        let done = op.execute(tx, &caller)?;
+                        if rehearse { Err(rehearsed()) } else { Ok(done) }
+                    })
+                });
+                match outcome {
+                    Err(error) if error.reason() == REHEARSED => Ok(Verdict::Rehearsed),
+                    outcome => conclude(tx, key.as_ref(), draft, outcome),
+                }
+            })
+            .await
+    }
+}
+
+/// Marks a rehearsal that found nothing against the operation; never leaves this file.
+const REHEARSED: &str = "REHEARSED";
+
+fn rehearsed() -> Error {
+    Error::new(Kind::Internal, REHEARSED, "")
+}
+
+/// Authorises inside the transaction, against the place that is stored now; a refusal leaves its entry.
+pub(crate) fn gate<O: Op>(
+    tx: &mut Tx<'_>,
+    caller: &Caller,
+    permission: &str,
+    request: &O::Request,
+    draft: &mut EntryDraft,
+) -> Result<Option<Error>> {
+    if !caller.identity.credential_id.is_empty() {
+        tx.touch_api_key(&caller.identity.credential_id)?;
+    }
+    let place = O::place(request, tx)?;
+    if let (Place::Namespace(name), true) = (&place, draft.namespace.is_empty()) {
+        draft.namespace.clone_from(name);
+    }
+    if place.is_within(&caller.reach) {
+        return Ok(None);
+    }
+    deny(tx, permission, draft.clone()).map(Some)
+}
+
+/// Writes the entry of a denial and makes its error.
+fn deny(tx: &mut Tx<'_>, permission: &str, mut draft: EntryDraft) -> Result<Error> {
+    let message = format!("this needs the permission {permission}, which your credential does not have here");
+    draft.error = Some(message.clone());
+    draft.metadata.insert("reason".to_owned(), "PERMISSION_DENIED".to_owned());
+    draft.metadata.insert("permission".to_owned(), permission.to_owned());
+    let audit_id = tx.append_entry(draft)?;
+    Ok(Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
+        .with("permission", permission)
+        .with("audit_id", audit_id))
+}
+
+/// The stored answer of an earlier call with the same key, with an entry of its own; or why there can be none.
+pub(crate) fn replay<R: Answer>(tx: &mut Tx<'_>, key: Option<&IdempotencyKey>, draft: &mut EntryDraft) -> Result<Option<Verdict<R>>> {
+    let Some(key) = key else { return Ok(None) };
+    let found = if key.key.is_empty() || key.key.len() > MAX_IDEMPOTENCY_KEY_BYTES {
+        Err(Error::invalid("x-idempotency-key", format!("must be 1 to {MAX_IDEMPOTENCY_KEY_BYTES} bytes")))
+    } else {
+        tx.remembered(key).and_then(|stored| stored.map(|bytes| R::decode(&bytes)).transpose())
+    };
+    match found {
+        Ok(None) => Ok(None),
+        Ok(Some(response)) => {
+            draft.metadata.insert("replayed".to_owned(), "true".to_owned());
+            tx.append_entry(draft.clone())?;
+            Ok(Some(Verdict::Replayed(response)))
+        }
+        Err(error) => {
+            note(draft, &error);
+            tx.append_entry(draft.clone())?;
+            Ok(Some(Verdict::Refused(error)))
+        }
+    }
+}
+
+/// Writes the entry of what happened, and remembers an answer that has a key.
+pub(crate) fn conclude<R: Answer>(
+    tx: &mut Tx<'_>,
+    key: Option<&IdempotencyKey>,
+    mut draft: EntryDraft,
+    outcome: Result<Done<R>>,
+) -> Result<Verdict<R>> {
+    match outcome {
+        Ok(done) => {
+            draft.metadata.extend(done.details);
+            if let Some(resource) = done.resource {
+                draft.resource = resource;
+            }
+            tx.append_entry(draft)?;
+            if let Some(key) = key {
+                match (done.secret_of, done.response.encode()) {
+                    (Some(id), _) => tx.remember(key, Remembered::SecretOf(id))?,
+                    (None, Some(bytes)) => tx.remember(key, Remembered::Response(bytes))?,
+                    (None, None) => {}
+                }
+            }
+            Ok(Verdict::Done(done.response))
+        }
+        Err(error) => {
+            note(&mut draft, &error);
+            tx.append_entry(draft)?;
+            Ok(Verdict::Refused(error))
+        }
+    }
+}
+
+fn note(draft: &mut EntryDraft, error: &Error) {
+    draft.error = Some(error.message().to_owned());
+    draft.metadata.insert("reason".to_owned(), error.reason().to_owned());
+}
+
+pub(crate) fn draft(call: &Call, operation: &str, resource: String, namespace: String) -> EntryDraft {
+    EntryDraft {
+        operation: operation.to_owned(),
+        resource,
+        namespace,
+        request_id: call.request_id.clone(),
+        source_address: call.source_address.clone(),
+        ..EntryDraft::default()
+    }
+}
+
+/// Where `identity` may use `permission`, as the descriptors spell it.
+pub(crate) fn reach_of(identity: &Identity, permission: &str) -> Result<Reach> {
+    if permission == "authenticated" {
+        return Ok(Reach::Installation);
+    }
+    Permission::parse(permission)
+        .map(|permission| permission::reach(&identity.grants, &permission))
+        .ok_or_else(|| Error::internal(format!("{permission:?} is not a permission")))
+}
+
+fn fingerprint(request: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, request).as_ref());
+    out
+}
+
+/// `CreateConfig` of `prism.admin.v1.AdminService/CreateConfig`.
+pub(crate) fn method_name(rpc: &str) -> &str {
+    rpc.rsplit_once('/').map_or(rpc, |(_, method)| method)
+}
+
+/// `AdminService/CreateConfig` of `prism.admin.v1.AdminService/CreateConfig`.
+fn short_name(rpc: &'static str) -> &'static str {
+    let service = rpc.split('/').next().unwrap_or(rpc);
+    service.rfind('.').map_or(rpc, |dot| &rpc[dot + 1..])
+}

@@ -1,0 +1,154 @@
+//! The gRPC transport: reads a call off the wire, hands it to the door, maps the answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use prism_core::Result;
+use prism_proto::admin::v1 as wire;
+use prism_proto::admin::v1::access_service_server::AccessService;
+use prism_proto::admin::v1::admin_service_server::AdminService;
+use prism_rpc::request::{peer, request_id};
+use prism_rpc::shutdown::Shutdown;
+use prism_rpc::to_status;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::door::{Call, Door};
+use crate::identity::Presented;
+use crate::op::Op;
+use crate::ops::{access, api_key, audit, backend, client_key, config, drain, later, maintenance, metrics, namespace, session};
+use crate::record::Recorded;
+
+/// ErrorInfo domain of both services.
+const DOMAIN: &str = "prism.admin.v1";
+
+/// Both admin services on one door.
+#[derive(Clone)]
+pub struct Grpc {
+    door: Arc<Door>,
+    shutdown: Shutdown,
+}
+
+impl Grpc {
+    /// Serves through `door` until `shutdown` is announced, which ends streams that follow.
+    pub fn new(door: Arc<Door>, shutdown: Shutdown) -> Self {
+        Self { door, shutdown }
+    }
+
+    async fn serve<O: Op>(&self, request: Request<O::Request>) -> Result<Response<O::Response>, Status> {
+        let call = call(&request);
+        let id = call.request_id.clone();
+        let result = self.door.call::<O>(call, request.into_inner()).await;
+        result.map(Response::new).map_err(|error| to_status(&error, DOMAIN, &id))
+    }
+}
+
+/// What the transport knows of a call; from here on the door owns its audit entry.
+pub(crate) fn call<T>(request: &Request<T>) -> Call {
+    if let Some(recorded) = request.extensions().get::<Recorded>() {
+        recorded.take_over();
+    }
+    let metadata = request.metadata();
+    Call {
+        presented: presented(metadata),
+        request_id: request_id(request),
+        source_address: peer(request).map(|peer| peer.address.to_string()).unwrap_or_default(),
+        idempotency_key: values(metadata, "x-idempotency-key").pop(),
+    }
+}
+
+fn presented(metadata: &MetadataMap) -> Presented {
+    Presented {
+        authorization: values(metadata, "authorization"),
+        admin_token: values(metadata, "x-admin-token"),
+        admin_user: values(metadata, "x-admin-user"),
+    }
+}
+
+/// All values of a header; one that is not ASCII counts as present and unreadable.
+fn values(metadata: &MetadataMap, name: &str) -> Vec<String> {
+    metadata.get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned()).collect()
+}
+
+macro_rules! unary {
+    ($service:ident { $($method:ident($request:ident) -> $response:ident => $op:ty;)* } $($rest:tt)*) => {
+        #[tonic::async_trait]
+        impl $service for Grpc {
+            $(async fn $method(&self, request: Request<wire::$request>) -> Result<Response<wire::$response>, Status> {
+                self.serve::<$op>(request).await
+            })*
+            $($rest)*
+        }
+    };
+}
+
+unary! {
+    AdminService {
+        list_configs(ListConfigsRequest) -> ListConfigsResponse => config::ListConfigs;
+        get_config(GetConfigRequest) -> GetConfigResponse => config::GetConfig;
+        create_config(CreateConfigRequest) -> CreateConfigResponse => config::CreateConfig;
+        update_config(UpdateConfigRequest) -> UpdateConfigResponse => config::UpdateConfig;
+        delete_config(DeleteConfigRequest) -> DeleteConfigResponse => config::DeleteConfig;
+        list_sessions(ListSessionsRequest) -> ListSessionsResponse => session::ListSessions;
+        get_session(GetSessionRequest) -> GetSessionResponse => session::GetSession;
+        terminate_session(TerminateSessionRequest) -> TerminateSessionResponse => session::TerminateSession;
+        list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse => namespace::ListNamespaces;
+        get_namespace(GetNamespaceRequest) -> GetNamespaceResponse => namespace::GetNamespace;
+        create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse => namespace::CreateNamespace;
+        update_namespace(UpdateNamespaceRequest) -> UpdateNamespaceResponse => namespace::UpdateNamespace;
+        delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse => namespace::DeleteNamespace;
+        get_backend_status(GetBackendStatusRequest) -> GetBackendStatusResponse => backend::GetBackendStatus;
+        list_backends(ListBackendsRequest) -> ListBackendsResponse => backend::ListBackends;
+        set_maintenance_mode(SetMaintenanceModeRequest) -> SetMaintenanceModeResponse => maintenance::SetMaintenanceMode;
+        get_maintenance_status(GetMaintenanceStatusRequest) -> GetMaintenanceStatusResponse => maintenance::GetMaintenanceStatus;
+        get_metrics(GetMetricsRequest) -> GetMetricsResponse => metrics::GetMetrics;
+    }
+
+    async fn drain_connections(
+        &self,
+        request: Request<wire::DrainConnectionsRequest>,
+    ) -> Result<Response<wire::DrainConnectionsResponse>, Status> {
+        let call = call(&request);
+        let id = call.request_id.clone();
+        let drained = self.door.run::<drain::DrainConnections, _, _>(call, request.into_inner(), |door, identity, call, request| async move {
+            door.drain(identity, call, request).await
+        });
+        drained.await.map(Response::new).map_err(|error| to_status(&error, DOMAIN, &id))
+    }
+
+    type GetAuditLogStream = Pin<Box<dyn Stream<Item = Result<wire::AuditLogEntry, Status>> + Send>>;
+
+    async fn get_audit_log(&self, request: Request<wire::GetAuditLogRequest>) -> Result<Response<Self::GetAuditLogStream>, Status> {
+        let id = request_id(&request);
+        let cursor = self.serve::<audit::GetAuditLog>(request).await?.into_inner();
+        let shutdown = self.shutdown.clone();
+        let entries = cursor.stream(Arc::clone(&self.door.services.store));
+        let entries = entries
+            .take_until(async move { shutdown.announced().await })
+            .map(move |entry| entry.map_err(|error| to_status(&error, DOMAIN, &id)));
+        Ok(Response::new(Box::pin(entries)))
+    }
+}
+
+unary! {
+    AccessService {
+        create_api_key(CreateApiKeyRequest) -> CreateApiKeyResponse => api_key::CreateApiKey;
+        list_api_keys(ListApiKeysRequest) -> ListApiKeysResponse => api_key::ListApiKeys;
+        rotate_api_key(RotateApiKeyRequest) -> RotateApiKeyResponse => later::NotYet<later::RotateApiKey>;
+        revoke_api_key(RevokeApiKeyRequest) -> RevokeApiKeyResponse => api_key::RevokeApiKey;
+        create_client_key(CreateClientKeyRequest) -> CreateClientKeyResponse => client_key::CreateClientKey;
+        list_client_keys(ListClientKeysRequest) -> ListClientKeysResponse => client_key::ListClientKeys;
+        revoke_client_key(RevokeClientKeyRequest) -> RevokeClientKeyResponse => client_key::RevokeClientKey;
+        create_role(CreateRoleRequest) -> CreateRoleResponse => later::NotYet<later::CreateRole>;
+        update_role(UpdateRoleRequest) -> UpdateRoleResponse => later::NotYet<later::UpdateRole>;
+        delete_role(DeleteRoleRequest) -> DeleteRoleResponse => later::NotYet<later::DeleteRole>;
+        list_roles(ListRolesRequest) -> ListRolesResponse => later::NotYet<later::ListRoles>;
+        create_binding(CreateBindingRequest) -> CreateBindingResponse => later::NotYet<later::CreateBinding>;
+        delete_binding(DeleteBindingRequest) -> DeleteBindingResponse => later::NotYet<later::DeleteBinding>;
+        list_bindings(ListBindingsRequest) -> ListBindingsResponse => later::NotYet<later::ListBindings>;
+        who_am_i(WhoAmIRequest) -> WhoAmIResponse => access::WhoAmI;
+        can_i(CanIRequest) -> CanIResponse => access::CanI;
+        who_can(WhoCanRequest) -> WhoCanResponse => later::NotYet<later::WhoCan>;
+    }
+}

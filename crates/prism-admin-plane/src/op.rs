@@ -1,0 +1,181 @@
+//! An admin operation as a value (architecture, law 1).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use prism_core::config::Catalog;
+use prism_core::control::{DataNode, Snapshot};
+use prism_core::permission::{Reach, Role};
+use prism_core::secret::Random;
+use prism_core::{Result, UnixMillis};
+use prism_rpc::Table;
+use prism_rpc::metrics::Metrics;
+use prism_store::{Store, Tx};
+
+use crate::identity::Identity;
+
+/// Where an operation happens, which decides whose grants allow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The whole installation: a credential bound to a namespace may not.
+    Installation,
+    /// One namespace, as the request names it.
+    Namespace(String),
+    /// A list, limited to what the caller may see.
+    Visible,
+}
+
+impl Place {
+    /// A namespace when one is known, the installation otherwise.
+    pub fn of(namespace: Option<String>) -> Self {
+        namespace.map_or(Self::Installation, Self::Namespace)
+    }
+
+    /// Whether `reach` covers it.
+    pub fn is_within(&self, reach: &Reach) -> bool {
+        match self {
+            Self::Installation => reach.includes(None),
+            Self::Namespace(name) => reach.includes(Some(name)),
+            Self::Visible => *reach != Reach::Nowhere,
+        }
+    }
+}
+
+/// What all operations share.
+pub struct Services {
+    /// Control state.
+    pub store: Arc<Store>,
+    /// The data plane.
+    pub node: Arc<dyn DataNode>,
+    /// Configured backends.
+    pub catalog: Catalog,
+    /// Figures.
+    pub metrics: Metrics,
+    /// RPC rules.
+    pub table: Arc<Table>,
+    /// Known roles.
+    pub roles: Vec<Role>,
+    /// When this process started.
+    pub started_at: UnixMillis,
+}
+
+impl Services {
+    /// The control state as it was last published.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        use prism_core::control::ControlPlane as _;
+        Arc::clone(&self.store.snapshot().borrow())
+    }
+
+    /// The source of randomness.
+    pub fn random(&self) -> &Random {
+        self.store.random()
+    }
+
+    /// The current time.
+    pub fn now(&self) -> UnixMillis {
+        self.store.clock().now()
+    }
+
+    /// Takes over what the data plane has to report, so that what is read next is up to date.
+    pub async fn refresh_sessions(&self) -> Result<()> {
+        use prism_core::control::ControlPlane as _;
+        let reports = self.node.take_reports();
+        if reports.is_empty() { Ok(()) } else { self.store.report(reports).await }
+    }
+}
+
+/// What an operation leaves behind when it succeeds.
+pub struct Done<R> {
+    /// The answer.
+    pub response: R,
+    /// Details for the audit entry.
+    pub details: BTreeMap<String, String>,
+    /// Replaces the resource of the audit entry, for what has its id only now.
+    pub resource: Option<String>,
+    /// Id of what was made, when the answer carries a secret that must not be stored.
+    pub secret_of: Option<String>,
+}
+
+impl<R> Done<R> {
+    /// An answer without more to say.
+    pub fn new(response: R) -> Self {
+        Self { response, details: BTreeMap::new(), resource: None, secret_of: None }
+    }
+
+    /// Adds a detail to the audit entry.
+    #[must_use]
+    pub fn detail(mut self, name: &str, value: impl ToString) -> Self {
+        self.details.insert(name.to_owned(), value.to_string());
+        self
+    }
+}
+
+/// An answer that can be stored under an idempotency key.
+pub trait Answer: Sized + Send + 'static {
+    /// The stored form; `None` for answers that are never stored.
+    fn encode(&self) -> Option<Vec<u8>>;
+    /// Reads the stored form.
+    fn decode(stored: &[u8]) -> Result<Self>;
+}
+
+impl<M: prost::Message + Default + 'static> Answer for M {
+    fn encode(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
+    fn decode(stored: &[u8]) -> Result<Self> {
+        prost::Message::decode(stored).map_err(prism_core::Error::internal)
+    }
+}
+
+/// One admin operation. The door runs it: authenticate → authorise → validate → one transaction { change + entry } → answer.
+#[async_trait]
+pub trait Op: Sized + Clone + Send + Sync + 'static {
+    /// What comes in.
+    type Request: prost::Message + Default + Clone + 'static;
+    /// What goes out.
+    type Response: Answer;
+
+    /// Full name of the RPC, `package.Service/Method`; its permission, audit class and idempotency are in the descriptors.
+    const RPC: &'static str;
+
+    /// Whether [`Op::prepare`] does anything. The door then rehearses the operation first, so that nothing is prepared for
+    /// a call that will be refused.
+    const PREPARES: bool = false;
+
+    /// The audit entry's resource, from the request as it came.
+    fn resource(request: &Self::Request) -> String;
+
+    /// The audit entry's namespace, from the request as it came; where it is stored only, see [`Op::place`].
+    fn namespace(_request: &Self::Request) -> String {
+        String::new()
+    }
+
+    /// Where the operation happens.
+    fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place>;
+
+    /// Proves the request; INVALID_ARGUMENT with every field that is wrong.
+    fn parse(request: Self::Request, services: &Services) -> Result<Self>;
+
+    /// Asks or readies what is outside the store. Its effects must be harmless when the operation is refused later.
+    async fn prepare(&mut self, _services: &Services) -> Result<()> {
+        Ok(())
+    }
+
+    /// Carries the operation out, inside the transaction that also holds its audit entry.
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>>;
+
+    /// Does what must follow a committed change outside the store, and completes the answer with what only the data plane
+    /// knows.
+    async fn follow_up(_request: &Self::Request, _response: &mut Self::Response, _services: &Services) {}
+}
+
+/// Who carries an operation out, and how far the permission reaches.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who.
+    pub identity: Arc<Identity>,
+    /// Where the RPC's permission holds.
+    pub reach: Reach,
+}

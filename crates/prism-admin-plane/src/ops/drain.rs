@@ -1,0 +1,198 @@
+//! DrainConnections: an intent in one transaction, the drain itself, its outcome and its one audit entry in another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prism_core::control::{DrainOutcome, DrainScope};
+use prism_core::limits::MAX_DRAIN_TIMEOUT;
+use prism_core::{Error, NamespaceName, NodeId, Result};
+use prism_proto::admin::v1 as wire;
+use prism_rpc::convert::from_duration;
+use prism_store::{DrainId, Tx};
+
+use crate::convert;
+use crate::door::{Admitted, Call, Door, conclude, gate, replay};
+use crate::identity::Identity;
+use crate::op::{Caller, Done, Op, Place, Services};
+
+/// How long a drain waits when the request does not say.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `DrainConnections`.
+#[derive(Clone)]
+pub struct DrainConnections {
+    scope: DrainScope,
+    timeout: Duration,
+    force: bool,
+    validate_only: bool,
+    this_node: NodeId,
+    preview: DrainOutcome,
+}
+
+fn answer(outcome: DrainOutcome) -> wire::DrainConnectionsResponse {
+    wire::DrainConnectionsResponse {
+        drained_count: outcome.drained,
+        remaining_count: outcome.remaining,
+        complete: outcome.remaining == 0,
+    }
+}
+
+#[async_trait]
+impl Op for DrainConnections {
+    type Request = wire::DrainConnectionsRequest;
+    type Response = wire::DrainConnectionsResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/DrainConnections";
+    const PREPARES: bool = true;
+
+    fn resource(_: &Self::Request) -> String {
+        "sessions".to_owned()
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.namespace.clone().unwrap_or_default()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::of(request.namespace.clone()))
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let namespace = request.namespace.as_deref().map(|name| NamespaceName::parse("namespace", name)).transpose();
+        let node = request.node_id.as_deref().map(|name| NodeId::parse("node_id", name)).transpose();
+        let timeout = match request.timeout.as_ref().map(|timeout| from_duration("timeout", timeout)).transpose() {
+            Ok(Some(timeout)) if timeout > MAX_DRAIN_TIMEOUT => {
+                Err(Error::invalid("timeout", format!("must be at most {} s", MAX_DRAIN_TIMEOUT.as_secs())))
+            }
+            Ok(timeout) => Ok(timeout.unwrap_or(DEFAULT_TIMEOUT)),
+            Err(error) => Err(error),
+        };
+        convert::all_of([
+            namespace.as_ref().map(|_| ()).map_err(Clone::clone),
+            node.as_ref().map(|_| ()).map_err(Clone::clone),
+            timeout.as_ref().map(|_| ()).map_err(Clone::clone),
+        ])?;
+        Ok(Self {
+            scope: DrainScope { namespace: namespace?, node: node? },
+            timeout: timeout?,
+            force: request.force,
+            validate_only: request.validate_only,
+            this_node: services.node.node_id().clone(),
+            preview: DrainOutcome::default(),
+        })
+    }
+
+    async fn prepare(&mut self, services: &Services) -> Result<()> {
+        self.preview = services.node.drain_preview(&self.scope);
+        Ok(())
+    }
+
+    /// The answer to `validate_only`; a real drain runs through [`Door::drain`].
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        self.require(tx)?;
+        Ok(self.describe(Done::new(answer(self.preview))))
+    }
+}
+
+impl DrainConnections {
+    fn require(&self, tx: &Tx<'_>) -> Result<()> {
+        if let Some(name) = &self.scope.namespace
+            && tx.namespace(name.as_str())?.is_none()
+        {
+            return Err(Error::not_found(format!("namespace:{name}")));
+        }
+        match &self.scope.node {
+            Some(node) if *node != self.this_node => Err(Error::not_found(format!("node:{node}"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn describe<R>(&self, done: Done<R>) -> Done<R> {
+        let mut done = done.detail("force", self.force).detail("timeout_ms", self.timeout.as_millis());
+        if let Some(node) = &self.scope.node {
+            done = done.detail("node_id", node);
+        }
+        if self.validate_only { done.detail("validate_only", true) } else { done }
+    }
+}
+
+impl Door {
+    /// Runs a drain; `validate_only` goes the way of every operation.
+    pub(crate) async fn drain(
+        self: &Arc<Self>,
+        identity: Arc<Identity>,
+        call: Call,
+        request: wire::DrainConnectionsRequest,
+    ) -> Result<wire::DrainConnectionsResponse> {
+        if request.validate_only {
+            return self.call_as::<DrainConnections>(identity, call, request).await;
+        }
+        let admitted = self.admit::<DrainConnections>(identity, &call, &request)?;
+        let _turn = self.turn(admitted.key.as_ref()).await;
+        let parsed = DrainConnections::parse(request.clone(), &self.services);
+        let (op, id) = match self.begin_drain(&admitted, request, parsed).await? {
+            Beginning::Begun(op, id) => (op, id),
+            Beginning::Answered(response) => return Ok(response),
+            Beginning::Refused(error) => return Err(error),
+        };
+        let services = &self.services;
+        services.node.caught_up(services.snapshot().revision).await;
+        let outcome = services.node.drain(&op.scope, op.timeout, op.force).await;
+        let verdict = services
+            .store
+            .write(move |tx| {
+                tx.end_drain(id)?;
+                let done = op.describe(Done::new(answer(outcome)));
+                let done = done.detail("drained_count", outcome.drained).detail("remaining_count", outcome.remaining);
+                conclude(tx, admitted.key.as_ref(), admitted.draft, Ok(done))
+            })
+            .await?;
+        services.node.caught_up(services.snapshot().revision).await;
+        verdict.into_result()
+    }
+
+    async fn begin_drain(
+        &self,
+        admitted: &Admitted,
+        request: wire::DrainConnectionsRequest,
+        parsed: Result<DrainConnections>,
+    ) -> Result<Beginning> {
+        let (permission, caller, key) = (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
+        let mut draft = admitted.draft.clone();
+        self.services
+            .store
+            .write(move |tx| {
+                if let Some(refused) = gate::<DrainConnections>(tx, &caller, &permission, &request, &mut draft)? {
+                    return Ok(Beginning::Refused(refused));
+                }
+                if let Some(earlier) = replay::<wire::DrainConnectionsResponse>(tx, key.as_ref(), &mut draft)? {
+                    return Ok(earlier.into_result().map_or_else(Beginning::Refused, Beginning::Answered));
+                }
+                let begun = parsed.and_then(|op| {
+                    tx.attempt(|tx| {
+                        op.require(tx)?;
+                        let id = tx.begin_drain(&op.scope, &draft)?;
+                        Ok((op, id))
+                    })
+                });
+                match begun {
+                    Ok((op, id)) => Ok(Beginning::Begun(op, id)),
+                    Err(error) => {
+                        let refused = conclude::<wire::DrainConnectionsResponse>(tx, None, draft, Err(error))?;
+                        Ok(refused.into_result().map_or_else(Beginning::Refused, Beginning::Answered))
+                    }
+                }
+            })
+            .await
+    }
+}
+
+/// How a drain begins.
+enum Beginning {
+    /// Its intent is in the store; what follows must end it.
+    Begun(DrainConnections, DrainId),
+    /// It was carried out before.
+    Answered(wire::DrainConnectionsResponse),
+    /// Refused; its entry is written.
+    Refused(Error),
+}

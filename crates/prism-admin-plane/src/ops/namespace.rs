@@ -1,0 +1,300 @@
+//! ListNamespaces, GetNamespace, CreateNamespace, UpdateNamespace, DeleteNamespace.
+
+use async_trait::async_trait;
+use prism_core::control::{NamespaceStatus, Quota};
+use prism_core::page::Page;
+use prism_core::{Error, NamespaceName, Result};
+use prism_proto::admin::v1 as wire;
+use prism_rpc::convert::timestamp;
+use prism_store::{NamespaceRow, Tx};
+
+use super::config::check_etag;
+use crate::convert;
+use crate::op::{Caller, Done, Op, Place, Services};
+
+fn resource_of(name: &str) -> String {
+    format!("namespace:{name}")
+}
+
+fn existing(tx: &Tx<'_>, name: &NamespaceName) -> Result<NamespaceRow> {
+    tx.namespace(name.as_str())?.ok_or_else(|| Error::not_found(resource_of(name.as_str())))
+}
+
+fn info(tx: &Tx<'_>, row: &NamespaceRow) -> Result<wire::NamespaceInfo> {
+    Ok(convert::namespace(row, tx.dependants(&row.namespace.name)?.sessions))
+}
+
+async fn fill(info: Option<&mut wire::NamespaceInfo>, services: &Services) {
+    if let Some(info) = info
+        && let Ok(name) = NamespaceName::try_from(info.name.clone())
+    {
+        convert::fill(info, services.node.namespace_figures(&name).await);
+    }
+}
+
+/// `ListNamespaces`.
+#[derive(Clone)]
+pub struct ListNamespaces {
+    page: Page,
+}
+
+#[async_trait]
+impl Op for ListNamespaces {
+    type Request = wire::ListNamespacesRequest;
+    type Response = wire::ListNamespacesResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/ListNamespaces";
+
+    fn resource(_: &Self::Request) -> String {
+        "namespaces".to_owned()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Visible)
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        Ok(Self { page: Page::parse("namespaces", request.page_size, request.page_token.as_deref())? })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let (mut rows, total) = tx.namespaces(&caller.reach, &self.page)?;
+        let next_page_token = self.page.cut(&mut rows, |row| row.namespace.name.to_string());
+        Ok(Done::new(wire::ListNamespacesResponse {
+            namespaces: rows.iter().map(|row| info(tx, row)).collect::<Result<_>>()?,
+            next_page_token,
+            total_count: i32::try_from(total).unwrap_or(i32::MAX),
+        }))
+    }
+
+    async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        for info in &mut response.namespaces {
+            fill(Some(info), services).await;
+        }
+    }
+}
+
+/// `GetNamespace`.
+#[derive(Clone)]
+pub struct GetNamespace {
+    name: NamespaceName,
+}
+
+#[async_trait]
+impl Op for GetNamespace {
+    type Request = wire::GetNamespaceRequest;
+    type Response = wire::GetNamespaceResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/GetNamespace";
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.name)
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.name.clone()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Namespace(request.name.clone()))
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        Ok(Self { name: NamespaceName::parse("name", &request.name)? })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let row = existing(tx, &self.name)?;
+        Ok(Done::new(wire::GetNamespaceResponse { namespace: Some(info(tx, &row)?) }))
+    }
+
+    async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        fill(response.namespace.as_mut(), services).await;
+    }
+}
+
+/// `CreateNamespace`.
+#[derive(Clone)]
+pub struct CreateNamespace {
+    name: NamespaceName,
+    description: String,
+    quota: Quota,
+}
+
+impl Op for CreateNamespace {
+    type Request = wire::CreateNamespaceRequest;
+    type Response = wire::CreateNamespaceResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/CreateNamespace";
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.name)
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.name.clone()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        let (name, quota) = (NamespaceName::parse("name", &request.name), convert::quota("quota", request.quota));
+        convert::all_of([
+            name.as_ref().map(|_| ()).map_err(Clone::clone),
+            convert::description("description", &request.description),
+            quota.as_ref().map(|_| ()).map_err(Clone::clone),
+        ])?;
+        Ok(Self { name: name?, description: request.description, quota: quota? })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let row = tx.create_namespace(&self.name, &self.description, self.quota)?;
+        Ok(describe(Done::new(wire::CreateNamespaceResponse { namespace: Some(info(tx, &row)?) }), &row))
+    }
+}
+
+fn describe<R>(done: Done<R>, row: &NamespaceRow) -> Done<R> {
+    let quota = row.namespace.quota;
+    done.detail("status", format!("{:?}", row.namespace.status))
+        .detail("max_sessions", quota.max_sessions)
+        .detail("max_storage_bytes", quota.max_storage_bytes)
+        .detail("max_rps", quota.max_rps)
+}
+
+/// `UpdateNamespace`; what is absent stays as it is.
+#[derive(Clone)]
+pub struct UpdateNamespace {
+    name: NamespaceName,
+    description: Option<String>,
+    quota: Option<Quota>,
+    status: Option<NamespaceStatus>,
+    etag: Option<String>,
+}
+
+#[async_trait]
+impl Op for UpdateNamespace {
+    type Request = wire::UpdateNamespaceRequest;
+    type Response = wire::UpdateNamespaceResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/UpdateNamespace";
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.name)
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.name.clone()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Namespace(request.name.clone()))
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        let name = NamespaceName::parse("name", &request.name);
+        let quota = request.quota.map(|quota| convert::quota("quota", Some(quota))).transpose();
+        let status = request.status.map(|number| convert::namespace_status("status", number)).transpose();
+        convert::all_of([
+            name.as_ref().map(|_| ()).map_err(Clone::clone),
+            request.description.as_deref().map_or(Ok(()), |text| convert::description("description", text)),
+            quota.as_ref().map(|_| ()).map_err(Clone::clone),
+            status.as_ref().map(|_| ()).map_err(Clone::clone),
+        ])?;
+        Ok(Self { name: name?, description: request.description, quota: quota?, status: status?, etag: request.etag })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let mut row = existing(tx, &self.name)?;
+        check_etag(self.etag.as_deref(), &row.etag())?;
+        if let Some(description) = self.description {
+            row.description = description;
+        }
+        if let Some(quota) = self.quota {
+            row.namespace.quota = quota;
+        }
+        if let Some(status) = self.status {
+            row.namespace.status = status;
+        }
+        let row = tx.update_namespace(row)?;
+        let response = wire::UpdateNamespaceResponse {
+            namespace: Some(info(tx, &row)?),
+            updated_at: Some(timestamp(row.updated_at)),
+        };
+        Ok(describe(Done::new(response), &row))
+    }
+
+    async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        fill(response.namespace.as_mut(), services).await;
+    }
+}
+
+/// `DeleteNamespace`. Not empty means: configs, live sessions, or stored data.
+#[derive(Clone)]
+pub struct DeleteNamespace {
+    name: NamespaceName,
+    force: bool,
+    validate_only: bool,
+    stored_bytes: i64,
+}
+
+#[async_trait]
+impl Op for DeleteNamespace {
+    type Request = wire::DeleteNamespaceRequest;
+    type Response = wire::DeleteNamespaceResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/DeleteNamespace";
+    const PREPARES: bool = true;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.name)
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.name.clone()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Namespace(request.name.clone()))
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        let name = NamespaceName::parse("name", &request.name)?;
+        Ok(Self { name, force: request.force, validate_only: request.validate_only, stored_bytes: 0 })
+    }
+
+    async fn prepare(&mut self, services: &Services) -> Result<()> {
+        self.stored_bytes = services.node.namespace_figures(&self.name).await.storage_bytes_used;
+        Ok(())
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        existing(tx, &self.name)?;
+        let found = tx.dependants(&self.name)?;
+        if !self.force && (found.configs > 0 || found.sessions > 0 || self.stored_bytes > 0) {
+            return Err(Error::precondition(
+                "NAMESPACE_NOT_EMPTY",
+                format!(
+                    "namespace {} holds {} configs, {} live sessions and {} stored bytes; force deletes all of it",
+                    self.name, found.configs, found.sessions, self.stored_bytes
+                ),
+            ));
+        }
+        if !self.validate_only {
+            tx.delete_namespace(&self.name)?;
+        }
+        let done = Done::new(wire::DeleteNamespaceResponse {
+            success: true,
+            configs_affected: i32::try_from(found.configs).unwrap_or(i32::MAX),
+            sessions_affected: i32::try_from(found.sessions).unwrap_or(i32::MAX),
+        });
+        let done = done.detail("force", self.force).detail("configs", found.configs).detail("sessions", found.sessions);
+        Ok(if self.validate_only { done.detail("validate_only", true) } else { done.detail("stored_bytes", self.stored_bytes) })
+    }
+
+    async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
+        let Ok(name) = NamespaceName::try_from(request.name.clone()) else { return };
+        if !request.validate_only
+            && let Err(failed) = services.node.remove_namespace(&name).await
+        {
+            // The namespace is gone and nothing can reach its data; what is left on the disk is named for the operator.
+            tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace could not be removed");
+        }
+    }
+}

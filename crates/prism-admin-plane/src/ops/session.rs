@@ -1,0 +1,170 @@
+//! ListSessions, GetSession, TerminateSession.
+
+use async_trait::async_trait;
+use prism_core::limits::{MAX_TEXT_BYTES, SessionPolicy};
+use prism_core::page::Page;
+use prism_core::session::{EndReason, SessionId, SessionStatus};
+use prism_core::{Error, Result};
+use prism_proto::admin::v1 as wire;
+use prism_store::Tx;
+
+use crate::convert;
+use crate::op::{Caller, Done, Op, Place, Services};
+
+fn resource_of(id: &str) -> String {
+    format!("session:{id}")
+}
+
+fn parse_id(id: &str) -> Result<SessionId> {
+    if id.is_empty() {
+        return Err(Error::invalid("session_id", "must be set"));
+    }
+    SessionId::parse(id).ok_or_else(|| Error::invalid("session_id", "is not a session id (a UUID in lower case)"))
+}
+
+/// `ListSessions`.
+#[derive(Clone)]
+pub struct ListSessions {
+    namespace: Option<String>,
+    status: Option<SessionStatus>,
+    page: Page,
+    policy: SessionPolicy,
+}
+
+#[async_trait]
+impl Op for ListSessions {
+    type Request = wire::ListSessionsRequest;
+    type Response = wire::ListSessionsResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/ListSessions";
+    const PREPARES: bool = true;
+
+    fn resource(_: &Self::Request) -> String {
+        "sessions".to_owned()
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.namespace.clone().unwrap_or_default()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(request.namespace.clone().map_or(Place::Visible, Place::Namespace))
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let status = request.status.map(convert::session_status).transpose()?.flatten();
+        let filter = format!("sessions\n{:?}\n{status:?}", request.namespace);
+        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref())?;
+        Ok(Self { namespace: request.namespace, status, page, policy: services.store.policy().clone() })
+    }
+
+    async fn prepare(&mut self, services: &Services) -> Result<()> {
+        services.refresh_sessions().await
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let (mut rows, total) = tx.sessions(&caller.reach, self.namespace.as_deref(), self.status, &self.policy, &self.page)?;
+        let next_page_token = self.page.cut(&mut rows, |row| row.record.id.to_string());
+        Ok(Done::new(wire::ListSessionsResponse {
+            sessions: rows.iter().map(|row| convert::session(row, &self.policy, tx.now)).collect(),
+            next_page_token,
+            total_count: i32::try_from(total).unwrap_or(i32::MAX),
+        }))
+    }
+}
+
+/// `GetSession`.
+#[derive(Clone)]
+pub struct GetSession {
+    id: SessionId,
+    policy: SessionPolicy,
+}
+
+#[async_trait]
+impl Op for GetSession {
+    type Request = wire::GetSessionRequest;
+    type Response = wire::GetSessionResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/GetSession";
+    const PREPARES: bool = true;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.session_id)
+    }
+
+    fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place> {
+        Ok(Place::of(tx.session_namespace(&request.session_id)?))
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        Ok(Self { id: parse_id(&request.session_id)?, policy: services.store.policy().clone() })
+    }
+
+    async fn prepare(&mut self, services: &Services) -> Result<()> {
+        services.refresh_sessions().await
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let row = tx.session(self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id.to_string())))?;
+        Ok(Done::new(wire::GetSessionResponse { session: Some(convert::session(&row, &self.policy, tx.now)) }))
+    }
+}
+
+/// `TerminateSession`. The store ends or marks the session with its entry first; the data plane cuts it right after, before
+/// the answer.
+#[derive(Clone)]
+pub struct TerminateSession {
+    id: SessionId,
+    force: bool,
+    reason: String,
+}
+
+#[async_trait]
+impl Op for TerminateSession {
+    type Request = wire::TerminateSessionRequest;
+    type Response = wire::TerminateSessionResponse;
+    const RPC: &'static str = "prism.admin.v1.AdminService/TerminateSession";
+    const PREPARES: bool = true;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.session_id)
+    }
+
+    fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place> {
+        Ok(Place::of(tx.session_namespace(&request.session_id)?))
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        let id = parse_id(&request.session_id)?;
+        convert::text("reason", &request.reason, MAX_TEXT_BYTES)?;
+        Ok(Self { id, force: request.force, reason: request.reason })
+    }
+
+    async fn prepare(&mut self, services: &Services) -> Result<()> {
+        // The session's last figures are worth keeping.
+        services.refresh_sessions().await
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        if tx.session(self.id)?.is_none() {
+            return Err(Error::not_found(resource_of(&self.id.to_string())));
+        }
+        let changed = if self.force {
+            tx.end_session(self.id, EndReason::Terminated)?
+        } else {
+            tx.mark_terminating(self.id, &self.reason)?
+        };
+        let mut done = Done::new(wire::TerminateSessionResponse { success: true, pending_operations: 0 })
+            .detail("force", self.force)
+            .detail("reason", self.reason);
+        if !changed {
+            done = done.detail("already_ended", true);
+        }
+        Ok(done)
+    }
+
+    async fn follow_up(request: &Self::Request, response: &mut Self::Response, services: &Services) {
+        if let Some(id) = SessionId::parse(&request.session_id) {
+            let outcome = services.node.terminate(id, request.force, &request.reason).await;
+            response.pending_operations = outcome.pending_operations;
+        }
+    }
+}
