@@ -36,6 +36,9 @@ pub struct Call {
     pub idempotency_key: Option<String>,
 }
 
+/// Credential, RPC and idempotency key of a call.
+type KeyedCall = (String, &'static str, String);
+
 /// The one way in.
 pub struct Door {
     /// What operations use.
@@ -43,7 +46,7 @@ pub struct Door {
     anonymous: TokenBucket,
     suppressed: AtomicU64,
     /// Calls under way, by idempotency key: a twin waits for the first.
-    under_way: Mutex<HashMap<(String, &'static str, String), Arc<tokio::sync::Mutex<()>>>>,
+    under_way: Mutex<HashMap<KeyedCall, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// What the door decided before it ran the operation.
@@ -132,8 +135,8 @@ impl Door {
 
     /// Leaves the entry of a call without a valid credential, in bounded number, and gives back the refusal.
     pub(crate) async fn refuse_anonymous(&self, mut draft: EntryDraft, refused: Refused) -> Result<Error> {
-        draft.actor = "anonymous".to_owned();
-        draft.auth_method = "none".to_owned();
+        "anonymous".clone_into(&mut draft.actor);
+        "none".clone_into(&mut draft.auth_method);
         draft.credential_id = refused.credential_id;
         draft.error = Some(refused.error.message().to_owned());
         draft.metadata.insert("reason".to_owned(), refused.error.reason().to_owned());
@@ -185,7 +188,7 @@ impl Door {
         let rule = self.services.table.rule(&format!("/{}", O::RPC)).cloned().ok_or_else(|| Error::internal(format!("no rule for {}", O::RPC)))?;
         let mut draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
         draft.actor.clone_from(&identity.actor);
-        draft.auth_method = identity.auth_method.to_owned();
+        identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
         let reach = reach_of(&identity, &rule.permission)?;
         let key = (rule.idempotency != Idempotency::ReadOnly).then(|| call.idempotency_key.clone()).flatten().map(|key| IdempotencyKey {

@@ -105,7 +105,7 @@ impl<R> Done<R> {
 
     /// Adds a detail to the audit entry.
     #[must_use]
-    pub fn detail(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn detail(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.details.insert(name.to_owned(), value.to_string());
         self
     }

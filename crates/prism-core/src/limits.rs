@@ -21,7 +21,7 @@ pub const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Longest `x-idempotency-key` or `idempotency_key`, in bytes.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
 /// How long an idempotency key is remembered.
-pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
 /// Largest quota value.
 pub const MAX_QUOTA: i64 = 1 << 60;
 /// Most namespaces of one installation.
@@ -33,9 +33,9 @@ pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 24 * 3600;
 /// Most keys or entries of one BatchGet, BatchPut or PublishBatch.
 pub const MAX_BATCH: usize = 1000;
 /// Longest time a drain may wait.
-pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(1);
 /// Longest time to live of an API or client key: ten years.
-pub const MAX_KEY_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+pub const MAX_KEY_TTL: Duration = Duration::from_hours(10 * 366 * 24);
 
 /// Bounds that the operator may set, section `[limits]` of `prism.toml`.
 #[derive(Clone, Debug)]
@@ -92,11 +92,11 @@ pub struct SessionPolicy {
 impl Default for SessionPolicy {
     fn default() -> Self {
         Self {
-            idle_after: Duration::from_secs(60),
-            expiring_within: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(300),
-            max_age: Duration::from_secs(24 * 3600),
-            retain_ended: Duration::from_secs(24 * 3600),
+            idle_after: Duration::from_mins(1),
+            expiring_within: Duration::from_mins(1),
+            idle_timeout: Duration::from_mins(5),
+            max_age: Duration::from_hours(24),
+            retain_ended: Duration::from_hours(24),
         }
     }
 }

@@ -70,7 +70,7 @@ mod tests {
         assert_eq!((0..50).filter(|_| bucket.take(start).is_ok()).count(), 10);
         let wait = bucket.take(start).unwrap_err();
         assert!(bucket.take(start + wait).is_ok());
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert_eq!((0..50).filter(|_| bucket.take(later).is_ok()).count(), 10);
     }
 

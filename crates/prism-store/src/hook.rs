@@ -37,7 +37,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Loads everything.
     pub(crate) fn load(connection: &Connection) -> Result<(Self, Arc<Published>)> {
-        let published = Arc::new(Published {
+        let shared = Arc::new(Published {
             snapshot: watch::Sender::new(Arc::default()),
             api_keys: ArcSwap::default(),
             client_keys: ArcSwap::default(),
@@ -52,9 +52,9 @@ impl Publisher {
             client_keys: names("SELECT id FROM client_keys")?,
             audit: true,
         };
-        let mut publisher = Self { touched, published: Arc::clone(&published) };
+        let mut publisher = Self { touched, published: Arc::clone(&shared) };
         publisher.publish(connection)?;
-        Ok((publisher, published))
+        Ok((publisher, shared))
     }
 
     fn publish(&mut self, connection: &Connection) -> Result<()> {

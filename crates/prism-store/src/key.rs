@@ -118,7 +118,7 @@ impl Tx<'_> {
 
     /// API keys within `reach`, by id, and how many there are.
     pub fn api_keys(&self, reach: &Reach, page: &Page) -> Result<(Vec<ApiKeyRow>, i64)> {
-        self.key_list("api_keys", limited_to(reach, None), page, read_api_key)
+        self.key_list("api_keys", limited_to(reach, None).as_deref(), page, read_api_key)
     }
 
     /// Stores a new API key.
@@ -155,7 +155,7 @@ impl Tx<'_> {
 
     /// Client keys within `reach`, by id, and how many there are.
     pub fn client_keys(&self, reach: &Reach, namespace: Option<&str>, page: &Page) -> Result<(Vec<ClientKeyRow>, i64)> {
-        self.key_list("client_keys", limited_to(reach, namespace), page, read_client_key)
+        self.key_list("client_keys", limited_to(reach, namespace).as_deref(), page, read_client_key)
     }
 
     /// Stores a new client key.
@@ -185,7 +185,7 @@ impl Tx<'_> {
     fn key_list<T>(
         &self,
         table: &str,
-        limited: Option<String>,
+        limited: Option<&str>,
         page: &Page,
         read: fn(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<(Vec<T>, i64)> {

@@ -51,15 +51,15 @@ impl Store {
     ///
     /// On the first start it makes the first admin key and writes it to `admin.token`.
     pub async fn open(data_dir: &Path, policy: SessionPolicy, clock: Clock, random: Random) -> Result<Self> {
-        let mut published = None;
+        let mut shared = None;
         let database = Database::open(&data_dir.join("prism.db"), "state", schema::MIGRATIONS, |connection| {
-            let (publisher, shared) = Publisher::load(connection)?;
-            published = Some(shared);
-            Ok(publisher)
+            let (hook, published) = Publisher::load(connection)?;
+            shared = Some(published);
+            Ok(hook)
         })?;
-        let published = published.ok_or_else(|| prism_core::Error::internal("the store was opened without its hook"))?;
+        let published = shared.ok_or_else(|| prism_core::Error::internal("the store was opened without its hook"))?;
         let store = Self { database, published, clock, random, policy };
-        let interrupted = store.write(|tx| tx.settle_interrupted_drains()).await?;
+        let interrupted = store.write(|tx: &mut Tx<'_>| -> Result<usize> { tx.settle_interrupted_drains() }).await?;
         if interrupted > 0 {
             tracing::warn!(drains = interrupted, "drains were interrupted by a crash; their sessions are active again");
         }

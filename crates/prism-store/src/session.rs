@@ -8,7 +8,7 @@ use prism_core::secret::{SecretHash, SecretId};
 use prism_core::session::{
     self, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport, SessionStatus,
 };
-use prism_core::{ConfigName, NodeId, Result, UnixMillis};
+use prism_core::{ConfigName, NamespaceName, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
 use crate::tx::{Tx, corrupt, limited_to};
@@ -127,7 +127,7 @@ impl Tx<'_> {
     pub fn live_session_count(&self, scope: &DrainScope) -> Result<i64> {
         self.count(
             "SELECT count(*) FROM sessions WHERE ended_at IS NULL AND (?1 IS NULL OR namespace = ?1) AND (?2 IS NULL OR node = ?2)",
-            (scope.namespace.as_ref().map(|n| n.as_str()), scope.node.as_ref().map(|n| n.as_str())),
+            (scope.namespace.as_ref().map(NamespaceName::as_str), scope.node.as_ref().map(NodeId::as_str)),
         )
     }
 

@@ -13,11 +13,11 @@ use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Services};
 
 /// Window when the request does not say.
-const DEFAULT_WINDOW: Duration = Duration::from_secs(60);
+const DEFAULT_WINDOW: Duration = Duration::from_mins(1);
 /// Shortest window.
 const MIN_WINDOW: Duration = Duration::from_secs(1);
 /// Longest window; history is kept no longer.
-const MAX_WINDOW: Duration = Duration::from_secs(3600);
+const MAX_WINDOW: Duration = Duration::from_hours(1);
 
 /// `GetMetrics`.
 #[derive(Clone)]
