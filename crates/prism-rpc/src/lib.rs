@@ -1,1 +1,20 @@
-//! TBD
+//! What both planes share between the wire and their own logic: listener, TLS, request ids, status mapping, conversions,
+//! metrics, the table of RPC rules, and the end of a process in an orderly way.
+
+pub mod convert;
+pub mod files;
+pub mod listener;
+pub mod metrics;
+pub mod request;
+pub mod shutdown;
+pub mod status;
+pub mod table;
+pub mod tls;
+
+pub use listener::{BoundListener, ServeOptions, serve};
+pub use metrics::{Counter, Metrics, Series};
+pub use request::{Peer, RequestId, RequestIdService, RequestIds};
+pub use shutdown::{Shutdown, ShutdownTrigger};
+pub use status::to_status;
+pub use table::Table;
+pub use tls::CertificateAuthority;

@@ -17,12 +17,12 @@ pub struct Readers(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 impl Readers {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Inner { path, idle: Mutex::new(Vec::new()), permits: Semaphore::new(MAX_READERS) }))
+        Self(Arc::new(Inner { path, idle: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(MAX_READERS)) }))
     }
 
     /// Runs `read` on a connection off the async threads. It sees every commit that was answered before the call.
@@ -30,9 +30,11 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _permit = self.0.permits.acquire().await.map_err(Error::internal)?;
+        let permit = Arc::clone(&self.0.permits).acquire_owned().await.map_err(Error::internal)?;
         let inner = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || {
+            // Held by the query, not by the caller, who may go away while it runs.
+            let _permit = permit;
             let kept = inner.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match kept {
                 Some(connection) => connection,

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 use bytes::Bytes;
-use prism_core::{Result, UnixMillis};
+use prism_core::{Error, Kind, Result, UnixMillis};
 
 /// A stored value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,11 +50,35 @@ pub trait KeyValue: Send + Sync + 'static {
 
     /// Lists keys that begin with `prefix`, after the key `after`, at most `limit` and at most `max_bytes` of keys and values
     /// (but always at least one entry).
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, max_bytes: usize, keys_only: bool) -> Result<KeyPage>;
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        max_bytes: usize,
+        keys_only: bool,
+    ) -> Result<KeyPage>;
 
     /// Reads many keys in one go; results in the order of `keys`.
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Entry>>>;
 
     /// Writes many keys, all or none; versions in the order of `entries`.
     async fn put_many(&self, entries: Vec<PutEntry>) -> Result<Vec<u64>>;
+}
+
+/// Most bytes of values that one `get_many` returns.
+pub const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
+
+/// RESOURCE_EXHAUSTED `BATCH_TOO_LARGE`: the values asked for together pass [`MAX_BATCH_BYTES`].
+pub fn batch_too_large() -> Error {
+    let bound = MAX_BATCH_BYTES / (1024 * 1024);
+    let message = format!("the values are larger than {bound} MiB together; ask for fewer keys at once");
+    Error::new(Kind::ResourceExhausted, "BATCH_TOO_LARGE", message)
+}
+
+/// ABORTED `VERSION_MISMATCH` with the version that is current, 0 = the key does not exist.
+pub fn version_mismatch(key: &str, current: u64) -> Error {
+    Error::aborted("VERSION_MISMATCH", "the key has another version; read it again")
+        .with("key", key)
+        .with("current_version", current.to_string())
 }

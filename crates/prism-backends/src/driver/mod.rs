@@ -14,17 +14,18 @@ use async_trait::async_trait;
 use prism_core::config::{BackendType, Config};
 use prism_core::control::Health;
 use prism_core::storage::StorageMeter;
-use prism_core::{InstanceName, NamespaceName, Result};
+use prism_core::{Error, InstanceName, NamespaceName, Result};
 
-pub use key_value::{Entry, KeyPage, KeyValue, PutEntry};
+pub use key_value::{Entry, KeyPage, KeyValue, MAX_BATCH_BYTES, PutEntry, batch_too_large, version_mismatch};
 pub use pub_sub::{Event, PubSub, PubSubSubscription, topic_matches, validate_topic, validate_topic_pattern};
 pub use queue::{
-    ConsumerId, Delivery, PartitionInfo, Publication, Published, Queue, QueueSubscription, StartPosition, SubscribeRequest, TopicInfo,
+    ConsumerId, Delivery, PartitionInfo, Publication, Published, Queue, QueueSubscription, StartPosition,
+    SubscribeRequest, TopicInfo,
 };
 pub use reader::{Direction, Filter, LogicalOperator, Operator, ReadPage, ReadRequest, Reader, Sort};
 pub use transact::{
-    DataResult, DataWrite, Isolation, MailboxEntry, MailboxResult, MailboxWrite, Transact, TransactOptions, WriteMode, WriteOutcome,
-    WriteSet,
+    DataResult, DataWrite, Isolation, MailboxEntry, MailboxResult, MailboxWrite, Transact, TransactOptions, WriteMode,
+    WriteOutcome, WriteSet,
 };
 pub use value::{Record, Value};
 
@@ -90,4 +91,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Finishes what waits and closes everything.
     async fn close(&self);
+}
+
+/// FAILED_PRECONDITION `NAMESPACE_REMOVED`: what handles of a removed namespace answer.
+pub fn namespace_removed() -> Error {
+    Error::precondition("NAMESPACE_REMOVED", "the namespace was deleted")
 }

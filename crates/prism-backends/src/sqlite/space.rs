@@ -8,6 +8,7 @@ use prism_sqlite::{Database, Hook, error};
 use rusqlite::Connection;
 
 use super::{key_value, queue, transact};
+use crate::driver::namespace_removed;
 
 /// Schema of a namespace's file. Scripts are only ever appended.
 const MIGRATIONS: &[&str] = &[USAGE, key_value::SCHEMA, queue::SCHEMA, transact::SCHEMA];
@@ -129,17 +130,26 @@ impl Readers<'_> {
             .await
     }
 
-    /// Connections in use, connections unused, connections allowed.
-    pub(crate) fn figures(&self) -> (usize, usize, usize) {
-        let readers = &self.0.database.readers;
-        (readers.active(), readers.idle(), readers.capacity())
+    /// Connections in use.
+    pub(crate) fn active(&self) -> usize {
+        self.0.database.readers.active()
+    }
+
+    /// Connections open and unused.
+    pub(crate) fn idle(&self) -> usize {
+        self.0.database.readers.idle()
+    }
+
+    /// Connections allowed.
+    pub(crate) fn capacity(&self) -> usize {
+        self.0.database.readers.capacity()
     }
 }
 
 fn admit(state: &AtomicU8) -> Result<()> {
     match state.load(Ordering::SeqCst) {
         OPEN => Ok(()),
-        REMOVED => Err(Error::precondition("NAMESPACE_REMOVED", "the namespace was deleted")),
+        REMOVED => Err(namespace_removed()),
         _ => Err(Error::unavailable("STORAGE_CLOSED", "the storage is shutting down")),
     }
 }

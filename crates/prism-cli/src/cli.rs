@@ -1,0 +1,189 @@
+//! The command line as a whole: nouns, and what applies to all of them.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{cmd, exit, output::Format, target::Connection, text};
+
+/// Operate a Prism installation.
+///
+/// Without flags the server of ./prism-data (or PRISM_DATA_DIR) is used, otherwise the current
+/// context; see `prism-admin context`. Data is printed on standard output, everything else on
+/// standard error.
+#[derive(Parser, Debug)]
+#[command(name = "prism-admin", version, after_help = exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Global {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Form of the data
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// Longest wait for an answer; for `drain`, how long the drain may take [default: 30s]
+    #[arg(long, global = true, value_parser = text::parse_duration, value_name = "DURATION")]
+    pub timeout: Option<Duration>,
+    /// Do not ask before something that cannot be undone (asked on a terminal only)
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Key under which a change happens once, however often it is sent [default: a new one]
+    #[arg(long, global = true, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+}
+
+/// The nouns.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Namespaces: their status, quotas and use
+    #[command(subcommand, visible_alias = "ns")]
+    Namespace(cmd::namespace::Command),
+    /// Client configurations
+    #[command(subcommand)]
+    Config(cmd::config::Command),
+    /// Client sessions
+    #[command(subcommand)]
+    Session(cmd::session::Command),
+    /// Backends and their health
+    #[command(subcommand)]
+    Backend(cmd::backend::Command),
+    /// Maintenance of the gateway or of one namespace
+    #[command(subcommand)]
+    Maintenance(cmd::maintenance::Command),
+    /// End the sessions in scope, letting running operations finish
+    ///
+    /// Meanwhile no session starts. Answers when all have ended, or at --timeout (30s): then the exit
+    /// code is 9, and what still runs goes on, unless --force cuts it.
+    Drain(cmd::drain::Drain),
+    /// Counters, rates and latencies of the data plane
+    ///
+    /// Totals since the process started, rates and latencies over --window.
+    Metrics(cmd::metrics::Metrics),
+    /// The audit log
+    #[command(subcommand)]
+    Audit(cmd::audit::Command),
+    /// Admin API keys
+    #[command(subcommand)]
+    Key(cmd::key::Command),
+    /// Data-plane keys
+    #[command(subcommand)]
+    ClientKey(cmd::client_key::Command),
+    /// Who this credential is, and what it may do
+    Whoami(cmd::whoami::WhoAmI),
+    /// Whether this credential may call an RPC; exit code 0 or 10
+    CanI(cmd::can_i::CanI),
+    /// Named contexts: servers and credentials to switch between
+    #[command(subcommand)]
+    Context(cmd::context::Command),
+    /// Print a completion script
+    ///
+    /// For example `prism-admin completion bash > /etc/bash_completion.d/prism-admin`.
+    Completion(cmd::completion::Completion),
+    /// What the exit codes mean
+    #[command(about = "What the exit codes mean", long_about = exit::HELP)]
+    ExitCodes,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("prism-admin").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_noun_and_verb_parses() {
+        for line in [
+            "namespace list --limit 5 --page-size 2",
+            "ns get a",
+            "namespace create a --description d --max-sessions 1 --max-rps 2 --max-storage 10MiB",
+            "namespace update a --status read-only --etag e",
+            "namespace delete a --force --dry-run --yes",
+            "config list --namespace a --pattern queue",
+            "config get a --version v1 -o yaml",
+            "config get a --revision 3",
+            "config create -f a.yaml --overwrite --validate-only",
+            "config create a --pattern key-value --backend memory --namespace n --version 1 --option a=b --option c=d=e",
+            "config update a -f - --etag e",
+            "config delete a --etag e",
+            "session list --namespace a --status active -o json",
+            "session get id",
+            "session terminate id --force --reason why",
+            "backend list",
+            "backend status sqlite",
+            "maintenance on --message m --until 2h --namespace a --allow-reads",
+            "maintenance off",
+            "maintenance status -n a",
+            "drain --namespace a --timeout 10s --force --dry-run",
+            "metrics --namespace a --window 5m",
+            "audit list --actor a --operation CreateConfig --since 1h --until 2026-01-01T00:00:00Z --limit 7",
+            "audit tail -n a --last 5",
+            "audit verify --file x.jsonl",
+            "audit verify --witness 5:0000000000000000000000000000000000000000000000000000000000000000",
+            "audit export",
+            "key create ci --role viewer --role operator --namespace a --owner u --ttl 90d -o token",
+            "key list",
+            "key revoke id",
+            "client-key create app --namespace a --permission read --permission write --ttl 1h",
+            "client-key list --namespace a",
+            "client-key revoke id",
+            "whoami --endpoint a:1 --ca c --token-file t --user u",
+            "can-i CreateConfig -n a",
+            "context list",
+            "context use a",
+            "context set a --endpoint a:1 --ca c --token-file t --inline-token",
+            "context remove a",
+            "completion bash",
+            "exit-codes",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn usage_errors_end_with_2() {
+        for line in [
+            "",
+            "namespace",
+            "namespace list --page-size 0",
+            "namespace list --page-size 1001",
+            "namespace create a --max-rps -1",
+            "namespace update a",
+            "config create a --option novalue",
+            "config create a --pattern graph",
+            "session list --status dead",
+            "maintenance on --until someday",
+            "client-key create app --namespace a",
+            "key create ci",
+            "audit list --limit 10001",
+            "whoami --token secret",
+            "whoami --context a --data-dir b",
+        ] {
+            let error = parse(line).map(drop).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn global_flags_are_accepted_anywhere() {
+        let cli = parse("-o json drain --timeout 7s -y").unwrap();
+        assert_eq!(cli.global.output, Format::Json);
+        assert_eq!(cli.global.timeout, Some(Duration::from_secs(7)));
+        assert!(cli.global.yes);
+    }
+}

@@ -1,0 +1,120 @@
+//! The nouns, one file each.
+
+pub mod audit;
+pub mod backend;
+pub mod can_i;
+pub mod client_key;
+pub mod completion;
+pub mod config;
+pub mod context;
+pub mod drain;
+pub mod key;
+pub mod maintenance;
+pub mod metrics;
+pub mod namespace;
+pub mod session;
+pub mod whoami;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+
+use crate::{
+    cli::{Cli, Command, Global},
+    client::{CallOptions, Client},
+    error::{Failure, Result},
+    exit::{self, Exit},
+    output::{self, Printer},
+    target::{self, Surroundings},
+};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Carries a command out.
+pub async fn run(cli: Cli) -> Result<Exit> {
+    let console = Console::new(cli.global);
+    match cli.command {
+        Command::Namespace(command) => command.run(&console).await,
+        Command::Config(command) => command.run(&console).await,
+        Command::Session(command) => command.run(&console).await,
+        Command::Backend(command) => command.run(&console).await,
+        Command::Maintenance(command) => command.run(&console).await,
+        Command::Drain(command) => command.run(&console).await,
+        Command::Metrics(command) => command.run(&console).await,
+        Command::Audit(command) => command.run(&console).await,
+        Command::Key(command) => command.run(&console).await,
+        Command::ClientKey(command) => command.run(&console).await,
+        Command::Whoami(command) => command.run(&console).await,
+        Command::CanI(command) => command.run(&console).await,
+        Command::Context(command) => command.run(&console),
+        Command::Completion(command) => command.run(),
+        Command::ExitCodes => output::write(&format!("{}\n", exit::HELP)).map(|()| Exit::Ok),
+    }
+}
+
+/// What every command has at hand.
+pub struct Console {
+    /// Flags of every command.
+    pub global: Global,
+    /// What is around the process.
+    pub around: Surroundings,
+    /// Where data goes.
+    pub printer: Printer,
+}
+
+impl Console {
+    fn new(global: Global) -> Self {
+        Self { printer: Printer::new(global.output), around: Surroundings::of_process(), global }
+    }
+
+    /// A connection to the server that is meant.
+    pub async fn client(&self) -> Result<Client> {
+        self.printer.refuse_token()?;
+        self.connect(self.global.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+    }
+
+    /// A connection whose calls may take this long; `-o token` is accepted.
+    pub async fn connect(&self, timeout: Duration) -> Result<Client> {
+        let target = target::resolve(&self.global.connection, &self.around)?;
+        Client::connect(&target, CallOptions { timeout, idempotency_key: self.global.idempotency_key.clone() }).await
+    }
+
+    /// A connection for commands that make a key.
+    pub async fn client_for_secret(&self) -> Result<Client> {
+        self.connect(self.global.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+    }
+
+    /// Asks before something that cannot be undone; on a terminal only, so that scripts never hang.
+    pub fn confirm(&self, question: &str) -> Result<()> {
+        let mut err = io::stderr();
+        if self.global.yes || !io::stdin().is_terminal() || !err.is_terminal() {
+            return Ok(());
+        }
+        let mut answer = String::new();
+        let asked = write!(err, "{} [y/N] ", crate::text::safe(question))
+            .and_then(|()| err.flush())
+            .and_then(|()| io::stdin().read_line(&mut answer));
+        match (asked, answer.trim()) {
+            (Ok(_), "y" | "Y" | "yes") => Ok(()),
+            _ => Err(Failure::new(Exit::Failed, "cancelled; nothing was changed")),
+        }
+    }
+}
+
+/// `--namespace`, where it narrows the scope.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Scope {
+    /// Only this namespace
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+}
+
+/// Says how much of a listing is shown, if not all of it.
+fn note_rest(shown: usize, next: Option<&str>, total: i32) {
+    if next.is_some_and(|token| !token.is_empty()) {
+        output::note(&format!("note: {shown} of {total} are shown"));
+    }
+}

@@ -1,0 +1,343 @@
+//! The gate of architecture law 3: every call on data passes it and gets a [`Permit`], or a refusal. No lock is held and nothing
+//! is awaited on the way.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use prism_backends::driver::Route;
+use prism_core::control::Maintenance;
+use prism_core::error::QuotaViolation;
+use prism_core::limits::{Limits, SessionPolicy};
+use prism_core::secret::{self, SecretKind};
+use prism_core::{Clock, Error, Kind, Result, UnixMillis};
+use prism_rpc::{Metrics, Series};
+use tonic::metadata::MetadataMap;
+
+use crate::cause;
+use crate::decision::{self, Act, Leaving, Refusal, State};
+use crate::namespaces::{NamespaceRuntime, Namespaces, Policy};
+use crate::rpc::{COUNT, Method, Methods, Needs, Rpc};
+use crate::session::Session;
+use crate::sessions::Sessions;
+
+/// Header that may carry the session token.
+pub const TOKEN_HEADER: &str = "x-session-token";
+
+/// The gate.
+pub struct Gate {
+    /// The sessions of this node.
+    pub sessions: Sessions,
+    /// The namespaces of this node.
+    pub namespaces: Namespaces,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// Life of sessions.
+    pub policy: SessionPolicy,
+    /// Bounds.
+    pub limits: Limits,
+    methods: Methods,
+    leaving: AtomicBool,
+    metrics: Metrics,
+    /// Figures of calls without a session.
+    strangers: [OnceLock<Arc<Series>>; COUNT],
+}
+
+impl Gate {
+    /// A gate over `namespaces`, without sessions.
+    pub fn new(
+        methods: Methods,
+        namespaces: Namespaces,
+        metrics: Metrics,
+        clock: Clock,
+        policy: SessionPolicy,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            sessions: Sessions::default(),
+            namespaces,
+            clock,
+            policy,
+            limits,
+            methods,
+            leaving: AtomicBool::new(false),
+            metrics,
+            strangers: [const { OnceLock::new() }; COUNT],
+        }
+    }
+
+    /// Lets nothing new in: the node shuts down.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the node shuts down.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// The rule of `rpc`.
+    pub fn method(&self, rpc: Rpc) -> Method {
+        self.methods.of(rpc)
+    }
+
+    /// Counts a call that has no session.
+    pub fn count_stranger(&self, rpc: Rpc, latency: Duration, ok: bool) {
+        self.strangers[rpc as usize].get_or_init(|| self.metrics.operation("", rpc.label())).record(latency, ok);
+    }
+
+    /// Checks everything, in the order of law 3, and counts the call; a refused call is counted here.
+    pub fn enter(&self, field: &str, metadata: &MetadataMap, rpc: Rpc) -> Result<Permit> {
+        let started = Instant::now();
+        self.follow();
+        let session = match self.session(field, metadata) {
+            Ok(session) => session,
+            Err(refusal) => {
+                self.count_stranger(rpc, started.elapsed(), false);
+                return Err(refusal);
+            }
+        };
+        let now = self.clock.now();
+        session.heard(now);
+        let method = self.methods.of(rpc);
+        let mut permit = Permit::new(session, rpc, method, started);
+        self.check(&mut permit, method, now, started)?;
+        Ok(permit)
+    }
+
+    /// Takes over what the control plane has published since the last call.
+    pub fn follow(&self) {
+        if self.namespaces.is_behind() {
+            for namespace in self.namespaces.refresh() {
+                for session in self.sessions.of_namespace(&namespace) {
+                    session.bump();
+                }
+            }
+        }
+    }
+
+    fn session(&self, field: &str, metadata: &MetadataMap) -> Result<Arc<Session>> {
+        let token = presented(field, metadata)?;
+        let presented = secret::parse(SecretKind::Session, token).ok_or_else(cause::token_invalid)?;
+        let session = self.sessions.find(&presented).ok_or_else(cause::token_invalid)?;
+        // The sweeper ends it soon; its token is dead from now on.
+        if session.is_over(&self.policy, self.clock.now()) {
+            return Err(cause::token_invalid());
+        }
+        Ok(session)
+    }
+
+    fn check(&self, permit: &mut Permit, method: Method, now: UnixMillis, started: Instant) -> Result<()> {
+        let session = Arc::clone(&permit.session);
+        let namespace = session.namespace();
+        self.admit(method.act, namespace, permit.leaving, now)?;
+        if let Some(pattern) = method.pattern
+            && pattern != session.config().pattern
+        {
+            return Err(Error::precondition(
+                "WRONG_PATTERN",
+                format!("the session is for {}, not for {pattern}", session.config().pattern),
+            ));
+        }
+        let grant = session.record().grant;
+        match method.needs {
+            Needs::Read if !grant.read => return Err(cause::not_granted("read")),
+            Needs::Write if !grant.write => return Err(cause::not_granted("write")),
+            _ => {}
+        }
+        if method.act.is_operation() {
+            take_token(&session, started)?;
+        }
+        if method.streams {
+            permit.streaming = session.open_stream(self.limits.max_streams_per_session);
+            if !permit.streaming {
+                let most = self.limits.max_streams_per_session;
+                return Err(Error::new(
+                    Kind::ResourceExhausted,
+                    "TOO_MANY_STREAMS",
+                    format!("the session has {most} streams open, the most that it may have"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what depends on states only: life cycle, maintenance, namespace status, and the session's own state.
+    pub fn admit(&self, act: Act, namespace: &NamespaceRuntime, leaving: Leaving, now: UnixMillis) -> Result<()> {
+        let policy = namespace.policy();
+        let (freeze, told) = policy.freeze(now);
+        let state = State { node_leaving: self.is_leaving(), freeze, namespace: policy.status, leaving };
+        match decision::refuse(act, state) {
+            None => Ok(()),
+            Some(refusal) => Err(refused(refusal, namespace, told.map(AsRef::as_ref), now)),
+        }
+    }
+
+    /// Why a stream of `act` must end now; `None` while it may go on. A session on its way out is not a reason here: what that
+    /// means depends on the kind of stream.
+    pub fn stream_end(&self, act: Act, session: &Session) -> Option<Error> {
+        if let Some(error) = session.end_error() {
+            return Some(error);
+        }
+        let policy = session.namespace().policy();
+        // Sessions of a deleted namespace are about to be ended with the better reason.
+        if !policy.exists {
+            return None;
+        }
+        self.stream_frozen(act, session, &policy)
+    }
+
+    fn stream_frozen(&self, act: Act, session: &Session, policy: &Policy) -> Option<Error> {
+        let now = self.clock.now();
+        let (freeze, told) = policy.freeze(now);
+        let state = State { node_leaving: false, freeze, namespace: policy.status, leaving: Leaving::No };
+        let refusal = decision::refuse(act, state)?;
+        Some(refused(refusal, session.namespace(), told.map(AsRef::as_ref), now))
+    }
+}
+
+fn refused(refusal: Refusal, namespace: &NamespaceRuntime, told: Option<&Maintenance>, now: UnixMillis) -> Error {
+    match (refusal, told) {
+        (Refusal::Maintenance, Some(maintenance)) => cause::maintenance(maintenance, now),
+        (Refusal::Suspended, _) => cause::suspended(namespace.name()),
+        (Refusal::ReadOnly, _) => cause::read_only(namespace.name()),
+        (Refusal::Closing, _) => cause::closing(),
+        (Refusal::NodeLeaving | Refusal::Draining | Refusal::Maintenance, _) => {
+            cause::draining().retry_after(cause::RETRY)
+        }
+    }
+}
+
+/// Takes one operation from the namespace's `max_rps` and the config's rate limit.
+pub fn take_token(session: &Session, now: Instant) -> Result<()> {
+    let namespace = session.namespace();
+    if let Err(wait) = namespace.rate().take(now) {
+        let limit = namespace.policy().quota.max_rps;
+        let subject = format!("namespace:{}", namespace.name());
+        return Err(Error::quota(QuotaViolation { subject, quota: "max_rps", limit, usage: limit }).retry_after(wait));
+    }
+    if let Some(Err(wait)) = session.rate().map(|rate| rate.take(now)) {
+        let limit = session.config().rate_limit.map_or(0, |limit| i64::from(limit.requests_per_second));
+        let subject = format!("config:{}", session.config().name);
+        return Err(
+            Error::quota(QuotaViolation { subject, quota: "rate_limit", limit, usage: limit }).retry_after(wait)
+        );
+    }
+    Ok(())
+}
+
+/// The token of a call, from its field or its header; INVALID_ARGUMENT when both are there and differ.
+pub fn presented<'a>(field: &'a str, metadata: &'a MetadataMap) -> Result<&'a str> {
+    let Some(header) = metadata.get(TOKEN_HEADER) else {
+        return Ok(field);
+    };
+    // What is not text cannot be a token, and must not pass as "absent" either.
+    let header = header.to_str().unwrap_or("\u{fffd}");
+    match (field, header) {
+        ("", _) => Ok(header),
+        (_, "") => Ok(field),
+        _ if field == header => Ok(field),
+        _ => Err(Error::invalid("session_token", "differs from the header x-session-token")),
+    }
+}
+
+/// The right to carry out one call. Counts the call as running until it is dropped, and counts it in the figures then; a permit
+/// that is dropped without [`Permit::succeeded`] counts as an error.
+pub struct Permit {
+    session: Arc<Session>,
+    rpc: Rpc,
+    act: Act,
+    leaving: Leaving,
+    started: Instant,
+    latency: Option<Duration>,
+    running: bool,
+    streaming: bool,
+    ok: bool,
+}
+
+impl Permit {
+    fn new(session: Arc<Session>, rpc: Rpc, method: Method, started: Instant) -> Self {
+        let running = method.act.is_operation();
+        let leaving = if running { session.begin() } else { session.leaving() };
+        Self { session, rpc, act: method.act, leaving, started, latency: None, running, streaming: false, ok: false }
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// The driver's handle.
+    pub fn route(&self) -> Result<&Route> {
+        self.session.route()
+    }
+
+    /// What the call is to the gate.
+    pub fn act(&self) -> Act {
+        self.act
+    }
+
+    /// Which RPC it is for.
+    pub fn rpc(&self) -> Rpc {
+        self.rpc
+    }
+
+    /// When the call came.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The stream is open: its latency is that until here. With `idle` it does not count as running from now on.
+    pub fn opened(&mut self, idle: bool) {
+        self.latency = Some(self.started.elapsed());
+        if idle && std::mem::take(&mut self.running) {
+            self.session.finish();
+        }
+    }
+
+    /// The call ends with OK.
+    pub fn succeeded(&mut self) {
+        self.ok = true;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.streaming {
+            self.session.close_stream();
+        }
+        if self.running {
+            self.session.finish();
+        }
+        let latency = self.latency.unwrap_or_else(|| self.started.elapsed());
+        self.session.namespace().series(self.rpc).record(latency, self.ok);
+        if self.act.is_operation() {
+            self.session.backend().record(latency, self.ok);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(value: &[u8]) -> MetadataMap {
+        let mut headers = http::HeaderMap::new();
+        headers.insert(TOKEN_HEADER, http::HeaderValue::from_bytes(value).unwrap());
+        MetadataMap::from_headers(headers)
+    }
+
+    #[test]
+    fn a_token_comes_from_field_or_header_and_not_from_two_minds() {
+        let none = MetadataMap::new();
+        assert_eq!(presented("", &none).unwrap(), "");
+        assert_eq!(presented("a", &none).unwrap(), "a");
+        assert_eq!(presented("", &metadata(b"a")).unwrap(), "a");
+        assert_eq!(presented("a", &metadata(b"a")).unwrap(), "a");
+        assert_eq!(presented("a", &metadata(b"")).unwrap(), "a");
+        let refused = presented("a", &metadata(b"b")).unwrap_err();
+        assert_eq!(refused.fields()[0].field, "session_token");
+        assert!(presented("a", &metadata("ä".as_bytes())).is_err());
+        assert!(secret::parse(SecretKind::Session, presented("", &metadata("ä".as_bytes())).unwrap()).is_none());
+    }
+}

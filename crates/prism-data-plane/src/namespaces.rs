@@ -1,0 +1,242 @@
+//! Namespaces as the gate sees them: policy, rate, meter and figures, kept up to date with the control plane's snapshot.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use prism_core::control::{Maintenance, NamespaceStatus, Quota, Snapshot};
+use prism_core::rate::TokenBucket;
+use prism_core::storage::StorageMeter;
+use prism_core::{NamespaceName, UnixMillis};
+use prism_rpc::{Metrics, Series};
+use tokio::sync::watch;
+
+use crate::decision::Freeze;
+use crate::rpc::{COUNT, Rpc};
+
+/// What the operators have set for a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether the namespace exists.
+    pub exists: bool,
+    /// Its status; SUSPENDED when it does not exist.
+    pub status: NamespaceStatus,
+    /// Its quotas.
+    pub quota: Quota,
+    /// Maintenance of its own.
+    pub own: Option<Arc<Maintenance>>,
+    /// Maintenance of the gateway.
+    pub gateway: Option<Arc<Maintenance>>,
+}
+
+impl Policy {
+    fn of(name: &NamespaceName, snapshot: &Snapshot) -> Self {
+        let namespace = snapshot.namespaces.get(name);
+        Self {
+            exists: namespace.is_some(),
+            status: namespace.map_or(NamespaceStatus::Suspended, |namespace| namespace.status),
+            quota: namespace.map_or_else(Quota::default, |namespace| namespace.quota),
+            own: snapshot.namespace_maintenance.get(name).cloned(),
+            gateway: snapshot.maintenance.clone(),
+        }
+    }
+
+    /// What maintenance stops at `now`, and the maintenance to tell of: the namespace's own before the gateway's.
+    pub fn freeze(&self, now: UnixMillis) -> (Freeze, Option<&Arc<Maintenance>>) {
+        let in_force = |given: &Option<Arc<Maintenance>>| -> bool { given.as_ref().is_some_and(|m| m.in_force(now)) };
+        let (own, gateway) = (in_force(&self.own), in_force(&self.gateway));
+        let freeze = |given: &Option<Arc<Maintenance>>| match given {
+            Some(maintenance) if maintenance.in_force(now) => {
+                if maintenance.allow_reads {
+                    Freeze::AllButReads
+                } else {
+                    Freeze::All
+                }
+            }
+            _ => Freeze::Nothing,
+        };
+        let told = if own { self.own.as_ref() } else { self.gateway.as_ref().filter(|_| gateway) };
+        (freeze(&self.own).max(freeze(&self.gateway)), told)
+    }
+}
+
+/// A namespace on this node.
+pub struct NamespaceRuntime {
+    name: NamespaceName,
+    policy: ArcSwap<Policy>,
+    rate: TokenBucket,
+    meter: Arc<StorageMeter>,
+    metrics: Metrics,
+    series: [OnceLock<Arc<Series>>; COUNT],
+}
+
+impl NamespaceRuntime {
+    fn new(name: NamespaceName, policy: Policy, metrics: Metrics) -> Self {
+        let runtime = Self {
+            meter: StorageMeter::new(name.clone()),
+            name,
+            rate: TokenBucket::new(0, 0),
+            policy: ArcSwap::from_pointee(policy.clone()),
+            metrics,
+            series: [const { OnceLock::new() }; COUNT],
+        };
+        runtime.apply(policy);
+        runtime
+    }
+
+    fn apply(&self, policy: Policy) {
+        self.rate.set(u64::try_from(policy.quota.max_rps).unwrap_or(0), 0);
+        self.meter.set_limit(policy.quota.max_storage_bytes);
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &NamespaceName {
+        &self.name
+    }
+
+    /// What the operators have set.
+    pub fn policy(&self) -> arc_swap::Guard<Arc<Policy>> {
+        self.policy.load()
+    }
+
+    /// `max_rps`.
+    pub fn rate(&self) -> &TokenBucket {
+        &self.rate
+    }
+
+    /// Stored bytes.
+    pub fn meter(&self) -> &Arc<StorageMeter> {
+        &self.meter
+    }
+
+    /// Figures of one RPC.
+    pub fn series(&self, rpc: Rpc) -> &Series {
+        self.series[rpc as usize].get_or_init(|| self.metrics.operation(self.name.as_str(), rpc.label()))
+    }
+}
+
+/// The namespaces of this node.
+pub struct Namespaces {
+    runtimes: DashMap<NamespaceName, Arc<NamespaceRuntime>>,
+    metrics: Metrics,
+    /// A receiver that has seen what was applied, so that one atomic load tells whether there is something newer.
+    seen: ArcSwap<watch::Receiver<Arc<Snapshot>>>,
+    current: ArcSwap<Snapshot>,
+    refreshing: Mutex<()>,
+}
+
+impl Namespaces {
+    /// Follows `snapshots`.
+    pub fn new(mut snapshots: watch::Receiver<Arc<Snapshot>>, metrics: Metrics) -> Self {
+        let current = Arc::clone(&snapshots.borrow_and_update());
+        Self {
+            runtimes: DashMap::new(),
+            metrics,
+            seen: ArcSwap::from_pointee(snapshots),
+            current: ArcSwap::new(current),
+            refreshing: Mutex::new(()),
+        }
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Whether the control plane has published something newer than what is in force here.
+    pub fn is_behind(&self) -> bool {
+        self.seen.load().has_changed().unwrap_or(false)
+    }
+
+    /// Takes over the newest snapshot; returns the namespaces whose policy changed.
+    pub fn refresh(&self) -> Vec<NamespaceName> {
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_behind() {
+            return Vec::new();
+        }
+        let mut receiver = watch::Receiver::clone(&self.seen.load());
+        let snapshot = Arc::clone(&receiver.borrow_and_update());
+        let mut changed = Vec::new();
+        for runtime in &self.runtimes {
+            let policy = Policy::of(&runtime.name, &snapshot);
+            if **runtime.policy.load() != policy {
+                runtime.apply(policy);
+                changed.push(runtime.name.clone());
+            }
+        }
+        self.current.store(snapshot);
+        self.seen.store(Arc::new(receiver));
+        changed
+    }
+
+    /// Waits for a newer snapshot; `false` when the control plane is gone.
+    pub async fn wait(&self) -> bool {
+        let mut receiver = watch::Receiver::clone(&self.seen.load());
+        receiver.changed().await.is_ok()
+    }
+
+    /// The runtime of a namespace, made when it is the first time that this node hears of it.
+    pub fn runtime(&self, name: &NamespaceName) -> Arc<NamespaceRuntime> {
+        if let Some(known) = self.known(name) {
+            return known;
+        }
+        // Under the lock of `refresh`, so that no policy change falls between reading it and adding the runtime.
+        let _no_refresh = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let policy = Policy::of(name, &self.current.load());
+            Arc::new(NamespaceRuntime::new(name.clone(), policy, self.metrics.clone()))
+        };
+        Arc::clone(self.runtimes.entry(name.clone()).or_insert_with(make).value())
+    }
+
+    /// The runtime of a namespace that this node has heard of.
+    pub fn known(&self, name: &NamespaceName) -> Option<Arc<NamespaceRuntime>> {
+        self.runtimes.get(name).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// All runtimes.
+    pub fn all(&self) -> Vec<Arc<NamespaceRuntime>> {
+        self.runtimes.iter().map(|entry| Arc::clone(entry.value())).collect()
+    }
+
+    /// Forgets a deleted namespace with its meter.
+    pub fn forget(&self, name: &NamespaceName) {
+        self.runtimes.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_000_000);
+
+    fn maintenance(allow_reads: bool, ends: bool) -> Arc<Maintenance> {
+        let ends_at = ends.then(|| NOW + Duration::from_secs(1));
+        Arc::new(Maintenance { message: String::new(), started_at: NOW, ends_at, allow_reads })
+    }
+
+    fn policy(own: Option<Arc<Maintenance>>, gateway: Option<Arc<Maintenance>>) -> Policy {
+        Policy { exists: true, status: NamespaceStatus::Active, quota: Quota::default(), own, gateway }
+    }
+
+    #[test]
+    fn the_stricter_maintenance_counts_and_the_namespaces_is_told() {
+        assert_eq!(policy(None, None).freeze(NOW), (Freeze::Nothing, None));
+        let both = policy(Some(maintenance(true, false)), Some(maintenance(false, false)));
+        let (freeze, told) = both.freeze(NOW);
+        assert_eq!((freeze, told), (Freeze::All, both.own.as_ref()));
+        let gateway = policy(None, Some(maintenance(true, false)));
+        assert_eq!(gateway.freeze(NOW), (Freeze::AllButReads, gateway.gateway.as_ref()));
+    }
+
+    #[test]
+    fn maintenance_ends_by_itself() {
+        let ending = policy(Some(maintenance(false, true)), None);
+        assert_eq!(ending.freeze(NOW).0, Freeze::All);
+        assert_eq!(ending.freeze(NOW + Duration::from_secs(1)), (Freeze::Nothing, None));
+    }
+}

@@ -1,0 +1,234 @@
+//! The `Transaction` stream: begin, writes that are rehearsed one by one, commit or rollback.
+//!
+//! Nothing is kept before the commit, so a stream that breaks needs no undoing. A refused write ends the stream with its error
+//! and rolls everything back, as a failed statement does in SQL.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prism_backends::driver::{Transact, TransactOptions, WriteOutcome, WriteSet};
+use prism_core::limits::MAX_BATCH;
+use prism_core::secret::{self, SecretKind};
+use prism_core::{Error, Kind, Result};
+use prism_proto::transact::v1 as wire;
+use prism_proto::transact::v1::transaction_request::Request as Step;
+use prism_proto::transact::v1::transaction_response::Response as Answer;
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Streaming};
+
+use super::transact::{self, DEFAULT_TIMEOUT};
+use crate::call::{self, Context};
+use crate::fields::Fields;
+use crate::gate::{self, Gate};
+use crate::rpc::Rpc;
+use crate::session::Session;
+use crate::stream::{self, Feed, Kind as StreamKind, Outlet, Responses};
+
+/// How long a stream may be open before it begins its transaction.
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
+/// Most writes of one transaction.
+const MAX_WRITES: usize = MAX_BATCH;
+/// A transaction may hold this many times the largest message.
+const MAX_MESSAGES: usize = 4;
+
+type Inbound = Streaming<wire::TransactionRequest>;
+
+/// Starts the stream. The token may come with the first message, so the answer's headers go out before the gate is passed.
+pub fn start(gate: Arc<Gate>, request: Request<Inbound>) -> Response<Responses<wire::TransactionResponse>> {
+    let (metadata, extensions, inbound) = request.into_parts();
+    let context = Context::new(Rpc::Transaction, &metadata, &extensions);
+    let (feed, responses) = stream::channel(context, StreamKind::Finite);
+    tokio::spawn(run(gate, metadata, inbound, feed));
+    Response::new(responses)
+}
+
+async fn run(gate: Arc<Gate>, metadata: MetadataMap, inbound: Inbound, feed: Feed<wire::TransactionResponse>) {
+    let outcome = tokio::select! {
+        biased;
+        () = feed.client_gone() => return,
+        () = call::passed(feed.context().deadline) => Err(call::deadline_exceeded()),
+        outcome = serve(&gate, &metadata, inbound, &feed) => outcome,
+    };
+    feed.finish(outcome, false);
+}
+
+async fn serve(
+    gate: &Arc<Gate>,
+    metadata: &MetadataMap,
+    mut inbound: Inbound,
+    feed: &Feed<wire::TransactionResponse>,
+) -> Result<()> {
+    let begin = match tokio::time::timeout(BEGIN_WITHIN, first(&mut inbound)).await {
+        Ok(Ok(begin)) => begin,
+        refused => {
+            gate.count_stranger(Rpc::Transaction, Duration::ZERO, false);
+            return refused.unwrap_or_else(|_| Err(call::deadline_exceeded())).map(|_| ());
+        }
+    };
+    let mut permit = gate.enter(&begin.session_token, metadata, Rpc::Transaction)?;
+    let session = Arc::clone(permit.session());
+    session.received(begin.encoded_len());
+    let mut fields = Fields::new();
+    let options = transact::options(&mut fields, "begin.options", begin.options, [0; 32]);
+    fields.finish()?;
+    let asked = options.timeout.unwrap_or(DEFAULT_TIMEOUT);
+    let timeout = session.timeout().map_or(asked, |most| most.min(asked));
+    let open = Open {
+        id: uuid::Uuid::now_v7().to_string(),
+        transactor: Arc::clone(transact::transactor(&session)?),
+        options,
+        writes: Vec::new(),
+        outcomes: Vec::new(),
+        bytes: 0,
+        most_bytes: gate.limits.max_message_bytes() * MAX_MESSAGES,
+        hash: Sha256::new(),
+    };
+    let talk = Conversation { gate: Arc::clone(gate), outlet: feed.outlet(&session), session, open };
+    let outcome = tokio::select! {
+        biased;
+        error = stream::forbidden(gate, &permit, StreamKind::Finite) => Err(error),
+        () = tokio::time::sleep(timeout) => Err(call::deadline_exceeded()),
+        outcome = talk.run(&mut inbound) => outcome,
+    };
+    if outcome.is_ok() {
+        permit.succeeded();
+    }
+    outcome
+}
+
+async fn first(inbound: &mut Inbound) -> Result<wire::BeginTransaction> {
+    match next(inbound).await? {
+        Some(Step::Begin(begin)) => Ok(begin),
+        _ => Err(Error::invalid("begin", "must be the first message of the stream")),
+    }
+}
+
+/// The next message; `None` at the end of the client's side.
+async fn next(inbound: &mut Inbound) -> Result<Option<Step>> {
+    match inbound.message().await {
+        Ok(None) => Ok(None),
+        Ok(Some(message)) => match message.request {
+            Some(step) => Ok(Some(step)),
+            None => Err(Error::invalid("request", "must be begin, write, commit or rollback")),
+        },
+        Err(broken) => {
+            Err(Error::aborted("STREAM_BROKEN", "the stream broke and the transaction was rolled back")
+                .caused_by(broken))
+        }
+    }
+}
+
+/// An open transaction: what it would write.
+struct Open {
+    id: String,
+    transactor: Arc<dyn Transact>,
+    options: TransactOptions,
+    writes: Vec<WriteSet>,
+    outcomes: Vec<WriteOutcome>,
+    bytes: usize,
+    most_bytes: usize,
+    hash: Sha256,
+}
+
+struct Conversation {
+    gate: Arc<Gate>,
+    session: Arc<Session>,
+    outlet: Outlet<wire::TransactionResponse>,
+    open: Open,
+}
+
+impl Conversation {
+    async fn run(mut self, inbound: &mut Inbound) -> Result<()> {
+        self.answer(Answer::Started(wire::TransactionStarted { transaction_id: self.open.id.clone() })).await;
+        loop {
+            let step = next(inbound).await?;
+            self.session.heard(self.gate.clock.now());
+            match step {
+                Some(Step::Begin(_)) => return Err(Error::invalid("begin", "the transaction has begun already")),
+                Some(Step::Write(request)) => {
+                    let outcome = self.write(request).await?;
+                    self.answer(Answer::WriteResult(transact::response(outcome, false))).await;
+                }
+                Some(Step::Commit(_)) => {
+                    self.open.commit().await?;
+                    self.answer(Answer::Committed(wire::TransactionCommitted { success: true })).await;
+                    return Ok(());
+                }
+                Some(Step::Rollback(_)) => {
+                    self.rolled_back("requested").await;
+                    return Ok(());
+                }
+                None => {
+                    self.rolled_back("the stream ended without a commit").await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn rolled_back(&self, reason: &str) {
+        self.answer(Answer::RolledBack(wire::TransactionRolledBack { reason: reason.to_owned() })).await;
+    }
+
+    async fn answer(&self, answer: Answer) {
+        self.outlet.send(wire::TransactionResponse { response: Some(answer) }).await;
+    }
+
+    async fn write(&mut self, request: wire::WriteRequest) -> Result<WriteOutcome> {
+        let bytes = request.encoded_len();
+        self.session.received(bytes);
+        self.check_token(&request.session_token)?;
+        let mut fields = Fields::new();
+        fields.require(request.options.is_none(), "write.options", "the options of a transaction belong into begin");
+        let digest = transact::digest(&request);
+        let writes = transact::write_set(&mut fields, request.data, request.mailbox, &self.gate.limits);
+        fields.finish()?;
+        // The stream itself was one operation; each of its writes is one more.
+        if !self.open.writes.is_empty() {
+            gate::take_token(&self.session, Instant::now())?;
+        }
+        self.open.write(writes, bytes, digest).await
+    }
+
+    /// A token in a write must be the one that the transaction began with.
+    fn check_token(&self, token: &str) -> Result<()> {
+        let same = token.is_empty()
+            || secret::parse(SecretKind::Session, token).is_some_and(|presented| {
+                presented.id == self.session.record().token_id && self.session.record().token_hash.matches(&presented)
+            });
+        if same { Ok(()) } else { Err(Error::invalid("write.session_token", "is not the token of this transaction")) }
+    }
+}
+
+impl Open {
+    async fn write(&mut self, writes: WriteSet, bytes: usize, digest: [u8; 32]) -> Result<WriteOutcome> {
+        self.bytes += bytes;
+        if self.writes.len() >= MAX_WRITES || self.bytes > self.most_bytes {
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                "TRANSACTION_TOO_LARGE",
+                format!("a transaction may have {MAX_WRITES} writes and {} bytes", self.most_bytes),
+            ));
+        }
+        self.hash.update(digest);
+        self.writes.push(writes);
+        let outcome = self.transactor.rehearse(&self.id, &self.writes).await?;
+        self.outcomes.push(outcome.clone());
+        Ok(outcome)
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        let writes: Vec<_> =
+            std::mem::take(&mut self.writes).into_iter().zip(std::mem::take(&mut self.outcomes)).collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut options = self.options.clone();
+        if let Some((_, fingerprint)) = &mut options.idempotency {
+            *fingerprint = std::mem::take(&mut self.hash).finalize().into();
+        }
+        self.transactor.commit(&self.id, writes, options).await
+    }
+}

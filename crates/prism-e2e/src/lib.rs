@@ -1,0 +1,25 @@
+//! The harness of the end-to-end tests: starts the real `prism`, speaks to its real ports, and always ends it.
+//!
+//! The binaries are those of `PRISM_BIN` and `PRISM_ADMIN_BIN`, or the ones that `cargo build` left beside the tests:
+//!
+//! ```text
+//! cargo build --bin prism --bin prism-admin && cargo test -p prism-e2e
+//! ```
+
+pub mod admin;
+pub mod audit;
+pub mod binaries;
+pub mod data;
+pub mod dial;
+pub mod failure;
+pub mod http1;
+pub mod raw;
+pub mod server;
+pub mod site;
+pub mod wait;
+
+pub use admin::{Admin, Headers};
+pub use data::Session;
+pub use failure::{Failure, Refused};
+pub use server::{Options, Prism, Shared};
+pub use site::{Pattern, Site};

@@ -1,0 +1,280 @@
+//! The CA made on first start, and the server certificates it issues.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use prism_core::secret::Random;
+use prism_core::{Clock, Result, UnixMillis};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+use super::{ClientVerifier, fault, provider};
+use crate::files::{is_open_to_others, write_atomically};
+
+/// File of the CA certificate, which clients must trust.
+pub const CERTIFICATE_FILE: &str = "ca.pem";
+/// File of the CA's private key.
+pub const KEY_FILE: &str = "ca.key";
+
+/// Life of the CA: ten years.
+const AUTHORITY_LIFE: Duration = Duration::from_hours(87648);
+/// Life of a server certificate.
+const SERVER_LIFE: Duration = Duration::from_hours(2160);
+/// A server certificate is replaced when this much of its life is left.
+const SERVER_RENEWAL: Duration = Duration::from_hours(720);
+/// Certificates begin in the past, for clients whose clock is slow.
+const BACKDATE: Duration = Duration::from_hours(1);
+
+/// Prism's own certificate authority; a clone is the same one.
+#[derive(Clone)]
+pub struct CertificateAuthority(Arc<Inner>);
+
+struct Inner {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    pem: String,
+    clock: Clock,
+    random: Random,
+}
+
+impl CertificateAuthority {
+    /// Loads the CA of `data_dir`, or makes one when there is none: `ca.pem` (0644) and `ca.key` (0600).
+    ///
+    /// FAILED_PRECONDITION, naming the file and what to do, when a part is missing, unreadable, does not belong to the other,
+    /// or when the key is open to others: a new CA would cut off every client that trusts the old one.
+    pub fn load_or_create(data_dir: &Path) -> Result<Self> {
+        Self::load_or_create_at(data_dir, Clock::system())
+    }
+
+    /// [`CertificateAuthority::load_or_create`] under another clock.
+    pub fn load_or_create_at(data_dir: &Path, clock: Clock) -> Result<Self> {
+        let (certificate_path, key_path) = (data_dir.join(CERTIFICATE_FILE), data_dir.join(KEY_FILE));
+        let random = Random::system();
+        let key = match (read(&certificate_path)?, read(&key_path)?) {
+            (Some(pem), Some(key)) => {
+                if is_open_to_others(&key_path).map_err(|error| fault(format!("{}: {error}", key_path.display())))? {
+                    return Err(fault(format!("{0} can be read by others; run: chmod 600 {0}", key_path.display())));
+                }
+                return Self::load(pem, &parse_key(&key_path, &key)?, clock, random)
+                    .map_err(|error| fault(format!("{}: {}", certificate_path.display(), error.message())));
+            }
+            (Some(_), None) => {
+                return Err(fault(format!(
+                    "{} is there, but its key {} is not; restore it from a backup, or remove both to make a new CA that every \
+                     client has to trust anew",
+                    certificate_path.display(),
+                    key_path.display()
+                )));
+            }
+            // The key is written first, so this is a first start that was cut short.
+            (None, Some(key)) => parse_key(&key_path, &key)?,
+            (None, None) => {
+                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+                    .map_err(|error| fault(format!("no key: {error}")))?;
+                write_atomically(&key_path, key.serialize_pem().as_bytes(), 0o600)
+                    .map_err(|error| fault(format!("{}: {error}", key_path.display())))?;
+                key
+            }
+        };
+        let pem = self_signed(&key, &clock, &random)?;
+        write_atomically(&certificate_path, pem.as_bytes(), 0o644)
+            .map_err(|error| fault(format!("{}: {error}", certificate_path.display())))?;
+        Self::load(pem, &key, clock, random)
+    }
+
+    fn load(pem: String, key: &KeyPair, clock: Clock, random: Random) -> Result<Self> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|error| fault(format!("is not a certificate: {error}")))?;
+        certified(vec![certificate.clone()], key)?
+            .keys_match()
+            .map_err(|_| fault(format!("does not belong to the key in {KEY_FILE}")))?;
+        let key =
+            KeyPair::from_pem(&key.serialize_pem()).map_err(|error| fault(format!("has an unusable key: {error}")))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|error| fault(format!("is not the certificate of a CA: {error}")))?;
+        Ok(Self(Arc::new(Inner { issuer, certificate, pem, clock, random })))
+    }
+
+    /// The CA certificate in PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.0.pem
+    }
+
+    /// TLS of a listener with a certificate for `localhost`, `127.0.0.1`, `::1`, the host's name and `names`, valid for 90 days
+    /// and replaced while the server runs. `client_ca` checks certificates that clients show.
+    ///
+    /// INVALID_ARGUMENT when one of `names` is neither a DNS name nor an address.
+    pub fn server_config(&self, names: &[String], client_ca: Option<ClientVerifier>) -> Result<Arc<ServerConfig>> {
+        let alternatives = alternatives(names)?;
+        let first = self.issue(&alternatives)?;
+        let resolver = Renewing {
+            authority: self.clone(),
+            alternatives,
+            current: ArcSwap::from_pointee(first),
+            one_at_a_time: Mutex::new(()),
+        };
+        super::server_config(Arc::new(resolver), client_ca)
+    }
+
+    fn issue(&self, alternatives: &[SanType]) -> Result<Issued> {
+        let inner = &self.0;
+        let now = inner.clock.now();
+        let failed = |error: rcgen::Error| fault(format!("the CA cannot issue a certificate: {error}"));
+        let mut params = parameters("Prism server", now, SERVER_LIFE, &inner.random);
+        params.subject_alt_names = alternatives.to_vec();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let leaf = params.signed_by(&key, &inner.issuer).map_err(failed)?;
+        let certified = certified(vec![leaf.der().clone(), inner.certificate.clone()], &key)?;
+        Ok(Issued { certified: Arc::new(certified), renew_at: now + SERVER_LIFE - SERVER_RENEWAL })
+    }
+}
+
+impl fmt::Debug for CertificateAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CertificateAuthority(…)")
+    }
+}
+
+struct Issued {
+    certified: Arc<CertifiedKey>,
+    renew_at: UnixMillis,
+}
+
+/// Hands out the current certificate, and replaces it before it expires.
+struct Renewing {
+    authority: CertificateAuthority,
+    alternatives: Vec<SanType>,
+    current: ArcSwap<Issued>,
+    one_at_a_time: Mutex<()>,
+}
+
+impl Renewing {
+    fn current(&self) -> Arc<CertifiedKey> {
+        let issued = self.current.load_full();
+        if self.authority.0.clock.now() < issued.renew_at {
+            return issued.certified.clone();
+        }
+        // One handshake renews, the others go on with what is still valid for a month.
+        let _renewing = match self.one_at_a_time.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+            Err(TryLockError::WouldBlock) => return issued.certified.clone(),
+        };
+        match self.authority.issue(&self.alternatives) {
+            Ok(fresh) => {
+                tracing::info!("the server certificate was renewed");
+                let certified = fresh.certified.clone();
+                self.current.store(Arc::new(fresh));
+                certified
+            }
+            Err(error) => {
+                tracing::error!(%error, "the server certificate could not be renewed");
+                issued.certified.clone()
+            }
+        }
+    }
+}
+
+impl ResolvesServerCert for Renewing {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+impl fmt::Debug for Renewing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewing").field("alternatives", &self.alternatives).finish_non_exhaustive()
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(fault(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn parse_key(path: &Path, pem: &str) -> Result<KeyPair> {
+    KeyPair::from_pem(pem).map_err(|error| fault(format!("{} is not a private key: {error}", path.display())))
+}
+
+fn self_signed(key: &KeyPair, clock: &Clock, random: &Random) -> Result<String> {
+    let mut params = parameters("Prism CA", clock.now(), AUTHORITY_LIFE, random);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(key).map_err(|error| fault(format!("no CA certificate: {error}")))?;
+    Ok(certificate.pem())
+}
+
+fn parameters(common_name: &str, now: UnixMillis, life: Duration, random: &Random) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    let seconds = |at: UnixMillis| Duration::from_secs(u64::try_from(at.0 / 1000).unwrap_or(0));
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + seconds(now - BACKDATE);
+    params.not_after = epoch + seconds(now + life);
+    let mut serial = [0; 16];
+    random.fill(&mut serial);
+    // Serial numbers are positive, and their first byte is not zero.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params
+}
+
+fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<CertifiedKey> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signing = provider()
+        .key_provider
+        .load_private_key(der)
+        .map_err(|error| fault(format!("has an unusable private key: {error}")))?;
+    Ok(CertifiedKey::new(chain, signing))
+}
+
+/// The names of a server certificate, without repeats.
+fn alternatives(names: &[String]) -> Result<Vec<SanType>> {
+    let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    // A host may have any name; one that cannot stand in a certificate is left out.
+    all.extend(gethostname::gethostname().into_string().ok().filter(|name| alternative(name).is_some()));
+    for name in names {
+        if alternative(name).is_none() {
+            return Err(fault(format!("{name:?} in listen.names is neither a DNS name nor an address")));
+        }
+        all.push(name.clone());
+    }
+    let mut out: Vec<SanType> = Vec::new();
+    for san in all.iter().filter_map(|name| alternative(name)) {
+        if !out.contains(&san) {
+            out.push(san);
+        }
+    }
+    Ok(out)
+}
+
+fn alternative(name: &str) -> Option<SanType> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Some(SanType::IpAddress(address));
+    }
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    match ServerName::try_from(host).ok()? {
+        ServerName::DnsName(_) => name.to_ascii_lowercase().try_into().ok().map(SanType::DnsName),
+        _ => None,
+    }
+}

@@ -1,0 +1,181 @@
+//! The three sockets: bound before anything is served, and closed in order, the admin plane's last.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use prism_core::secret::Random;
+use prism_rpc::{
+    BoundListener, CertificateAuthority, Metrics, RequestIdService, RequestIds, ServeOptions, Shutdown, ShutdownTrigger, serve, tls,
+};
+use rustls::ServerConfig;
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+
+use super::planes::Planes;
+use crate::endpoints::Endpoints;
+use crate::monitoring;
+use crate::settings::{Certificate, Settings};
+
+/// Bound sockets that nobody serves yet.
+pub struct Listeners {
+    data: BoundListener,
+    admin: BoundListener,
+    metrics: BoundListener,
+}
+
+/// TLS of the two planes.
+pub struct Security {
+    /// `None` = clear text.
+    pub data: Option<PlaneTls>,
+    /// Always there.
+    pub admin: PlaneTls,
+}
+
+/// TLS of one plane.
+#[derive(Clone)]
+pub struct PlaneTls {
+    /// What its listener uses.
+    pub config: Arc<ServerConfig>,
+    /// Whether its certificate is one of Prism's CA.
+    pub own_authority: bool,
+}
+
+impl Security {
+    /// Loads or makes the certificates that `settings` ask for.
+    pub fn load(settings: &Settings, authority: &CertificateAuthority) -> Result<Self, String> {
+        let load = |certificate: &Certificate| {
+            let config = match certificate {
+                Certificate::Auto => authority.server_config(&settings.names, None),
+                Certificate::Files { cert, key } => tls::server_config_from_files(cert, key, None),
+            };
+            let config = config.map_err(|error| error.message().to_owned())?;
+            Ok::<_, String>(PlaneTls { config, own_authority: *certificate == Certificate::Auto })
+        };
+        let mut data = settings.data_tls.as_ref().map(load).transpose()?;
+        if let Some(data) = &mut data {
+            data.config = tls::http2_only(&data.config);
+        } else if !settings.bind.is_loopback() {
+            tracing::warn!(bind = %settings.bind, "the data plane is served in clear text to the network");
+        }
+        Ok(Self { data, admin: load(&settings.admin_tls)? })
+    }
+}
+
+impl Listeners {
+    /// Binds all three, or none; the error names the port and the flag.
+    pub async fn bind(settings: &Settings) -> Result<Self, String> {
+        let bind = async |what: &str, port: u16, flag: &str, variable: &str| {
+            let address = settings.address(port);
+            BoundListener::bind(address).await.map_err(|error| {
+                format!("the {what} cannot listen on {address}: {error}; choose another port with {flag} or {variable}")
+            })
+        };
+        Ok(Self {
+            data: bind("data plane", settings.data_port, "--data-port", "PRISM_DATA_PORT").await?,
+            admin: bind("admin plane", settings.admin_port, "--admin-port", "PRISM_ADMIN_PORT").await?,
+            metrics: bind("metrics listener", settings.metrics_port, "--metrics-port", "PRISM_METRICS_PORT").await?,
+        })
+    }
+
+    /// Where they are.
+    pub fn endpoints(&self) -> Endpoints {
+        Endpoints { data: self.data.local_addr(), admin: self.admin.local_addr(), metrics: self.metrics.local_addr() }
+    }
+
+    /// Serves all three; the data plane on the runtime `data`, the others on the caller's.
+    pub async fn serve(
+        self,
+        settings: &Settings,
+        security: &Security,
+        planes: &Planes,
+        monitoring_routes: Router,
+        metrics: &Metrics,
+        data: &Handle,
+        admin_end: (ShutdownTrigger, Shutdown),
+    ) -> Result<Serving, String> {
+        let ids = RequestIds::new(&Random::system());
+        let refused = metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
+        let data_options = ServeOptions {
+            tls: security.data.as_ref().map(|tls| tls.config.clone()),
+            max_connections: settings.limits.max_connections,
+            refused: refused.clone(),
+            ..ServeOptions::new("data")
+        };
+        let admin_options = ServeOptions {
+            tls: Some(security.admin.config.clone()),
+            http1: true,
+            max_connections: settings.limits.max_connections,
+            refused: refused.clone(),
+            ..ServeOptions::new("admin")
+        };
+        let monitoring_options = ServeOptions { refused, ..monitoring::options() };
+        count_connections(metrics, [&data_options, &admin_options, &monitoring_options]);
+
+        let (data_trigger, data_shutdown) = Shutdown::new();
+        let (admin_trigger, admin_shutdown) = admin_end;
+        let data_service = RequestIdService::new(planes.data_service(), ids.clone());
+        let admin_service = planes.admin().service().await;
+        let admin_service = admin_service.map_err(|error| format!("the admin plane cannot start: {}", error.message()))?;
+        let admin_service = RequestIdService::new(admin_service, ids);
+        Ok(Serving {
+            data_task: data.spawn(serve(self.data, data_options, data_service, data_shutdown)),
+            admin_task: tokio::spawn(serve(self.admin, admin_options, admin_service, admin_shutdown.clone())),
+            metrics_task: tokio::spawn(serve(self.metrics, monitoring_options, monitoring_routes, admin_shutdown)),
+            data_trigger,
+            admin_trigger,
+        })
+    }
+}
+
+fn count_connections(metrics: &Metrics, listeners: [&ServeOptions; 3]) {
+    let counts = listeners.map(|options| (options.name, options.connections.clone()));
+    let read = move || {
+        let count = |(name, open): &(&'static str, Arc<std::sync::atomic::AtomicUsize>)| {
+            (vec![("listener", (*name).to_owned())], open.load(Ordering::Relaxed) as f64)
+        };
+        counts.iter().map(count).collect()
+    };
+    metrics.gauge_fn("prism_connections", "Open connections.", Box::new(read));
+}
+
+/// The listeners at work.
+pub struct Serving {
+    data_task: JoinHandle<()>,
+    data_trigger: ShutdownTrigger,
+    admin_task: JoinHandle<()>,
+    metrics_task: JoinHandle<()>,
+    admin_trigger: ShutdownTrigger,
+}
+
+impl Serving {
+    /// Returns when a listener has ended though nobody asked for it: a defect, after which the process cannot go on.
+    pub async fn broken(&mut self) -> String {
+        let name = tokio::select! {
+            _ = &mut self.data_task => "data plane",
+            _ = &mut self.admin_task => "admin plane",
+            _ = &mut self.metrics_task => "metrics listener",
+        };
+        format!("the {name} has stopped unexpectedly")
+    }
+
+    /// Closes the data plane's listener; calls may finish until `deadline`.
+    pub async fn end_data(&mut self, deadline: Instant) {
+        self.data_trigger.announce(deadline);
+        ended("data plane", (&mut self.data_task).await);
+    }
+
+    /// Closes the other two; calls may finish until `deadline`.
+    pub async fn end_admin(&mut self, deadline: Instant) {
+        self.admin_trigger.announce(deadline);
+        ended("admin plane", (&mut self.admin_task).await);
+        ended("metrics listener", (&mut self.metrics_task).await);
+    }
+}
+
+fn ended(name: &str, result: Result<(), JoinError>) {
+    if let Err(error) = result {
+        tracing::error!(listener = name, %error, "a listener did not end in order");
+    }
+}

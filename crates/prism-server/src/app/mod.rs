@@ -1,0 +1,96 @@
+//! The life of the server: build, bind, serve, prove that it answers, wait, drain.
+
+mod listeners;
+mod planes;
+mod process;
+mod self_check;
+
+use std::time::Duration;
+
+use prism_rpc::{CertificateAuthority, Metrics, Shutdown};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::data_dir::DataDir;
+use crate::monitoring::{Phase, Readiness};
+use crate::settings::Settings;
+use crate::signals::Signals;
+use crate::{dev, endpoints, monitoring};
+use listeners::{Listeners, Serving};
+use planes::Planes;
+
+/// How long sessions, and calls on the data plane, may take to finish once the server was asked to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long calls on the admin plane may take to finish after that.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often what is past its time is removed from the control state.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Serves until a signal asks for the end. The caller's runtime is the admin plane's; the data plane runs on `data`, so that
+/// neither can starve the other (architecture, law 7).
+pub async fn run(settings: Settings, directory: DataDir, data: Handle) -> Result<(), String> {
+    let mut signals = Signals::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
+    let folder = directory.path();
+    endpoints::remove(folder).map_err(|error| format!("a stale endpoints.json cannot be removed: {error}"))?;
+    let readiness = Readiness::default();
+    let (background, until_the_end) = Shutdown::new();
+    let start = start(&settings, &directory, &data, &readiness, until_the_end);
+    let (planes, mut serving) = tokio::select! {
+        started = start => started?,
+        received = signals.next() => {
+            tracing::info!(signal = ?received, "asked to stop while starting");
+            return Ok(());
+        }
+    };
+    let received = tokio::select! {
+        received = signals.next() => received,
+        fault = serving.broken() => return Err(fault),
+    };
+    tracing::info!(signal = ?received, "draining; a second signal ends at once");
+    signals.end_at_the_next();
+    readiness.enter(Phase::Draining);
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    planes.drain(deadline).await;
+    serving.end_data(deadline).await;
+    serving.end_admin(Instant::now() + ADMIN_TIMEOUT).await;
+    planes.close(&data).await;
+    background.now();
+    endpoints::remove(folder).map_err(|error| format!("endpoints.json cannot be removed: {error}"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Everything up to the moment when `/ready` says so.
+async fn start(
+    settings: &Settings,
+    directory: &DataDir,
+    data: &Handle,
+    readiness: &Readiness,
+    until_the_end: Shutdown,
+) -> Result<(Planes, Serving), String> {
+    let folder = directory.path();
+    let metrics = Metrics::new();
+    process::register(&metrics);
+    metrics.spawn_history(until_the_end.clone());
+    let authority = CertificateAuthority::load_or_create(folder).map_err(|error| error.message().to_owned())?;
+    let (admin_trigger, admin_shutdown) = Shutdown::new();
+    let planes = Planes::start(settings, folder, data, &metrics, admin_shutdown.clone()).await?;
+    let listeners = Listeners::bind(settings).await?;
+    let addresses = listeners.endpoints();
+    let security = listeners::Security::load(settings, &authority)?;
+    let routes = monitoring::routes(metrics.clone(), readiness.clone());
+    let serving = listeners.serve(settings, &security, &planes, routes, &metrics, data, (admin_trigger, admin_shutdown)).await?;
+    self_check::data_plane(addresses.data, &security, &authority).await?;
+    self_check::admin_plane(addresses.admin, &security, &authority).await?;
+    planes.spawn_sweeps(SWEEP_EVERY, until_the_end);
+    if settings.dev {
+        dev::provision(planes.admin(), planes.store(), folder).await?;
+    }
+    addresses.write(folder).map_err(|error| format!("endpoints.json cannot be written: {error}"))?;
+    readiness.enter(Phase::Ready);
+    tracing::info!(data = %addresses.data, admin = %addresses.admin, metrics = %addresses.metrics, "ready");
+    if settings.dev {
+        dev::print_next_steps(&addresses, folder);
+    }
+    Ok((planes, serving))
+}

@@ -1,0 +1,151 @@
+//! The two planes and what they share, built in order: store, backends, data plane, admin plane.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prism_admin_plane::{AdminOptions, AdminPlane};
+use prism_backends::driver::Backend;
+use prism_backends::memory::MemoryBackend;
+use prism_backends::sqlite::SqliteBackend;
+use prism_core::secret::Random;
+use prism_core::{Clock, NodeId};
+use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
+use prism_rpc::{Metrics, Shutdown, Table};
+use prism_store::Store;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::settings::{BackendKind, BackendSettings, Settings};
+
+/// Name of the one node of role `all`; sessions are kept under it, so it does not depend on the host.
+const LOCAL_NODE: &str = "local";
+
+/// The running planes.
+pub struct Planes {
+    store: Arc<Store>,
+    backends: Vec<Arc<dyn Backend>>,
+    data: Arc<DataPlane>,
+    admin: AdminPlane,
+}
+
+impl Planes {
+    /// Opens the store in `folder`, then starts the data plane on the runtime `data`, then puts the admin plane over both.
+    /// Streams of the admin plane that follow end with `admin_shutdown`.
+    pub async fn start(
+        settings: &Settings,
+        folder: &Path,
+        data: &Handle,
+        metrics: &Metrics,
+        admin_shutdown: Shutdown,
+    ) -> Result<Self, String> {
+        let clock = Clock::system();
+        let table = Arc::new(Table::load()?);
+        let store = Store::open(folder, settings.session.clone(), clock.clone(), Random::system()).await;
+        let store = Arc::new(store.map_err(|error| failed("the control state cannot be opened", &error))?);
+        let node = NodeId::parse("node", LOCAL_NODE).map_err(|error| failed("no node", &error))?;
+
+        let (instances, opening) = (settings.backends.clone(), clock.clone());
+        let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
+        let options = DataPlaneOptions {
+            node,
+            control: store.clone(),
+            backends: backends.clone(),
+            limits: settings.limits.clone(),
+            policy: settings.session.clone(),
+            clock,
+            metrics: metrics.clone(),
+            table: table.clone(),
+            reflection: settings.reflection,
+            health: settings.health,
+        };
+        let started = on(data, async move { DataPlane::start(options).await }).await?;
+        let data = started.map_err(|error| failed("the data plane cannot start", &error))?;
+        let admin = AdminPlane::new(AdminOptions {
+            store: store.clone(),
+            node: data.clone(),
+            catalog: settings.catalog(),
+            metrics: metrics.clone(),
+            table,
+            reflection: settings.reflection,
+            shutdown: admin_shutdown,
+        });
+        Ok(Self { store, backends, data, admin })
+    }
+
+    /// The control state.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The admin plane.
+    pub fn admin(&self) -> &AdminPlane {
+        &self.admin
+    }
+
+    /// What the data plane's listener serves.
+    pub fn data_service(&self) -> DataService {
+        self.data.service()
+    }
+
+    /// Takes nothing new, and lets what runs finish until `deadline`. Sessions stay alive for the next start.
+    pub async fn drain(&self, deadline: Instant) {
+        self.data.shutdown(deadline.into_std()).await;
+    }
+
+    /// Writes what waits in the backends.
+    pub async fn close(&self, data: &Handle) {
+        let backends = self.backends.clone();
+        let closed = on(data, async move {
+            for backend in backends {
+                backend.close().await;
+            }
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(error, "the backends were not closed in order");
+        }
+    }
+
+    /// Removes what is past its time from the control state, every `period`.
+    pub fn spawn_sweeps(&self, period: Duration, until: Shutdown) {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = until.announced() => return,
+                }
+                if let Err(error) = store.sweep().await {
+                    tracing::warn!(%error, "what is past its time was not removed");
+                }
+            }
+        });
+    }
+}
+
+fn failed(what: &str, error: &prism_core::Error) -> String {
+    let cause = error.cause().map(|cause| format!(" ({cause})")).unwrap_or_default();
+    format!("{what}: {}{cause}", error.message())
+}
+
+/// Runs `work` on another runtime.
+async fn on<T: Send + 'static>(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Result<T, String> {
+    runtime.spawn(work).await.map_err(|error| format!("the server cannot start: {error}"))
+}
+
+async fn open_backends(instances: Vec<BackendSettings>, clock: &Clock) -> Result<Vec<Arc<dyn Backend>>, String> {
+    let mut out: Vec<Arc<dyn Backend>> = Vec::new();
+    for BackendSettings { name, kind } in instances {
+        out.push(match kind {
+            BackendKind::Memory => MemoryBackend::new(name, clock.clone()),
+            BackendKind::Sqlite { folder } => {
+                let opened = SqliteBackend::open(name.clone(), folder, clock.clone()).await;
+                opened.map_err(|error| failed(&format!("the backend {name} cannot be opened"), &error))?
+            }
+        });
+    }
+    Ok(out)
+}

@@ -1,0 +1,100 @@
+//! The port for machines that watch: `/metrics`, `/live`, `/ready`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use prism_rpc::{Metrics, ServeOptions, metrics};
+
+/// Most connections of this port.
+const MAX_CONNECTIONS: usize = 256;
+
+/// In which part of its life the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not yet serving.
+    Starting,
+    /// Both planes answer.
+    Ready,
+    /// On its way out.
+    Draining,
+}
+
+/// Tells the phase to whoever asks.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+impl Readiness {
+    /// Enters a phase.
+    pub fn enter(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::SeqCst);
+    }
+
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::SeqCst) {
+            0 => Phase::Starting,
+            1 => Phase::Ready,
+            _ => Phase::Draining,
+        }
+    }
+}
+
+/// The bounds of the listener.
+pub fn options() -> ServeOptions {
+    ServeOptions { http1: true, max_connections: MAX_CONNECTIONS, max_streams: 32, ..ServeOptions::new("metrics") }
+}
+
+/// The routes.
+pub fn routes(metrics: Metrics, readiness: Readiness) -> Router {
+    Router::new()
+        .route("/metrics", get(render).with_state(metrics))
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready).with_state(readiness))
+}
+
+async fn render(State(metrics): State<Metrics>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render())
+}
+
+async fn ready(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
+    match readiness.phase() {
+        Phase::Ready => (StatusCode::OK, "ready\n"),
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn get(readiness: &Readiness, path: &str) -> (StatusCode, String) {
+        let routes = routes(Metrics::new(), readiness.clone());
+        let response = routes.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap().to_owned());
+        (response.status(), kind.unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_the_phase() {
+        let readiness = Readiness::default();
+        for (phase, ready) in [(Phase::Starting, 503), (Phase::Ready, 200), (Phase::Draining, 503)] {
+            readiness.enter(phase);
+            assert_eq!(get(&readiness, "/ready").await.0, ready);
+            assert_eq!(get(&readiness, "/live").await.0, 200);
+        }
+        assert_eq!(get(&readiness, "/metrics").await, (StatusCode::OK, metrics::CONTENT_TYPE.to_owned()));
+        assert_eq!(get(&readiness, "/").await.0, 404);
+    }
+}

@@ -1,0 +1,112 @@
+//! The tools that tests need beside cargo: found where they are, else brought under `target/tools`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// Where promtool is: `PROMTOOL`, the path, an earlier run, or Debian's package `prometheus`, unpacked and not
+/// installed, so that no service of it ever runs.
+pub fn promtool(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("PROMTOOL") {
+        return Ok(PathBuf::from(named));
+    }
+    if let Some(found) = process::in_path("promtool") {
+        return Ok(found);
+    }
+    let unpacked = tools_folder(workspace)?.join("prometheus");
+    let promtool = unpacked.join("usr/bin/promtool");
+    if !promtool.is_file() {
+        let package = download(workspace, "prometheus")
+            .context("promtool is not here and cannot be fetched; install it, or name it in PROMTOOL")?;
+        process::run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked))?;
+    }
+    Ok(promtool)
+}
+
+/// Makes sure that node and npm can be run: Debian's packages are installed when they are not there.
+pub fn node() -> anyhow::Result<()> {
+    if process::in_path("node").is_some() && process::in_path("npm").is_some() {
+        return Ok(());
+    }
+    if process::in_path("apt-get").is_none() {
+        bail!("node and npm are not here, and there is no apt-get to install them with");
+    }
+    let install = |arguments: &[&str]| {
+        let root = process::output(Command::new("id").arg("-u"))?.trim() == "0";
+        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+        if !root {
+            command.args(["-n", "apt-get"]);
+        }
+        process::run(command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
+    };
+    install(&["update", "-q"])
+        .and_then(|()| install(&["install", "-q", "-y", "--no-install-recommends", "nodejs", "npm"]))
+        .context("node and npm are not here and could not be installed; install them by hand")
+}
+
+/// Installs what the `package-lock.json` of a folder names, unless that was done for the same lock file before.
+pub fn npm_ci(folder: &Path) -> anyhow::Result<()> {
+    let lock = std::fs::read(folder.join("package-lock.json"))
+        .with_context(|| format!("{} has no package-lock.json", folder.display()))?;
+    let stamp = folder.join("node_modules/.installed-lock.json");
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+        return Ok(());
+    }
+    process::run(Command::new("npm").current_dir(folder).args(["ci", "--no-audit", "--no-fund"]))?;
+    std::fs::write(&stamp, lock).with_context(|| format!("{} cannot be written", stamp.display()))
+}
+
+/// The npm projects of the repository: the root, and the clients that the end-to-end tests run.
+pub fn npm_folders(workspace: &Workspace) -> Vec<PathBuf> {
+    let mut folders = vec![workspace.root.clone()];
+    if let Ok(clients) = workspace.root.join("crates/prism-e2e/clients").read_dir() {
+        folders
+            .extend(clients.flatten().map(|client| client.path()).filter(|path| path.join("package.json").is_file()));
+    }
+    folders
+}
+
+/// A buf command, from the root's `node_modules`. It keeps its cache under `target/tools`.
+pub fn buf(workspace: &Workspace) -> anyhow::Result<Command> {
+    node()?;
+    npm_ci(&workspace.root)?;
+    let mut command = Command::new(workspace.root.join("node_modules/.bin/buf"));
+    command.current_dir(&workspace.root).env("BUF_CACHE_DIR", tools_folder(workspace)?.join("buf"));
+    Ok(command)
+}
+
+/// Fetches a Debian package as a file. It keeps its own package lists, so that it needs no rights and changes nothing
+/// of the system's.
+fn download(workspace: &Workspace, package: &str) -> anyhow::Result<PathBuf> {
+    let folder = tools_folder(workspace)?.join("apt");
+    for part in ["lists/partial", "cache/archives/partial"] {
+        std::fs::create_dir_all(folder.join(part))?;
+    }
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.current_dir(&folder).arg("-q");
+        command.arg("-o").arg(format!("Dir::State::lists={}", folder.join("lists").display()));
+        command.arg("-o").arg(format!("Dir::Cache={}", folder.join("cache").display()));
+        // Root's downloads run as a user that may not enter this folder; the packages are verified all the same.
+        command.args(["-o", "APT::Sandbox::User="]);
+        process::run(command.args(arguments))
+    };
+    apt(&["update"])?;
+    apt(&["download", package])?;
+    let fetched = folder.read_dir()?.flatten().map(|entry| entry.path());
+    let is_package = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(&format!("{package}_")) && path.extension().is_some_and(|extension| extension == "deb")
+    };
+    fetched.into_iter().find(is_package).with_context(|| format!("apt-get left no package of {package}"))
+}
+
+fn tools_folder(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let folder = workspace.target.join("tools");
+    std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    Ok(folder)
+}
