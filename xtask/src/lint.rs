@@ -28,7 +28,13 @@ pub fn run(workspace: &Workspace) -> ExitCode {
     summary.check("no machine in a file", each_file(workspace, machine_bound));
     summary.check("clippy", cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     let mut doc = workspace.cargo();
-    doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--quiet", "--workspace", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings").args([
+        "doc",
+        "--quiet",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
     summary.check("rustdoc", process::run(&mut doc));
 
     println!("\nlint: {summary}");

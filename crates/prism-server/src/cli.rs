@@ -87,7 +87,13 @@ mod tests {
         let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command;
         assert_eq!((args.data_port, args.admin_port, args.metrics_port), (Some(0), Some(2), Some(3)));
         assert_eq!((args.role, args.dev, args.bind), (Role::Data, true, Some("::1".parse().unwrap())));
-        for bad in ["prism", "prism serve --data-port 65536", "prism serve --bind here", "prism serve --role x", "prism serve extra"] {
+        for bad in [
+            "prism",
+            "prism serve --data-port 65536",
+            "prism serve --bind here",
+            "prism serve --role x",
+            "prism serve extra",
+        ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }
     }

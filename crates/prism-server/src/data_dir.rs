@@ -39,7 +39,9 @@ impl DataDir {
                     "the data directory {shown} is in use by another prism process; stop it first, or choose another --data-dir"
                 ));
             }
-            Err(TryLockError::Error(error)) => return Err(format!("the data directory {shown} cannot be locked: {error}")),
+            Err(TryLockError::Error(error)) => {
+                return Err(format!("the data directory {shown} cannot be locked: {error}"));
+            }
         }
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
@@ -55,12 +57,15 @@ fn close_to_others(path: &Path) -> Result<(), String> {
     let shown = path.display();
     let failed = |error| format!("the data directory {shown} cannot be used: {error}");
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
-    if mode & 0o077 == 0 {
+    let of_others = mode & 0o077;
+    if of_others == 0 {
         return Ok(());
     }
     let own = path.join("prism.lock").exists() || fs::read_dir(path).map_err(failed)?.next().is_none();
     if !own {
-        return Err(format!("the data directory {shown} is open to others and holds other files; run: chmod 700 {shown}"));
+        return Err(format!(
+            "the data directory {shown} is open to others and holds other files; run: chmod 700 {shown}"
+        ));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
 }

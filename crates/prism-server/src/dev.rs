@@ -73,7 +73,9 @@ mod tests {
             metrics: "127.0.0.1:3".parse().unwrap(),
         };
         let text = next_steps(&endpoints, Path::new("./prism-data"));
-        for part in ["127.0.0.1:1 ", "127.0.0.1:2 ", "http://127.0.0.1:3/metrics", "  prism-admin whoami", "client.token"] {
+        for part in
+            ["127.0.0.1:1 ", "127.0.0.1:2 ", "http://127.0.0.1:3/metrics", "  prism-admin whoami", "client.token"]
+        {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(next_steps(&endpoints, Path::new("/srv/p")).contains("PRISM_DATA_DIR=/srv/p prism-admin whoami"));

@@ -26,7 +26,11 @@ struct Document {
 
 /// How a client on this machine reaches `address`: a wildcard stands for the loopback address.
 pub fn reachable(address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()) } else { address }
+    if address.ip().is_unspecified() {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port())
+    } else {
+        address
+    }
 }
 
 fn path(data_dir: &Path) -> PathBuf {

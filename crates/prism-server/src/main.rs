@@ -51,8 +51,16 @@ fn main() -> ExitCode {
 fn serve(args: &ServeArgs) -> Result<(), Failure> {
     match args.role {
         Role::All => {}
-        Role::Admin => return Err(Failure::Usage("role admin arrives with node enrolment; this version runs --role all".to_owned())),
-        Role::Data => return Err(Failure::Usage("role data arrives with node enrolment; this version runs --role all".to_owned())),
+        Role::Admin => {
+            return Err(Failure::Usage(
+                "role admin arrives with node enrolment; this version runs --role all".to_owned(),
+            ));
+        }
+        Role::Data => {
+            return Err(Failure::Usage(
+                "role data arrives with node enrolment; this version runs --role all".to_owned(),
+            ));
+        }
     }
     let environment = Environment::read(|name| std::env::var_os(name)).map_err(Failure::Usage)?;
     let file = args.config.as_deref().map(File::read).transpose().map_err(Failure::Usage)?;

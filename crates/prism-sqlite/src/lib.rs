@@ -5,6 +5,8 @@ mod migrate;
 mod reader;
 mod writer;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use prism_core::{Error, Result};
@@ -14,8 +16,10 @@ pub use migrate::migrate;
 pub use reader::Readers;
 pub use writer::{Hook, Writer};
 
-/// Opens a database for writing: WAL, `synchronous = FULL` (an answered commit is on the disk), foreign keys on.
+/// Opens a database for writing: WAL, `synchronous = FULL` (an answered commit is on the disk), foreign keys on; a new file is its owner's alone.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
+    // SQLite gives its side files the mode of the database. Where this fails, opening says why.
+    let _ = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;

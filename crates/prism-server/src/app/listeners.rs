@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use prism_core::secret::Random;
 use prism_rpc::{
-    BoundListener, CertificateAuthority, Metrics, RequestIdService, RequestIds, ServeOptions, Shutdown, ShutdownTrigger, serve, tls,
+    BoundListener, CertificateAuthority, Metrics, RequestIdService, RequestIds, ServeOptions, Shutdown,
+    ShutdownTrigger, serve, tls,
 };
 use rustls::ServerConfig;
 use tokio::runtime::Handle;
@@ -63,6 +64,18 @@ impl Security {
     }
 }
 
+/// What the listeners serve, and under which bounds.
+pub struct Parts<'a> {
+    /// Bounds.
+    pub settings: &'a Settings,
+    /// TLS.
+    pub security: &'a Security,
+    /// The services.
+    pub planes: &'a Planes,
+    /// Figures.
+    pub metrics: &'a Metrics,
+}
+
 impl Listeners {
     /// Binds all three, or none; the error names the port and the flag.
     pub async fn bind(settings: &Settings) -> Result<Self, String> {
@@ -84,19 +97,18 @@ impl Listeners {
         Endpoints { data: self.data.local_addr(), admin: self.admin.local_addr(), metrics: self.metrics.local_addr() }
     }
 
-    /// Serves all three; the data plane on the runtime `data`, the others on the caller's.
+    /// Serves all three; the data plane on the runtime `data`, the others on the caller's until `admin_end`.
     pub async fn serve(
         self,
-        settings: &Settings,
-        security: &Security,
-        planes: &Planes,
+        parts: &Parts<'_>,
         monitoring_routes: Router,
-        metrics: &Metrics,
         data: &Handle,
         admin_end: (ShutdownTrigger, Shutdown),
     ) -> Result<Serving, String> {
+        let Parts { settings, security, planes, metrics } = parts;
         let ids = RequestIds::new(&Random::system());
-        let refused = metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
+        let refused =
+            metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
         let data_options = ServeOptions {
             tls: security.data.as_ref().map(|tls| tls.config.clone()),
             max_connections: settings.limits.max_connections,
@@ -117,7 +129,8 @@ impl Listeners {
         let (admin_trigger, admin_shutdown) = admin_end;
         let data_service = RequestIdService::new(planes.data_service(), ids.clone());
         let admin_service = planes.admin().service().await;
-        let admin_service = admin_service.map_err(|error| format!("the admin plane cannot start: {}", error.message()))?;
+        let admin_service =
+            admin_service.map_err(|error| format!("the admin plane cannot start: {}", error.message()))?;
         let admin_service = RequestIdService::new(admin_service, ids);
         Ok(Serving {
             data_task: data.spawn(serve(self.data, data_options, data_service, data_shutdown)),

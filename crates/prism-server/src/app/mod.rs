@@ -16,15 +16,15 @@ use crate::monitoring::{Phase, Readiness};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::{dev, endpoints, monitoring};
-use listeners::{Listeners, Serving};
+use listeners::{Listeners, Parts, Serving};
 use planes::Planes;
 
-/// How long sessions, and calls on the data plane, may take to finish once the server was asked to stop.
+/// How long operations and streams of sessions may take to finish once the server was asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long calls on the admin plane may take to finish after that.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long answers may take to leave after that. What is open longer (a health watch for one) never ends by itself.
+const LINGER: Duration = Duration::from_secs(2);
 /// How often what is past its time is removed from the control state.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
 
 /// Serves until a signal asks for the end. The caller's runtime is the admin plane's; the data plane runs on `data`, so that
 /// neither can starve the other (architecture, law 7).
@@ -49,10 +49,9 @@ pub async fn run(settings: Settings, directory: DataDir, data: Handle) -> Result
     tracing::info!(signal = ?received, "draining; a second signal ends at once");
     signals.end_at_the_next();
     readiness.enter(Phase::Draining);
-    let deadline = Instant::now() + DRAIN_TIMEOUT;
-    planes.drain(deadline).await;
-    serving.end_data(deadline).await;
-    serving.end_admin(Instant::now() + ADMIN_TIMEOUT).await;
+    planes.drain(Instant::now() + DRAIN_TIMEOUT).await;
+    serving.end_data(Instant::now() + LINGER).await;
+    serving.end_admin(Instant::now() + LINGER).await;
     planes.close(&data).await;
     background.now();
     endpoints::remove(folder).map_err(|error| format!("endpoints.json cannot be removed: {error}"))?;
@@ -79,7 +78,8 @@ async fn start(
     let addresses = listeners.endpoints();
     let security = listeners::Security::load(settings, &authority)?;
     let routes = monitoring::routes(metrics.clone(), readiness.clone());
-    let serving = listeners.serve(settings, &security, &planes, routes, &metrics, data, (admin_trigger, admin_shutdown)).await?;
+    let parts = Parts { settings, security: &security, planes: &planes, metrics: &metrics };
+    let serving = listeners.serve(&parts, routes, data, (admin_trigger, admin_shutdown)).await?;
     self_check::data_plane(addresses.data, &security, &authority).await?;
     self_check::admin_plane(addresses.admin, &security, &authority).await?;
     planes.spawn_sweeps(SWEEP_EVERY, until_the_end);

@@ -32,16 +32,29 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Calls the data plane at `address`.
-pub async fn data_plane(address: SocketAddr, security: &Security, authority: &CertificateAuthority) -> Result<(), String> {
+pub async fn data_plane(
+    address: SocketAddr,
+    security: &Security,
+    authority: &CertificateAuthority,
+) -> Result<(), String> {
     check("data plane", address, security.data.as_ref(), authority).await
 }
 
 /// Calls the admin plane at `address`.
-pub async fn admin_plane(address: SocketAddr, security: &Security, authority: &CertificateAuthority) -> Result<(), String> {
+pub async fn admin_plane(
+    address: SocketAddr,
+    security: &Security,
+    authority: &CertificateAuthority,
+) -> Result<(), String> {
     check("admin plane", address, Some(&security.admin), authority).await
 }
 
-async fn check(what: &str, address: SocketAddr, tls: Option<&PlaneTls>, authority: &CertificateAuthority) -> Result<(), String> {
+async fn check(
+    what: &str,
+    address: SocketAddr,
+    tls: Option<&PlaneTls>,
+    authority: &CertificateAuthority,
+) -> Result<(), String> {
     let tls = tls.map(|tls| client_config(tls, authority)).transpose()?;
     let answered = tokio::time::timeout(TIMEOUT, call(reachable(address), tls)).await;
     let answered = answered.unwrap_or_else(|_| Err(format!("no answer in {} s", TIMEOUT.as_secs())));

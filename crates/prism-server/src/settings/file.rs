@@ -136,7 +136,11 @@ impl TryFrom<String> for StateUrl {
     type Error = String;
     fn try_from(url: String) -> Result<Self, String> {
         // The address may hold a password, so it is not repeated.
-        if url == "sqlite" { Ok(Self::Embedded) } else { Err("this version keeps its state in \"sqlite\" only".to_owned()) }
+        if url == "sqlite" {
+            Ok(Self::Embedded)
+        } else {
+            Err("this version keeps its state in \"sqlite\" only".to_owned())
+        }
     }
 }
 
@@ -215,9 +219,9 @@ impl TryFrom<String> for EmbeddedType {
         match name.as_str() {
             "sqlite" => Ok(Self::Sqlite),
             "memory" => Ok(Self::Memory),
-            known if prism_core::config::BackendType::by_name(known).is_some() => {
-                Err(format!("the backend type {known:?} is not built into this version; it has \"sqlite\" and \"memory\""))
-            }
+            known if prism_core::config::BackendType::by_name(known).is_some() => Err(format!(
+                "the backend type {known:?} is not built into this version; it has \"sqlite\" and \"memory\""
+            )),
             unknown => Err(format!("there is no backend type {unknown:?}; this version has \"sqlite\" and \"memory\"")),
         }
     }

@@ -7,9 +7,9 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use prism_core::InstanceName;
 use prism_core::config::{BackendInstance, BackendType, Catalog};
 use prism_core::limits::{Limits, SessionPolicy};
-use prism_core::InstanceName;
 
 use crate::cli::ServeArgs;
 pub use file::File;
@@ -106,7 +106,8 @@ impl Environment {
         let lookup = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let text = |name: &str| lookup(name).map(|value| value.to_string_lossy().into_owned());
         let port = |name: &str| {
-            let parse = |value: String| value.parse().map_err(|_| format!("{name}: {value:?} is not a port (0 to 65535)"));
+            let parse =
+                |value: String| value.parse().map_err(|_| format!("{name}: {value:?} is not a port (0 to 65535)"));
             text(name).map(parse).transpose()
         };
         Ok(Self {
@@ -122,7 +123,8 @@ impl Environment {
 impl Settings {
     /// Puts flags, environment, file and defaults together; an error names the flag or key.
     pub fn resolve(args: &ServeArgs, environment: &Environment, file: File) -> Result<Self, String> {
-        let data_dir = args.data_dir.clone().or_else(|| environment.data_dir.clone()).unwrap_or_else(|| "./prism-data".into());
+        let data_dir =
+            args.data_dir.clone().or_else(|| environment.data_dir.clone()).unwrap_or_else(|| "./prism-data".into());
         let port = |flag: Option<u16>, variable: Option<u16>, key: Option<u16>, default: u16| {
             flag.or(variable).or(key).unwrap_or(default)
         };
@@ -199,7 +201,8 @@ fn bind(args: &ServeArgs, file: &File) -> Result<IpAddr, String> {
 fn data_tls(dev: bool, section: Option<file::DataTls>) -> Result<Option<Certificate>, String> {
     let Some(section) = section else { return Ok((!dev).then_some(Certificate::Auto)) };
     if dev && section.mode != DataTlsMode::Off {
-        return Err("tls.data: --dev serves the data plane in clear text; leave the section out or set mode = \"off\"".to_owned());
+        return Err("tls.data: --dev serves the data plane in clear text; leave the section out or set mode = \"off\""
+            .to_owned());
     }
     let files = section.mode == DataTlsMode::Files;
     let certificate = certificate("tls.data", files, section.cert, section.key)?;
@@ -246,7 +249,9 @@ fn limits(section: &file::Limits) -> Limits {
         max_value_bytes: section.max_value_bytes.map_or(default.max_value_bytes, |whole| whole.0),
         max_connections: section.max_connections.map_or(default.max_connections, |whole| whole.0),
         max_in_flight: section.max_in_flight.map_or(default.max_in_flight, |whole| whole.0),
-        max_streams_per_session: section.max_streams_per_session.map_or(default.max_streams_per_session, |whole| whole.0),
+        max_streams_per_session: section
+            .max_streams_per_session
+            .map_or(default.max_streams_per_session, |whole| whole.0),
         data_threads: section.data_threads.map_or(default.data_threads, |whole| whole.0),
     }
 }
@@ -259,7 +264,9 @@ fn backends(data_dir: &Path, sections: Vec<file::Backend>) -> Result<Vec<Backend
         let kind = match (kind, path) {
             (EmbeddedType::Sqlite, path) => BackendKind::Sqlite { folder: path.unwrap_or_else(|| folder(&name)) },
             (EmbeddedType::Memory, None) => BackendKind::Memory,
-            (EmbeddedType::Memory, Some(_)) => return Err(format!("backend {:?}: a memory backend has no path", name.as_str())),
+            (EmbeddedType::Memory, Some(_)) => {
+                return Err(format!("backend {:?}: a memory backend has no path", name.as_str()));
+            }
         };
         out.push(BackendSettings { name, kind });
     }

@@ -78,11 +78,15 @@ fn every_key_of_the_file_arrives() {
     let settings = resolve(&[], &[], FULL).unwrap();
     assert_eq!(settings.address(settings.data_port), "10.0.0.1:1".parse().unwrap());
     assert_eq!((settings.admin_port, settings.metrics_port), (2, 3));
-    assert_eq!((settings.names, settings.reflection, settings.health), (vec!["prism.example".to_owned()], false, false));
+    assert_eq!(
+        (settings.names, settings.reflection, settings.health),
+        (vec!["prism.example".to_owned()], false, false)
+    );
     assert_eq!(settings.data_tls, Some(Certificate::Files { cert: "c.pem".into(), key: "k.pem".into() }));
     let session = &settings.session;
-    let seconds = [session.idle_after, session.expiring_within, session.idle_timeout, session.max_age, session.retain_ended]
-        .map(|duration| duration.as_secs());
+    let seconds =
+        [session.idle_after, session.expiring_within, session.idle_timeout, session.max_age, session.retain_ended]
+            .map(|duration| duration.as_secs());
     assert_eq!(seconds, [30, 10, 120, 3600, 7200]);
     let limits = &settings.limits;
     assert_eq!((limits.max_key_bytes, limits.max_value_bytes, limits.max_connections), (10, 11, 12));
@@ -172,7 +176,8 @@ fn every_bound_is_checked_with_its_line() {
         ("state", "url", "\"postgres://user:secret@host\"", "\"sqlite\""),
     ];
     for (section, key, bad, good) in cases {
-        let error = File::parse(&format!("[{section}]\n{key} = {bad}\n")).expect_err(&format!("{section}.{key} = {bad}"));
+        let error =
+            File::parse(&format!("[{section}]\n{key} = {bad}\n")).expect_err(&format!("{section}.{key} = {bad}"));
         assert!(error.contains("line 2,") && error.contains(key), "{section}.{key} = {bad}: {error}");
         if let Err(error) = resolve(&[], &[], &format!("[{section}]\n{key} = {good}\n")) {
             panic!("{section}.{key} = {good}: {error}");
@@ -244,7 +249,8 @@ fn paths_in_a_file_are_relative_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prism.toml");
     std::fs::write(&path, FULL).unwrap();
-    let settings = Settings::resolve(&ServeArgs::default(), &Environment::default(), File::read(&path).unwrap()).unwrap();
+    let settings =
+        Settings::resolve(&ServeArgs::default(), &Environment::default(), File::read(&path).unwrap()).unwrap();
     let cert = folder.path().join("c.pem");
     assert_eq!(settings.data_tls, Some(Certificate::Files { cert, key: folder.path().join("k.pem") }));
     assert_eq!(settings.backends[0].kind, BackendKind::Sqlite { folder: "/var/lib/main".into() });

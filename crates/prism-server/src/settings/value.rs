@@ -47,7 +47,9 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<MIN, MAX> {
                 parsed.ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
             }
             fn visit_u64<E: Error>(self, number: u64) -> Result<usize, E> {
-                self.visit_i64(i64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))?)
+                self.visit_i64(
+                    i64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))?,
+                )
             }
         }
         deserializer.deserialize_i64(Number::<MIN, MAX>).map(Self)

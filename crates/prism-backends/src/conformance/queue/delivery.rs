@@ -50,7 +50,8 @@ async fn consumers_of_a_group_share(subject: &Subject) {
         assert!(mine.len() >= 15, "everyone gets a share, one got {}", mine.len());
         assert!(mine.iter().all(|delivery| delivery.attempt == 1));
         for partition in 0..2 {
-            let mut offsets = mine.iter().filter(|delivery| delivery.partition == partition).map(|delivery| delivery.offset);
+            let mut offsets =
+                mine.iter().filter(|delivery| delivery.partition == partition).map(|delivery| delivery.offset);
             assert!(offsets.by_ref().is_sorted(), "each sees its partitions in order");
         }
         all.extend(mine.iter().map(number));
@@ -80,7 +81,11 @@ async fn what_is_acknowledged_does_not_come_again(subject: &Subject) {
     let acknowledged: Vec<_> = all.iter().filter(|delivery| ![1, 4, 9].contains(&delivery.offset)).cloned().collect();
     assert!(consumer.acknowledge(&queue, &acknowledged).await.is_empty());
     assert_eq!(consumer.subscription.in_flight(), 3);
-    assert_eq!(consumer.acknowledge(&queue, &acknowledged[..2]).await, ids(&acknowledged[..2]), "it holds them no more");
+    assert_eq!(
+        consumer.acknowledge(&queue, &acknowledged[..2]).await,
+        ids(&acknowledged[..2]),
+        "it holds them no more"
+    );
     drop(consumer);
     let mut next = subscribe(&queue, "g").await;
     let again = next.take(3).await;
@@ -187,7 +192,10 @@ async fn stopping_lets_what_is_in_flight_land(subject: &Subject) {
     assert_eq!(consumer.subscription.in_flight(), 2);
     let mut heir = subscribe(&queue, "g").await;
     let rest = heir.take(8).await;
-    assert!(rest.iter().map(number).eq(2..10) && attempts(&rest) == [1; 8], "what it had not taken goes to others as new");
+    assert!(
+        rest.iter().map(number).eq(2..10) && attempts(&rest) == [1; 8],
+        "what it had not taken goes to others as new"
+    );
     assert!(consumer.acknowledge(&queue, &mine).await.is_empty());
     assert!(consumer.next_within(ARRIVES_WITHIN).await.expect("the end is due").is_none());
     assert_eq!(consumer.subscription.in_flight(), 0);

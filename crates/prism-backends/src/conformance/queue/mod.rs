@@ -34,7 +34,11 @@ pub async fn run(subject: &Subject) {
     position::run(subject).await;
 }
 
-async fn open_metered(subject: &Subject, namespace: &str, options: &[(&str, &str)]) -> (Arc<dyn Queue>, Arc<StorageMeter>) {
+async fn open_metered(
+    subject: &Subject,
+    namespace: &str,
+    options: &[(&str, &str)],
+) -> (Arc<dyn Queue>, Arc<StorageMeter>) {
     match subject.open(namespace, AccessPattern::Queue, options).await {
         (Route::Queue(queue), meter) => (queue, meter),
         _ => panic!("the backend opened another pattern"),
@@ -75,7 +79,13 @@ async fn subscribe(queue: &Arc<dyn Queue>, group: &str) -> Consumer {
     consume(queue, SessionId::generate(), group, StartPosition::Committed, 1000).await
 }
 
-async fn consume(queue: &Arc<dyn Queue>, session: SessionId, group: &str, start: StartPosition, max_in_flight: usize) -> Consumer {
+async fn consume(
+    queue: &Arc<dyn Queue>,
+    session: SessionId,
+    group: &str,
+    start: StartPosition,
+    max_in_flight: usize,
+) -> Consumer {
     static SUBSCRIPTIONS: AtomicU64 = AtomicU64::new(0);
     let subscription = SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed);
     let request = SubscribeRequest {

@@ -20,16 +20,23 @@ async fn offsets_count_from_zero(subject: &Subject) {
     let queue = open(subject, "q-offsets").await;
     assert_eq!(queue.topic("t").await.unwrap_err().kind(), Kind::NotFound);
     let published = fill(&queue, 3).await;
-    assert_eq!(published.iter().map(|place| (place.partition, place.offset)).collect::<Vec<_>>(), [(0, 0), (0, 1), (0, 2)]);
+    assert_eq!(
+        published.iter().map(|place| (place.partition, place.offset)).collect::<Vec<_>>(),
+        [(0, 0), (0, 1), (0, 2)]
+    );
     assert_eq!(published[0].timestamp, subject.clock.now().min(published[0].timestamp), "stored now or earlier");
     let ids: BTreeSet<_> = published.iter().map(|place| &place.message_id).collect();
     assert_eq!(ids.len(), 3, "ids are unique");
     let info = queue.topic("t").await.unwrap();
-    assert_eq!(info.partitions, [PartitionInfo { partition: 0, earliest_offset: 0, latest_offset: 3, message_count: 3 }]);
+    assert_eq!(
+        info.partitions,
+        [PartitionInfo { partition: 0, earliest_offset: 0, latest_offset: 3, message_count: 3 }]
+    );
 
     let headers = BTreeMap::from([("kind".to_owned(), "ünï".to_owned()), (String::new(), String::new())]);
     let payload = Bytes::from_static(b"\0\xff\n");
-    let whole = Publication { payload: payload.clone(), headers: headers.clone(), partition_key: None, partition: None };
+    let whole =
+        Publication { payload: payload.clone(), headers: headers.clone(), partition_key: None, partition: None };
     let place = queue.publish("t", whole).await.unwrap();
     let mut consumer = consume(&queue, SessionId::generate(), "g", StartPosition::Offset(3), 10).await;
     let delivery = consumer.next().await;
@@ -84,7 +91,8 @@ async fn a_key_keeps_to_its_partition(subject: &Subject) {
 
 async fn a_named_partition_is_used_or_refused(subject: &Subject) {
     let queue = open_partitioned(subject, "q-named", "2").await;
-    let to = |partition| Publication { partition: Some(partition), partition_key: Some("k".to_owned()), ..message("0") };
+    let to =
+        |partition| Publication { partition: Some(partition), partition_key: Some("k".to_owned()), ..message("0") };
     for partition in [1, 0, 1] {
         assert_eq!(queue.publish("t", to(partition)).await.unwrap().partition, partition);
     }
@@ -95,7 +103,8 @@ async fn a_named_partition_is_used_or_refused(subject: &Subject) {
 }
 
 async fn a_topic_keeps_its_partitions(subject: &Subject) {
-    let (three, five) = (open_partitioned(subject, "q-keeps", "3").await, open_partitioned(subject, "q-keeps", "5").await);
+    let (three, five) =
+        (open_partitioned(subject, "q-keeps", "3").await, open_partitioned(subject, "q-keeps", "5").await);
     fill(&three, 1).await;
     fill(&five, 10).await;
     assert_eq!(five.topic("t").await.unwrap().partitions.len(), 3);
@@ -132,7 +141,10 @@ async fn the_quota_refuses_message_by_message(subject: &Subject) {
     let results = queue.publish_many("t", vec![sized(100), sized(10_000), sized(100)]).await.unwrap();
     assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     let refused = results[1].as_ref().unwrap_err();
-    assert_eq!((refused.kind(), refused.quota_violation().unwrap().quota), (Kind::ResourceExhausted, "max_storage_bytes"));
+    assert_eq!(
+        (refused.kind(), refused.quota_violation().unwrap().quota),
+        (Kind::ResourceExhausted, "max_storage_bytes")
+    );
 
     let used = meter.used();
     let both = tokio::join!(queue.publish("t", sized(10_000)), queue.publish("t", sized(100)));

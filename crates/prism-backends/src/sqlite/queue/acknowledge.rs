@@ -46,7 +46,8 @@ impl Combined for Acknowledger {
             let done = positions::acknowledge(connection, consumer, partition, epoch, &offsets)?;
             stood.insert((consumer, partition, epoch), done);
         }
-        let answer = |item: &Arc<Vec<Settle>>| item.iter().map(|settle| stood.get(&settle.place()) == Some(&true)).collect();
+        let answer =
+            |item: &Arc<Vec<Settle>>| item.iter().map(|settle| stood.get(&settle.place()) == Some(&true)).collect();
         Ok((items.iter().map(answer).collect(), 0))
     }
 
@@ -54,7 +55,8 @@ impl Combined for Acknowledger {
         for (position, item) in items.iter().enumerate() {
             for (number, settle) in item.iter().enumerate() {
                 let durable = outcome.is_ok();
-                let stood = outcome.map_or(true, |answers| answers.get(position).and_then(|all| all.get(number)) == Some(&true));
+                let stood = outcome
+                    .map_or(true, |answers| answers.get(position).and_then(|all| all.get(number)) == Some(&true));
                 // After a seek there is nothing to end: the seek has forgotten, or will forget, all that was held.
                 if stood {
                     settle.group.end_settle(settle.index, settle.epoch, &settle.offsets, durable);

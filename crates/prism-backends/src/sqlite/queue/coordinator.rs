@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::MAX_PARTITIONS;
 use super::acknowledge::{Acknowledger, Settle};
 use super::combine::Combiner;
 use super::log::{self, LogRecord};
@@ -19,7 +20,6 @@ use super::message_id::MessageId;
 use super::positions::Target;
 use super::publish::{Publish, Publisher};
 use super::topic::Topic;
-use super::MAX_PARTITIONS;
 use crate::driver::{
     PartitionInfo, Publication, Published, Queue, QueueSubscription, StartPosition, SubscribeRequest, TopicInfo,
 };
@@ -30,7 +30,7 @@ const ACK_TIMEOUT_MS: i64 = 30_000;
 /// Default of option `retention_ms`: seven days.
 const RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 /// Longest time between two looks for messages past their retention.
-const TRIM_EVERY: Duration = Duration::from_secs(60);
+const TRIM_EVERY: Duration = Duration::from_mins(1);
 /// Shortest time between two looks.
 const TRIM_PAUSE: Duration = Duration::from_millis(500);
 
@@ -130,7 +130,8 @@ impl Coordinator {
             }
         }
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        let named = by_topic.into_iter().filter_map(|(topic, wanted)| Some((Arc::clone(topics.by_id.get(&topic)?), wanted)));
+        let named =
+            by_topic.into_iter().filter_map(|(topic, wanted)| Some((Arc::clone(topics.by_id.get(&topic)?), wanted)));
         let named: Vec<_> = named.collect();
         drop(topics);
         let mut held: Vec<(Settle, Vec<usize>)> = Vec::new();
@@ -156,8 +157,11 @@ impl Coordinator {
 
     /// Removes what is past its topic's retention and forgets groups that nobody uses; answers when to look again.
     pub(super) async fn tidy(&self) -> Result<Duration> {
-        let topics: Vec<_> = self.topics.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect();
-        topics.iter().for_each(|topic| topic.retire_idle(Instant::now()));
+        let topics: Vec<_> =
+            self.topics.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect();
+        for topic in topics {
+            topic.retire_idle(Instant::now());
+        }
         let now = self.space.clock.now();
         let (stale, shortest) = self.space.readers().run(move |connection| log::stale(connection, now)).await?;
         for partition in stale {
@@ -218,7 +222,7 @@ impl EmbeddedQueue {
         let publisher = &self.coordinator.publisher;
         let messages: Arc<[_]> = messages.into();
         match publisher.submit(self.publish_item(topic, Arc::clone(&messages))).await {
-            Ok(published) => Ok(published.into_iter().map(Ok).collect()),
+            Ok(places) => Ok(places.into_iter().map(Ok).collect()),
             // Together they are too much; each on its own, in order, some may fit.
             Err(refused) if refused.kind() == Kind::ResourceExhausted => {
                 let alone = |message: &(usize, Publication)| self.publish_item(topic, Arc::from([message.clone()]));
@@ -259,7 +263,10 @@ impl Queue for EmbeddedQueue {
         }
         let mut results = if routed.is_empty() { Vec::new() } else { self.store(&topic, routed).await? }.into_iter();
         let missing = || Err(Error::internal("a publish has no result"));
-        Ok(refusals.into_iter().map(|refused| refused.map_or_else(|| results.next().unwrap_or_else(missing), Err)).collect())
+        Ok(refusals
+            .into_iter()
+            .map(|refused| refused.map_or_else(|| results.next().unwrap_or_else(missing), Err))
+            .collect())
     }
 
     async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn QueueSubscription>> {
@@ -267,7 +274,9 @@ impl Queue for EmbeddedQueue {
             StartPosition::Committed => None,
             StartPosition::Earliest => Some(Target::Earliest),
             StartPosition::Latest => Some(Target::Latest),
-            StartPosition::Offset(offset) if offset < 0 => return Err(Error::invalid("start_offset", "must not be negative")),
+            StartPosition::Offset(offset) if offset < 0 => {
+                return Err(Error::invalid("start_offset", "must not be negative"));
+            }
             // One offset for all partitions: each starts as near to it as its log allows.
             StartPosition::Offset(offset) => Some(Target::Nearest(offset)),
         };

@@ -63,7 +63,12 @@ impl Group {
     }
 
     /// Subscribes; `None` when the group is retired and must be loaded again.
-    pub(super) fn join(self: &Arc<Self>, session: SessionId, max_in_flight: usize, ack_timeout: Duration) -> Option<Subscription> {
+    pub(super) fn join(
+        self: &Arc<Self>,
+        session: SessionId,
+        max_in_flight: usize,
+        ack_timeout: Duration,
+    ) -> Option<Subscription> {
         let mut shared = self.lock();
         let id = shared.state.join(session, max_in_flight, ack_timeout)?;
         if std::mem::replace(&mut shared.dispatching, true) {
@@ -131,7 +136,9 @@ impl Group {
         {
             let state = &mut self.lock().state;
             let now = Instant::now();
-            offsets.iter().for_each(|offset| state.end_settle(index, epoch, *offset, durable, now));
+            for offset in offsets {
+                state.end_settle(index, epoch, *offset, durable, now);
+            }
         }
         self.news.notify_one();
     }

@@ -62,7 +62,9 @@ pub(super) fn append<'a>(
     let mut next_offsets: HashMap<i64, i64> = HashMap::new();
     let mut grown = 0;
     let mut insert = connection
-        .prepare_cached("INSERT INTO _prism_queue_messages (id, timestamp, bytes, headers, payload) VALUES (?1, ?2, ?3, ?4, ?5)")
+        .prepare_cached(
+            "INSERT INTO _prism_queue_messages (id, timestamp, bytes, headers, payload) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )
         .map_err(error)?;
     let mut offsets = Vec::new();
     for append in appends {
@@ -79,7 +81,9 @@ pub(super) fn append<'a>(
             }
             let bytes = weight(&message.headers, &message.payload) as i64;
             let headers = encode(&message.headers)?;
-            insert.execute(params![row_id(partition, offset), now.0, bytes, headers, &*message.payload]).map_err(error)?;
+            insert
+                .execute(params![row_id(partition, offset), now.0, bytes, headers, &*message.payload])
+                .map_err(error)?;
             *next += 1;
             grown += bytes;
             of_append.push(offset);
@@ -160,7 +164,12 @@ pub(super) struct Fetched {
 }
 
 /// Reads what `consumer` (a group's id) wants, and stops after about `max_bytes`; at least one message is read, if there is one.
-pub(super) fn fetch(connection: &Connection, consumer: i64, wants: Vec<Want>, max_bytes: usize) -> Result<Vec<Fetched>> {
+pub(super) fn fetch(
+    connection: &Connection,
+    consumer: i64,
+    wants: Vec<Want>,
+    max_bytes: usize,
+) -> Result<Vec<Fetched>> {
     let mut left = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let mut all = Vec::with_capacity(wants.len());
     for want in wants {
@@ -209,9 +218,8 @@ fn fetch_new(connection: &Connection, consumer: i64, fetched: &mut Fetched, left
         )
         .map_err(error)?;
     let Want { partition, from, to, limit, .. } = fetched.want;
-    let mut rows = select
-        .query(params![row_id(partition, 0), from, to, consumer, partition, limit as i64])
-        .map_err(error)?;
+    let mut rows =
+        select.query(params![row_id(partition, 0), from, to, consumer, partition, limit as i64]).map_err(error)?;
     while let Some(row) = rows.next().map_err(error)? {
         let message = stored(row)?;
         *left -= message.weight() as i64;
@@ -249,9 +257,7 @@ pub(super) fn stale(connection: &Connection, now: UnixMillis) -> Result<(Vec<Sta
         )
         .map_err(error)?;
     let rows = select
-        .query_map([now.0, i64::from(OFFSET_BITS)], |row| {
-            Ok(Stale { topic: row.get(0)?, partition: row.get(1)? })
-        })
+        .query_map([now.0, i64::from(OFFSET_BITS)], |row| Ok(Stale { topic: row.get(0)?, partition: row.get(1)? }))
         .map_err(error)?;
     Ok((rows.collect::<rusqlite::Result<_>>().map_err(error)?, shortest))
 }
@@ -346,15 +352,18 @@ pub(super) fn find_or_make(
         return Err(Error::new(
             Kind::ResourceExhausted,
             "TOO_MANY_PARTITIONS",
-            format!("the topics of this namespace have {made} partitions of {max_partitions}; this one would have {partitions} more"),
+            format!(
+                "the topics of this namespace have {made} partitions of {max_partitions}; this one would have {partitions} more"
+            ),
         ));
     }
     connection
         .execute("INSERT INTO _prism_queue_topics (name, retention_ms) VALUES (?1, ?2)", params![name, retention_ms])
         .map_err(error)?;
     let id = connection.last_insert_rowid();
-    let mut insert =
-        connection.prepare_cached("INSERT INTO _prism_queue_partitions (topic, number) VALUES (?1, ?2)").map_err(error)?;
+    let mut insert = connection
+        .prepare_cached("INSERT INTO _prism_queue_partitions (topic, number) VALUES (?1, ?2)")
+        .map_err(error)?;
     for number in 0..partitions {
         insert.execute([id, number as i64]).map_err(error)?;
     }

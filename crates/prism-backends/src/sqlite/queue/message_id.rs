@@ -41,7 +41,9 @@ mod tests {
     fn only_the_canonical_form_is_an_id() {
         let id = MessageId { topic: 12, partition: 0, offset: 345 };
         assert_eq!(MessageId::parse(&id.to_string()), Some(id));
-        for bad in ["", "1", "1-2", "1-2-3-4", "01-0-0", "1-00-0", "+1-0-0", "1-0--1", " 1-0-0", "1-0-0 ", "a-b-c", "1-0-"] {
+        for bad in
+            ["", "1", "1-2", "1-2-3-4", "01-0-0", "1-00-0", "+1-0-0", "1-0--1", " 1-0-0", "1-0-0 ", "a-b-c", "1-0-"]
+        {
             assert_eq!(MessageId::parse(bad), None, "{bad:?}");
         }
         assert_eq!(MessageId::parse("1-4294967296-0"), None);

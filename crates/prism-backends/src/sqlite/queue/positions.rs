@@ -108,7 +108,13 @@ fn absorb(connection: &Connection, consumer: i64, partition: i64, mut committed:
 }
 
 /// Settles `offsets`, ascending; `false` and no effect when a seek came in between.
-pub(super) fn acknowledge(connection: &Connection, consumer: i64, partition: i64, epoch: i64, offsets: &[i64]) -> Result<bool> {
+pub(super) fn acknowledge(
+    connection: &Connection,
+    consumer: i64,
+    partition: i64,
+    epoch: i64,
+    offsets: &[i64],
+) -> Result<bool> {
     let found = position(connection, consumer, partition)?;
     if found.epoch != epoch {
         return Ok(false);
@@ -119,7 +125,9 @@ pub(super) fn acknowledge(connection: &Connection, consumer: i64, partition: i64
             committed += 1;
         } else if *offset > committed {
             connection
-                .prepare_cached("INSERT OR IGNORE INTO _prism_queue_acks (consumer, partition, offset) VALUES (?1, ?2, ?3)")
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO _prism_queue_acks (consumer, partition, offset) VALUES (?1, ?2, ?3)",
+                )
                 .and_then(|mut insert| insert.execute([consumer, partition, *offset]))
                 .map_err(error)?;
         }

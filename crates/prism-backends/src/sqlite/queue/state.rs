@@ -203,14 +203,21 @@ impl State {
     }
 
     fn assign(&mut self, index: usize, offset: i64, id: u64, now: Instant) {
-        let (Some(partition), Some(subscriber)) = (self.partitions.get_mut(index), self.subscribers.get_mut(&id)) else { return };
+        let (Some(partition), Some(subscriber)) = (self.partitions.get_mut(index), self.subscribers.get_mut(&id))
+        else {
+            return;
+        };
         let Some(message) = partition.ready.remove(&offset) else { return };
         self.ready_messages -= 1;
         self.ready_bytes -= message.weight();
         partition.waiting.remove(&offset);
         let deadline = now + subscriber.ack_timeout;
-        let held =
-            partition.held.entry(offset).or_insert(Held { attempts: 0, last: None, owner: None, phase: Phase::Waiting });
+        let held = partition.held.entry(offset).or_insert(Held {
+            attempts: 0,
+            last: None,
+            owner: None,
+            phase: Phase::Waiting,
+        });
         held.owner = Some(id);
         held.phase = Phase::Assigned(deadline);
         self.timers.insert((deadline, index, offset));
@@ -239,7 +246,8 @@ impl State {
     /// Takes in what was read. What a seek, a commit or an acknowledgement has overtaken is left out.
     pub(super) fn fetched(&mut self, all: Vec<Fetched>) {
         for Fetched { want, again, gone, new, cursor } in all {
-            let Some(partition) = self.partitions.get(want.index).filter(|partition| partition.epoch == want.epoch) else {
+            let Some(partition) = self.partitions.get(want.index).filter(|partition| partition.epoch == want.epoch)
+            else {
                 continue;
             };
             let fresh = partition.cursor == want.from;
@@ -304,7 +312,9 @@ impl State {
 
     /// The acknowledgement is durable, or was refused: then the consumer keeps the message for another `ack_timeout`.
     pub(super) fn end_settle(&mut self, index: usize, epoch: i64, offset: i64, durable: bool, now: Instant) {
-        let Some(partition) = self.partitions.get_mut(index).filter(|partition| partition.epoch == epoch) else { return };
+        let Some(partition) = self.partitions.get_mut(index).filter(|partition| partition.epoch == epoch) else {
+            return;
+        };
         if durable {
             self.remove(index, offset);
             return;

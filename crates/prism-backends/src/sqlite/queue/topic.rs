@@ -14,7 +14,7 @@ use crate::driver::Publication;
 use crate::sqlite::space::Space;
 
 /// How long a group without subscriptions remembers who received what, and how often.
-const KEEP_IDLE_GROUPS: Duration = Duration::from_secs(600);
+const KEEP_IDLE_GROUPS: Duration = Duration::from_mins(10);
 
 /// What is known of a topic's log without asking the database.
 pub(super) struct Log {
@@ -69,7 +69,10 @@ impl Log {
     /// The index of partition `number`; INVALID_ARGUMENT naming `field` when the topic has no such partition.
     pub(super) fn index(&self, field: &str, number: i32) -> Result<usize> {
         usize::try_from(number).ok().filter(|index| *index < self.partitions.len()).ok_or_else(|| {
-            Error::invalid(field, format!("must be 0 to {}, the last partition of the topic", self.partitions.len() - 1))
+            Error::invalid(
+                field,
+                format!("must be 0 to {}, the last partition of the topic", self.partitions.len() - 1),
+            )
         })
     }
 
@@ -122,19 +125,21 @@ impl Topic {
         }
         let (topic, wanted) = (self.log.id, name.to_owned());
         let found = space.readers().run(move |connection| positions::find_group(connection, topic, &wanted)).await?;
-        let id = match found {
-            Some(id) => id,
-            None => {
-                let wanted = name.to_owned();
-                let make = move |connection: &_| {
-                    positions::find_or_make_group(connection, topic, &wanted, MAX_GROUPS_PER_TOPIC).map(|id| (id, 0))
-                };
-                space.write(make).await?
-            }
+        let id = if let Some(id) = found {
+            id
+        } else {
+            let wanted = name.to_owned();
+            let make = move |connection: &_| {
+                positions::find_or_make_group(connection, topic, &wanted, MAX_GROUPS_PER_TOPIC).map(|id| (id, 0))
+            };
+            space.write(make).await?
         };
         let log = Arc::clone(&self.log);
         let read = move |connection: &_| {
-            log.partitions.iter().map(|partition| positions::position(connection, id, partition.id)).collect::<Result<Vec<_>>>()
+            log.partitions
+                .iter()
+                .map(|partition| positions::position(connection, id, partition.id))
+                .collect::<Result<Vec<_>>>()
         };
         let group = Group::new(Arc::clone(space), Arc::clone(&self.log), id, space.readers().run(read).await?);
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);

@@ -56,9 +56,11 @@ async fn nothing_but_the_position_is_kept_of_what_is_settled() {
     let rows = async || {
         let count = |connection: &rusqlite::Connection| {
             connection
-                .query_row("SELECT (SELECT count(*) FROM _prism_queue_acks), max(committed) FROM _prism_queue_positions", [], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
-                })
+                .query_row(
+                    "SELECT (SELECT count(*) FROM _prism_queue_acks), max(committed) FROM _prism_queue_positions",
+                    [],
+                    |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+                )
                 .map_err(prism_sqlite::error)
         };
         fixture.space.readers().run(count).await.unwrap()
@@ -97,7 +99,10 @@ async fn a_caller_that_goes_away_leaves_memory_and_disk_in_step() {
     seen.retain(|delivery| delivery.offset >= 15);
     let last = seen.split_off(seen.len() - (latest as usize - 15));
     assert_eq!(offsets(&last), (15..latest).collect::<Vec<_>>());
-    assert!(fixture.queue.acknowledge(consumer.session, ids(&last)).await.unwrap().is_empty(), "its deliveries still stand");
+    assert!(
+        fixture.queue.acknowledge(consumer.session, ids(&last)).await.unwrap().is_empty(),
+        "its deliveries still stand"
+    );
     drop(consumer);
     assert!(subscribe(&fixture.queue).await.drain().await.is_empty());
 }

@@ -68,7 +68,12 @@ fn open_after_kill(from: &Path, to: &Path, options: &[(&str, &str)]) -> Fixture 
 }
 
 fn message(payload: &str) -> Publication {
-    Publication { payload: Bytes::from(payload.to_owned()), headers: BTreeMap::new(), partition_key: None, partition: None }
+    Publication {
+        payload: Bytes::from(payload.to_owned()),
+        headers: BTreeMap::new(),
+        partition_key: None,
+        partition: None,
+    }
 }
 
 async fn fill(queue: &Arc<dyn Queue>, count: usize) {
@@ -133,33 +138,4 @@ fn ids<'a>(deliveries: impl IntoIterator<Item = &'a Delivery>) -> Vec<String> {
 
 fn offsets(deliveries: &[Delivery]) -> Vec<i64> {
     deliveries.iter().map(|delivery| delivery.offset).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn zz_bench() {
-    let folder = tempfile::tempdir_in("/tmp").unwrap();
-    let c = prism_sqlite::open(&folder.path().join("b.db")).unwrap();
-    c.execute_batch("CREATE TABLE m (id INTEGER PRIMARY KEY, p BLOB)").unwrap();
-    let t = std::time::Instant::now(); let mut n = 0;
-    while t.elapsed().as_secs() < 2 { c.prepare_cached("INSERT INTO m (p) VALUES (?1)").unwrap().execute([&[7u8; 128][..]]).unwrap(); n += 1; }
-    println!("one-row {}/s", n as f64 / t.elapsed().as_secs_f64());
-    for depth in [256] {
-        let f = open(&folder.path().join(format!("q{depth}-{}.db", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos())), &[]);
-        let t = std::time::Instant::now();
-        let tasks = (0..depth).map(|_| { let q = f.queue.clone(); tokio::spawn(async move { let mut n = 0u64; let t = std::time::Instant::now(); let p = "x".repeat(128);
-            while t.elapsed().as_secs() < 2 { q.publish("t", message(&p)).await.unwrap(); n += 1; } n }) }).collect::<Vec<_>>();
-        let mut n = 0; for k in tasks { n += k.await.unwrap(); }
-        let took = t.elapsed().as_secs_f64();
-        let (latest, rows) = (f.queue.topic("t").await.unwrap().partitions[0].latest_offset, f.space.readers().run(|c| c.query_row("SELECT count(*), count(DISTINCT id), sum(length(payload)) FROM _prism_queue_messages", [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?))).map_err(prism_sqlite::error)).await.unwrap());
-        println!("depth {depth}: answered {n} in {took:.2}s = {:.0}/s; latest {latest} rows {rows:?} expected bytes {}", n as f64 / took, n * 128);
-        let t = std::time::Instant::now();
-        let mut consumer = subscribe(&f.queue).await; let session = consumer.session;
-        let mut n = 0; 
-        let mut acks = futures::stream::FuturesUnordered::new();
-        while t.elapsed().as_secs() < 2 {
-            while acks.len() < depth { match tokio::time::timeout(Duration::from_millis(100), consumer.deliveries.next()).await { Ok(Some(d)) => { let q = f.queue.clone(); let id = d.unwrap().message_id; acks.push(tokio::spawn(async move { q.acknowledge(session, vec![id]).await.unwrap() })); }, _ => break } }
-            match acks.next().await { Some(r) => { assert!(r.unwrap().is_empty()); n += 1 } None => break }
-        }
-        println!("consume+ack {depth}: {}/s", n as f64 / t.elapsed().as_secs_f64());
-    }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::driver::PartitionInfo;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 fn info(earliest_offset: i64, latest_offset: i64) -> PartitionInfo {
     PartitionInfo { partition: 0, earliest_offset, latest_offset, message_count: latest_offset - earliest_offset }
@@ -48,7 +48,10 @@ async fn consumers_skip_what_is_gone() {
     let new = holder.take(2).await;
     fixture.coordinator.tidy().await.unwrap();
     assert_eq!(described(&fixture).await, info(4, 6));
-    assert!(fixture.queue.acknowledge(holder.session, ids(&held[..1])).await.unwrap().is_empty(), "it held it all the same");
+    assert!(
+        fixture.queue.acknowledge(holder.session, ids(&held[..1])).await.unwrap().is_empty(),
+        "it held it all the same"
+    );
     drop(holder);
     let mut heir = subscribe(&fixture.queue).await;
     let again = heir.rest(2).await;
