@@ -4,6 +4,7 @@ mod deps;
 mod licences;
 mod lint;
 mod process;
+mod programs;
 mod spdx;
 mod summary;
 mod test;
@@ -21,6 +22,8 @@ usage: cargo xtask <command>
   test ARGS...       only `cargo test ARGS...`, with the same tools and binaries prepared
   lint               rustfmt, clippy, rustdoc, buf, file lengths, what must not be in a file
   deps               the dependency rules and the licences
+  tour FILE          your file through a queue and key-value, while an operator watches
+  bench              what Prism costs beside a bare echo and beside one-row commits
   crash [--rounds N] kill -9 under load, N times (50), and nothing acknowledged may be missing
 ";
 
@@ -51,6 +54,8 @@ fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
             Ok(rounds) if rounds > 0 => test::crash(&workspace, rounds),
             _ => anyhow::bail!("--rounds takes a number from 1 up, not {rounds:?}"),
         },
+        ("tour", [_]) => programs::tour(&workspace, rest),
+        ("bench", rest) => programs::bench(&workspace, rest),
         ("help" | "--help" | "-h", _) => {
             print!("{USAGE}");
             Ok(ExitCode::SUCCESS)

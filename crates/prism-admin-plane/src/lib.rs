@@ -47,6 +47,8 @@ pub struct AdminOptions {
     pub table: Arc<Table>,
     /// Whether gRPC reflection is served.
     pub reflection: bool,
+    /// Whether gRPC health is served.
+    pub health: bool,
     /// Ends streams that follow.
     pub shutdown: Shutdown,
 }
@@ -55,6 +57,7 @@ pub struct AdminOptions {
 pub struct AdminPlane {
     door: Arc<Door>,
     reflection: bool,
+    health: bool,
     shutdown: Shutdown,
 }
 
@@ -73,6 +76,7 @@ impl AdminPlane {
         Self {
             door: Arc::new(Door::new(services)),
             reflection: options.reflection,
+            health: options.health,
             shutdown: options.shutdown,
         }
     }
@@ -85,9 +89,6 @@ impl AdminPlane {
     /// The service to put behind a listener.
     pub async fn service(&self) -> Result<RecordService<axum::Router>> {
         let grpc = Grpc::new(Arc::clone(&self.door), self.shutdown.clone());
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<AdminServiceServer<Grpc>>().await;
-        health.set_serving::<AccessServiceServer<Grpc>>().await;
         let mut routes = Routes::builder();
         routes
             .add_service(
@@ -99,8 +100,13 @@ impl AdminPlane {
                 AccessServiceServer::new(grpc)
                     .max_decoding_message_size(MAX_REQUEST_BYTES)
                     .max_encoding_message_size(MAX_RESPONSE_BYTES),
-            )
-            .add_service(health_service);
+            );
+        if self.health {
+            let (health, health_service) = tonic_health::server::health_reporter();
+            health.set_serving::<AdminServiceServer<Grpc>>().await;
+            health.set_serving::<AccessServiceServer<Grpc>>().await;
+            routes.add_service(health_service);
+        }
         if self.reflection {
             let builder = || {
                 tonic_reflection::server::Builder::configure()

@@ -12,7 +12,8 @@ use prism_core::session::EndReason;
 use prism_core::{Clock, UnixMillis};
 use prism_proto::config::v1::config_service_client::ConfigServiceClient;
 use prism_proto::config::v1::{
-    AccessPattern, BackendConfig, BackendType, ClientConfig, GetConfigRequest, ListConfigsRequest, ValidateConfigRequest,
+    AccessPattern, BackendConfig, BackendType, ClientConfig, GetConfigRequest, ListConfigsRequest,
+    ValidateConfigRequest,
 };
 use prism_proto::keyvalue::v1::GetRequest;
 use prism_proto::keyvalue::v1::key_value_service_client::KeyValueServiceClient;
@@ -60,7 +61,7 @@ async fn a_session_lives_from_create_to_close() {
 
     let described =
         node.sessions().get_session(GetSessionRequest { session_token: token.clone() }).await.unwrap().into_inner();
-    assert_eq!((described.session_id, described.status()), (created.session_id.clone(), SessionStatus::Active));
+    assert_eq!((described.session_id.clone(), described.status()), (created.session_id.clone(), SessionStatus::Active));
     assert_eq!(described.metrics.unwrap().requests_total, 1);
     let beat = node.sessions().heartbeat(HeartbeatRequest { session_token: token.clone() }).await.unwrap().into_inner();
     assert!((290..=300).contains(&beat.ttl_seconds));
@@ -114,7 +115,10 @@ async fn only_a_client_key_of_the_namespace_opens_a_session() {
     refused(node.sessions().create_session(create(None, absent)).await, Code::Unauthenticated, "CREDENTIAL_REQUIRED");
     refused(node.try_session("absent").await, Code::NotFound, "NOT_FOUND");
     refused(node.try_session("kv-other").await, Code::PermissionDenied, "NAMESPACE_NOT_ALLOWED");
-    assert_eq!(fields(&refused(node.try_session("BAD").await, Code::InvalidArgument, "INVALID_ARGUMENT")), ["config_name"]);
+    assert_eq!(
+        fields(&refused(node.try_session("BAD").await, Code::InvalidArgument, "INVALID_ARGUMENT")),
+        ["config_name"]
+    );
     let key = || Some(Auth::ApiKey(node.key.clone()));
     let mut request = create(key(), None);
     request.client_id = "x".repeat(1025);
@@ -127,9 +131,8 @@ async fn only_a_client_key_of_the_namespace_opens_a_session() {
 async fn an_inline_config_is_held_to_the_rules_of_a_named_one() {
     let node = Node::start().await;
     let key = |key: &str| Some(Auth::ApiKey(key.to_owned()));
-    let open = |auth, config| async {
-        node.sessions().create_session(create(auth, Some(Config::InlineConfig(config)))).await
-    };
+    let open =
+        |auth, config| async { node.sessions().create_session(create(auth, Some(Config::InlineConfig(config)))).await };
     let good = inline("default", AccessPattern::KeyValue, BackendType::Memory, &[]);
     open(key(&node.key), good.clone()).await.unwrap();
     let wrong = inline("default", AccessPattern::Queue, BackendType::Memory, &[]);
@@ -242,7 +245,8 @@ async fn configs_are_discovered_within_the_credentials_namespace() {
     let mut configs = ConfigServiceClient::new(node.channel.clone());
     let bearer = format!("Bearer {}", node.key);
     let list = |pattern| ListConfigsRequest { pattern, namespace: None };
-    let seen = configs.list_configs(with_header(list(None), "x-session-token", &token)).await.unwrap().into_inner().configs;
+    let seen =
+        configs.list_configs(with_header(list(None), "x-session-token", &token)).await.unwrap().into_inner().configs;
     let names: Vec<_> = seen.iter().map(|config| config.name.as_str()).collect();
     assert_eq!(names, ["events", "kv", "kv-limited", "queue", "reader", "transact"]);
     let queues = configs.list_configs(with_header(list(Some(2)), "authorization", &bearer)).await.unwrap().into_inner();
@@ -253,7 +257,9 @@ async fn configs_are_discovered_within_the_credentials_namespace() {
     let other = ListConfigsRequest { pattern: None, namespace: Some("other".to_owned()) };
     let outcome = configs.list_configs(with_header(other, "authorization", &bearer)).await;
     refused(outcome, Code::PermissionDenied, "NAMESPACE_NOT_ALLOWED");
-    for (name, version, found) in [("kv", None, true), ("kv", Some("1"), true), ("kv", Some("2"), false), ("kv-other", None, false)] {
+    for (name, version, found) in
+        [("kv", None, true), ("kv", Some("1"), true), ("kv", Some("2"), false), ("kv-other", None, false)]
+    {
         let request = GetConfigRequest { name: name.to_owned(), version: version.map(str::to_owned) };
         let outcome: Result<_, Status> = configs.get_config(with_header(request, "authorization", &bearer)).await;
         assert_eq!(outcome.is_ok(), found, "{name} {version:?}");

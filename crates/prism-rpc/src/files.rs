@@ -1,10 +1,11 @@
 //! Files that are whole or not there, whenever the machine stops.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// Replaces `path` by a file of `contents`, durably and in one step, readable as `mode` says (0o600, 0o644; Unix only) from
+/// Replaces `path` by a file of `contents`, durably and in one step, readable as `mode` says (0o600, 0o644) from
 /// its first moment on.
 pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -16,14 +17,9 @@ pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> io::Result<(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
-    let mut file = options.open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     // The process's umask may have taken bits away; the mode is part of the promise.
-    #[cfg(unix)]
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     let written =
         file.write_all(contents).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
     if let Err(error) = written {
@@ -33,13 +29,10 @@ pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> io::Result<(
     File::open(directory)?.sync_all()
 }
 
-/// Whether others than the owner may read or write `path` (Unix only, elsewhere false).
+/// Whether others than the owner may read, write or run `path`.
 pub fn is_open_to_others(path: &Path) -> io::Result<bool> {
-    let metadata = std::fs::metadata(path)?;
-    #[cfg(unix)]
-    return Ok(std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0);
-    #[cfg(not(unix))]
-    return Ok(metadata.len() == u64::MAX);
+    let of_others = std::fs::metadata(path)?.permissions().mode() & 0o077;
+    Ok(of_others != 0)
 }
 
 #[cfg(test)]
@@ -60,7 +53,6 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
-    #[cfg(unix)]
     #[test]
     fn a_link_left_in_the_way_is_not_followed() {
         let directory = tempfile::tempdir().unwrap();

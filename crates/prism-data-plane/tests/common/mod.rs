@@ -224,7 +224,8 @@ impl Node {
 
     async fn run(control: Arc<FakeControl>, setup: Setup, key: String, folder: Arc<tempfile::TempDir>) -> Self {
         let instance = |name| InstanceName::parse("name", name).unwrap();
-        let sqlite = SqliteBackend::open(instance("sqlite"), folder.path().to_owned(), setup.clock.clone()).await.unwrap();
+        let sqlite =
+            SqliteBackend::open(instance("sqlite"), folder.path().to_owned(), setup.clock.clone()).await.unwrap();
         let memory: Arc<dyn Backend> = MemoryBackend::new(instance("memory"), setup.clock.clone());
         let metrics = Metrics::new();
         let plane = DataPlane::start(DataPlaneOptions {

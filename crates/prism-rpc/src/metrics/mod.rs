@@ -125,7 +125,7 @@ struct CounterFamily {
 
 struct GaugeFamily {
     help: &'static str,
-    read: GaugeFn,
+    read: Arc<GaugeFn>,
 }
 
 #[derive(Default)]
@@ -246,7 +246,7 @@ impl Metrics {
     /// A gauge that is read when figures are rendered; the same name replaces it. At most [`MAX_NAMESPACES`] samples are
     /// rendered, the rest summed under the namespace [`OTHER_NAMESPACE`].
     pub fn gauge_fn(&self, name: &'static str, help: &'static str, read: GaugeFn) {
-        self.write().gauges.insert(name, GaugeFamily { help, read });
+        self.write().gauges.insert(name, GaugeFamily { help, read: Arc::new(read) });
     }
 
     /// All calls of the data plane, rates and latencies over `window` (1 s to 1 h).
@@ -291,7 +291,16 @@ impl Metrics {
 
     /// Everything in the text format of Prometheus ([`CONTENT_TYPE`]).
     pub fn render(&self) -> String {
-        render::render(&self.read(), self.0.started_at)
+        let registry = self.read();
+        let mut text = render::counted(&registry, self.0.started_at);
+        let gauges: Vec<_> =
+            registry.gauges.iter().map(|(name, family)| (*name, family.help, Arc::clone(&family.read))).collect();
+        // A gauge may use these figures itself, so it is not read under their lock.
+        drop(registry);
+        for (name, help, read) in gauges {
+            render::gauge(&mut text, name, help, read());
+        }
+        text
     }
 
     /// Keeps the samples behind the windows, one each second, until `shutdown` is announced. Needs a runtime.

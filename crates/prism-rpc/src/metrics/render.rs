@@ -8,8 +8,8 @@ use prism_core::UnixMillis;
 use super::buckets::{BOUNDS, Buckets, bound_seconds};
 use super::{Labels, MAX_NAMESPACES, OTHER_NAMESPACE, Registry, Series};
 
-/// Renders everything that `registry` holds.
-pub(super) fn render(registry: &Registry, started_at: UnixMillis) -> String {
+/// Renders everything that `registry` has counted.
+pub(super) fn counted(registry: &Registry, started_at: UnixMillis) -> String {
     let mut out = Text(String::with_capacity(16 * 1024));
     out.head("prism_build_info", "Version of this server; always 1.", "gauge");
     out.sample("prism_build_info", "", &[("version", env!("CARGO_PKG_VERSION").to_owned())], "1");
@@ -47,13 +47,17 @@ pub(super) fn render(registry: &Registry, started_at: UnixMillis) -> String {
         out.head(name, family.help, "counter");
         out.sample(name, "", &[], family.counter.get());
     }
-    for (name, family) in &registry.gauges {
-        out.head(name, family.help, "gauge");
-        for (labels, value) in bounded((family.read)()) {
-            out.sample(name, "", &labels, value);
-        }
-    }
     out.0
+}
+
+/// Adds a gauge with its samples to `text`.
+pub(super) fn gauge(text: &mut String, name: &str, help: &str, samples: Vec<(Labels, f64)>) {
+    let mut out = Text(std::mem::take(text));
+    out.head(name, help, "gauge");
+    for (labels, value) in bounded(samples) {
+        out.sample(name, "", &labels, value);
+    }
+    *text = out.0;
 }
 
 /// At most [`MAX_NAMESPACES`] samples and one for the sum of the rest.

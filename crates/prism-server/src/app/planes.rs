@@ -69,6 +69,7 @@ impl Planes {
             metrics: metrics.clone(),
             table,
             reflection: settings.reflection,
+            health: settings.health,
             shutdown: admin_shutdown,
         });
         Ok(Self { store, backends, data, admin })

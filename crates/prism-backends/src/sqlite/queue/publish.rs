@@ -52,7 +52,7 @@ impl Combined for Publisher {
             let log = &item.topic.log;
             for (place, (index, _)) in published.iter().zip(item.messages.iter()) {
                 if let Ok(partition) = log.partition(*index) {
-                    partition.raise(place.offset);
+                    partition.raise(place.offset + 1);
                 }
             }
             log.set_retention_ms(item.retention_ms);
