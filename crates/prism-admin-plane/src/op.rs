@@ -8,7 +8,7 @@ use prism_core::config::Catalog;
 use prism_core::control::{DataNode, Snapshot};
 use prism_core::permission::{Reach, Role};
 use prism_core::secret::Random;
-use prism_core::{Result, UnixMillis};
+use prism_core::{NamespaceName, Result, UnixMillis};
 use prism_rpc::Table;
 use prism_rpc::metrics::Metrics;
 use prism_store::{Store, Tx};
@@ -75,6 +75,29 @@ impl Services {
     /// The current time.
     pub fn now(&self) -> UnixMillis {
         self.store.clock().now()
+    }
+
+    /// Removes the data of a deleted namespace. What fails is tried again by [`Services::finish_removals`]; until then nobody
+    /// can make a namespace of that name, and nothing reaches the data.
+    pub async fn remove_data(&self, name: &NamespaceName) {
+        let outcome = match self.node.remove_namespace(name).await {
+            Ok(()) => {
+                let name = name.clone();
+                self.store.write(move |tx| tx.finish_removal(&name)).await
+            }
+            Err(failed) => Err(failed),
+        };
+        if let Err(failed) = outcome {
+            tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace is not removed yet");
+        }
+    }
+
+    /// Removes the data of namespaces whose removal was interrupted.
+    pub async fn finish_removals(&self) -> Result<()> {
+        for name in self.store.write(|tx| tx.pending_removals()).await? {
+            self.remove_data(&name).await;
+        }
+        Ok(())
     }
 
     /// Takes over what the data plane has to report, so that what is read next is up to date.

@@ -17,6 +17,8 @@ use prost::Message as _;
 
 /// Size of values and messages, in bytes.
 const VALUE_BYTES: usize = 128;
+/// Requests in flight under full load.
+const MOST_IN_FLIGHT: usize = 256;
 /// Seconds of each measurement.
 const SECONDS: u64 = 5;
 /// Rounds; the median counts. Sides take turns, so that a slow moment of the machine hits both.
@@ -48,7 +50,7 @@ fn get_beside_echo(scratch: &Path) -> Result<()> {
     let get = prism.get_target()?;
     println!("memory Get beside a bare tonic echo: 1 worker thread each, {VALUE_BYTES}-byte values, {ROUNDS} rounds of {SECONDS} s, medians");
     println!("{:>8} {:>14} {:>10} {:>8} {:>8} {:>12}", "depth", "side", "req/s", "p50 µs", "p99 µs", "cpu µs/req");
-    for depth in [1, 256] {
+    for depth in [1, MOST_IN_FLIGHT] {
         let (mut bare, mut ours) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             bare.push(run(&echo, depth, SECONDS, scratch)?);
@@ -66,17 +68,17 @@ fn get_beside_echo(scratch: &Path) -> Result<()> {
             bare.cpu / ours.cpu
         );
     }
-    prism.require_no_errors()
+    prism.require_no_errors((1 + MOST_IN_FLIGHT) * ROUNDS)
 }
 
 fn durable_beside_sqlite(scratch: &Path) -> Result<()> {
     let one_row = one_row_commits(scratch)?;
-    println!("\ndurable writes on the same disk: 256 in flight, {VALUE_BYTES}-byte values, every answer after its fsync");
+    println!("\ndurable writes on the same disk: {MOST_IN_FLIGHT} in flight, {VALUE_BYTES}-byte values, every answer after its fsync");
     println!("{:>22} {:>10.0} /s", "SQLite, 1 row/commit", one_row);
     let folder = tempfile::tempdir_in(scratch)?;
     let prism = prism::Prism::start(folder.path())?;
     for (name, target) in [("prism Put", prism.put_target()?), ("prism Publish", prism.publish_target()?)] {
-        let figures = median((0..ROUNDS).map(|_| run(&target, 256, SECONDS, scratch)).collect::<Result<_>>()?);
+        let figures = median((0..ROUNDS).map(|_| run(&target, MOST_IN_FLIGHT, SECONDS, scratch)).collect::<Result<_>>()?);
         println!(
             "{name:>22} {:>10.0} /s  {:>6.1}×  p50 {} µs  p99 {} µs  cpu {:.1} µs/req",
             figures.rate,
@@ -86,7 +88,7 @@ fn durable_beside_sqlite(scratch: &Path) -> Result<()> {
             figures.cpu
         );
     }
-    prism.require_no_errors()
+    prism.require_no_errors(2 * MOST_IN_FLIGHT * ROUNDS)
 }
 
 fn print_row(depth: usize, side: &str, figures: Run) {

@@ -244,7 +244,7 @@ pub struct BackendReport {
     pub memory_percent: f64,
     /// Operations per second over the last minute.
     pub requests_per_second: i64,
-    /// Mean latency over the last minute, in milliseconds.
+    /// Median latency over the last minute, in milliseconds.
     pub avg_latency_ms: f64,
     /// Patterns it serves.
     pub patterns: Vec<AccessPattern>,

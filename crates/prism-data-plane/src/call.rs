@@ -8,7 +8,7 @@ use prism_core::{Error, Kind, Result};
 use prism_rpc::RequestId;
 use prost::Message;
 use tonic::metadata::MetadataMap;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Code, Extensions, Request, Response, Status};
 
 use crate::gate::{Gate, Permit};
 use crate::rpc::Rpc;
@@ -143,6 +143,22 @@ pub async fn run<T>(permit: &Permit, deadline: Option<Instant>, work: impl Futur
     }
 }
 
+/// What is wrong with a message that did not come through: tonic's own statuses say it without a reason.
+pub fn unreadable(status: &Status, most_bytes: usize) -> Error {
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Error::new(
+            Kind::ResourceExhausted,
+            "MESSAGE_TOO_LARGE",
+            format!("a message may have at most {most_bytes} bytes"),
+        ),
+        Code::Unimplemented => Error::new(Kind::Unimplemented, "UNIMPLEMENTED", "this server does not do that"),
+        Code::Internal | Code::InvalidArgument => {
+            Error::new(Kind::InvalidArgument, "MALFORMED_MESSAGE", "the message cannot be decoded")
+        }
+        _ => Error::aborted("STREAM_BROKEN", "the stream broke before the message was complete"),
+    }
+}
+
 /// Waits for a deadline; for ever without one.
 pub async fn passed(deadline: Option<Instant>) {
     match deadline {
@@ -182,7 +198,7 @@ mod tests {
     #[test]
     fn timeouts_follow_the_protocol() {
         assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(timeout("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(timeout("2H"), Some(Duration::from_hours(2)));
         assert_eq!(timeout("99999999n"), Some(Duration::from_nanos(99_999_999)));
         for bad in ["", "S", "5", "5s", "-5S", "123456789S", "5 S", "+5S", "1é"] {
             assert_eq!(timeout(bad), None, "{bad}");

@@ -29,7 +29,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::call::Counted;
+use crate::call::{self, Counted};
 use crate::gate::Gate;
 use crate::plane::Plane;
 use crate::rpc::Rpc;
@@ -155,7 +155,10 @@ impl Future for Call {
             let most = this.service.0.gate.limits.max_in_flight;
             let message = format!("{most} operations are in flight, the most that this node takes");
             let error = Error::new(Kind::ResourceExhausted, "TOO_MANY_IN_FLIGHT", message);
-            return Poll::Ready(Ok(this.counted(this.status(&error).into_http())));
+            if let Some(rpc) = this.rpc() {
+                this.service.0.gate.count_stranger(rpc, this.started.elapsed(), false);
+            }
+            return Poll::Ready(Ok(this.status(&error).into_http()));
         };
         // A defect in a handler is one failed call, not the end of a connection with others on it.
         match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
@@ -183,17 +186,19 @@ impl Call {
         Rpc::ALL.iter().copied().find(|rpc| rpc.path() == path)
     }
 
-    /// Counts an error that came before any handler: an undecodable message for one.
+    /// Counts an error that came before any handler, an undecodable message for one, and gives it a reason.
     fn counted(&self, response: Response<Body>) -> Response<Body> {
-        let uncounted = response.extensions().get::<Status>().filter(|status| {
-            status.code() != Code::Ok && !status.source().is_some_and(<dyn std::error::Error>::is::<Counted>)
-        });
-        if uncounted.is_some()
-            && let Some(rpc) = self.rpc()
-        {
-            self.service.0.gate.count_stranger(rpc, self.started.elapsed(), false);
+        let Some(status) = response.extensions().get::<Status>() else { return response };
+        let counted = status.source().is_some_and(<dyn std::error::Error>::is::<Counted>);
+        let ours = self.path.as_ref().is_some_and(|path| path.path().starts_with("/prism."));
+        if counted || !ours || status.code() == Code::Ok {
+            return response;
         }
-        response
+        let gate = &self.service.0.gate;
+        if let Some(rpc) = self.rpc() {
+            gate.count_stranger(rpc, self.started.elapsed(), false);
+        }
+        self.status(&call::unreadable(status, gate.limits.max_message_bytes())).into_http()
     }
 }
 

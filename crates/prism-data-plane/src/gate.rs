@@ -90,18 +90,16 @@ impl Gate {
     pub fn enter(&self, field: &str, metadata: &MetadataMap, rpc: Rpc) -> Result<Permit> {
         let started = Instant::now();
         self.follow();
-        let session = match self.session(field, metadata) {
-            Ok(session) => session,
-            Err(refusal) => {
-                self.count_stranger(rpc, started.elapsed(), false);
-                return Err(refusal);
-            }
-        };
-        let now = self.clock.now();
+        let (now, method) = (self.clock.now(), self.methods.of(rpc));
+        let session = self.session(field, metadata, now).map_err(|refusal| {
+            self.count_stranger(rpc, started.elapsed(), false);
+            // At the end of the process its sessions are not here any more, but their tokens are good.
+            if self.is_leaving() { cause::draining().retry_after(cause::RETRY) } else { refusal }
+        })?;
         session.heard(now);
-        let method = self.methods.of(rpc);
         let mut permit = Permit::new(session, rpc, method, started);
         self.check(&mut permit, method, now, started)?;
+        permit.stage = Stage::Admitted;
         Ok(permit)
     }
 
@@ -116,12 +114,12 @@ impl Gate {
         }
     }
 
-    fn session(&self, field: &str, metadata: &MetadataMap) -> Result<Arc<Session>> {
+    fn session(&self, field: &str, metadata: &MetadataMap, now: UnixMillis) -> Result<Arc<Session>> {
         let token = presented(field, metadata)?;
         let presented = secret::parse(SecretKind::Session, token).ok_or_else(cause::token_invalid)?;
         let session = self.sessions.find(&presented).ok_or_else(cause::token_invalid)?;
         // The sweeper ends it soon; its token is dead from now on.
-        if session.is_over(&self.policy, self.clock.now()) {
+        if session.is_over(&self.policy, now) {
             return Err(cause::token_invalid());
         }
         Ok(session)
@@ -129,6 +127,10 @@ impl Gate {
 
     fn check(&self, permit: &mut Permit, method: Method, now: UnixMillis, started: Instant) -> Result<()> {
         let session = Arc::clone(&permit.session);
+        // It may have ended between the lookup and the moment from which the permit counts.
+        if session.has_ended() {
+            return Err(cause::token_invalid());
+        }
         let namespace = session.namespace();
         self.admit(method.act, namespace, permit.leaving, now)?;
         if let Some(pattern) = method.pattern
@@ -252,14 +254,35 @@ pub struct Permit {
     latency: Option<Duration>,
     running: bool,
     streaming: bool,
-    ok: bool,
+    stage: Stage,
+}
+
+/// How far a call has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// At the gate.
+    Checked,
+    /// Past the gate: what comes of it is the backend's.
+    Admitted,
+    /// Done, with OK.
+    Succeeded,
 }
 
 impl Permit {
     fn new(session: Arc<Session>, rpc: Rpc, method: Method, started: Instant) -> Self {
         let running = method.act.is_operation();
         let leaving = if running { session.begin() } else { session.leaving() };
-        Self { session, rpc, act: method.act, leaving, started, latency: None, running, streaming: false, ok: false }
+        Self {
+            session,
+            rpc,
+            act: method.act,
+            leaving,
+            started,
+            latency: None,
+            running,
+            streaming: false,
+            stage: Stage::Checked,
+        }
     }
 
     /// The session.
@@ -297,7 +320,7 @@ impl Permit {
 
     /// The call ends with OK.
     pub fn succeeded(&mut self) {
-        self.ok = true;
+        self.stage = Stage::Succeeded;
     }
 }
 
@@ -310,9 +333,10 @@ impl Drop for Permit {
             self.session.finish();
         }
         let latency = self.latency.unwrap_or_else(|| self.started.elapsed());
-        self.session.namespace().series(self.rpc).record(latency, self.ok);
-        if self.act.is_operation() {
-            self.session.backend().record(latency, self.ok);
+        let ok = self.stage == Stage::Succeeded;
+        self.session.namespace().series(self.rpc).record(latency, ok);
+        if self.stage != Stage::Checked && self.act.is_operation() {
+            self.session.backend().record(latency, ok);
         }
     }
 }

@@ -211,7 +211,7 @@ impl Session {
 
     /// Its status at `now`.
     pub fn status(&self, policy: &SessionPolicy, now: UnixMillis) -> SessionStatus {
-        let leaving = matches!(self.leaving(), Leaving::Draining | Leaving::Terminating);
+        let leaving = self.leaving() != Leaving::No;
         session::status(policy, now, self.has_ended(), leaving, self.last_activity(), self.expires_at())
     }
 

@@ -28,10 +28,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Messages that wait for the client to read them; more wait in the driver. Pages are large.
+    /// Messages that wait for the client to read them. Few, as each may be large; more wait in the driver, which bounds bytes.
     fn buffered(self) -> usize {
         match self {
-            Self::Subscription | Self::Events => 16,
+            Self::Subscription | Self::Events => 4,
             Self::Finite => 1,
         }
     }

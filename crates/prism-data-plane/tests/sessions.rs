@@ -175,7 +175,8 @@ async fn a_shutdown_lets_nothing_new_in_and_reports() {
     assert!(begun.elapsed() < Duration::from_secs(10), "nothing is running, so nothing is waited for");
     assert_eq!(said(&next(&mut stream).await.unwrap_err()), (Code::Unavailable, "DRAINING".to_owned()));
     refused(node.try_session("kv").await, Code::Unavailable, "DRAINING");
-    assert!(KeyValueServiceClient::new(node.channel.clone()).get(get(&token)).await.is_err());
+    let outcome = KeyValueServiceClient::new(node.channel.clone()).get(get(&token)).await;
+    refused(outcome, Code::Unavailable, "DRAINING");
     assert!(node.control.ended.lock().unwrap().is_empty());
     assert_eq!(node.control.reported.lock().unwrap().len(), 1, "the session that did something is reported");
 }

@@ -8,6 +8,7 @@ use common::{Node, Setup, fields, refused};
 use prism_core::control::{NamespaceStatus, Quota};
 use prism_core::limits::Limits;
 use prism_core::{Clock, UnixMillis};
+use prism_proto::config::v1::ListConfigsRequest;
 use prism_proto::keyvalue::v1::key_value_service_client::KeyValueServiceClient;
 use prism_proto::keyvalue::v1::{BatchGetRequest, BatchPutEntry, BatchPutRequest, GetRequest, ListRequest, PutRequest};
 use prism_proto::queue::v1::queue_service_client::QueueServiceClient;
@@ -193,7 +194,7 @@ async fn lists_page_without_loss_and_hold_to_their_filter() {
 }
 
 #[tokio::test]
-async fn every_call_counts_and_a_deadline_is_a_deadline() {
+async fn every_call_counts() {
     let node = Node::start().await;
     let token = node.session("kv").await.session_token;
     get(&node, &token).await.unwrap();
@@ -203,19 +204,32 @@ async fn every_call_counts_and_a_deadline_is_a_deadline() {
         Code::InvalidArgument,
         "INVALID_ARGUMENT",
     );
-    // Not decodable: a value where the protocol wants text.
-    let mut raw = tonic::client::Grpc::new(node.channel.clone());
-    raw.ready().await.unwrap();
-    let path = http::uri::PathAndQuery::from_static("/prism.keyvalue.v1.KeyValueService/Get");
-    let codec = tonic_prost::ProstCodec::<PutRequest, PutRequest>::default();
-    let broken = PutRequest { value: vec![0xff].into(), ttl_seconds: Some(1), key: "k".to_owned(), ..a_put("") };
-    let _ = raw.unary(Request::new(broken), path, codec).await;
-    let total = node.metrics.total_figures(Duration::from_secs(60));
-    assert_eq!((total.requests_total, total.errors_total), (5, 3), "create, get, and three that failed");
-    let unknown = http::uri::PathAndQuery::from_static("/prism.keyvalue.v1.KeyValueService/Nothing");
-    raw.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::<PutRequest, PutRequest>::default();
-    assert_eq!(raw.unary(Request::new(a_put("")), unknown, codec).await.unwrap_err().code(), Code::Unimplemented);
+    let total = node.metrics.total_figures(Duration::from_mins(1));
+    assert_eq!((total.requests_total, total.errors_total), (4, 2), "create, get, and two that failed");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_with_a_reason() {
+    let limits = Limits { max_value_bytes: 1024, ..Limits::default() };
+    let node = Node::start_with(Setup { limits, ..Setup::default() }).await;
+    let raw = async |path: &'static str, message: ListConfigsRequest| {
+        let mut client = tonic::client::Grpc::new(node.channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<ListConfigsRequest, ListConfigsRequest>::default();
+        client.unary(Request::new(message), http::uri::PathAndQuery::from_static(path), codec).await
+    };
+    // Field 1 is a number here, and text in the message that is expected.
+    let number = || ListConfigsRequest { pattern: Some(1), namespace: None };
+    let outcome = raw("/prism.keyvalue.v1.KeyValueService/Get", number()).await;
+    refused(outcome, Code::InvalidArgument, "MALFORMED_MESSAGE");
+    for unknown in ["/prism.keyvalue.v1.KeyValueService/Nothing", "/nobody.Service/Nothing", "/nothing"] {
+        assert_eq!(raw(unknown, number()).await.unwrap_err().code(), Code::Unimplemented, "{unknown}");
+    }
+    let token = node.session("kv").await.session_token;
+    let huge = PutRequest { value: vec![0; 1 << 20].into(), ..a_put(&token) };
+    refused(kv(&node).put(huge).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let total = node.metrics.total_figures(Duration::from_mins(1));
+    assert_eq!(total.errors_total, 2, "each failed call of an RPC counts");
 }
 
 #[tokio::test]

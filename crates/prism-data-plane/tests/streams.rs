@@ -251,6 +251,21 @@ async fn streams_are_bounded_and_given_back_when_the_client_goes() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_at_the_clients_deadline() {
+    let node = Node::start().await;
+    let token = node.session("events").await.session_token;
+    let mut request = tonic::Request::new(events::SubscribeRequest {
+        session_token: token,
+        topic_pattern: ">".to_owned(),
+        queue_group: None,
+    });
+    request.set_timeout(Duration::from_millis(300));
+    let mut stream = PubSubServiceClient::new(node.channel.clone()).subscribe(request).await.unwrap().into_inner();
+    assert_eq!(said(&next(&mut stream).await.unwrap_err()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+    assert_eq!(node.plane.figures(SOON).total.active_streams, 0);
+}
+
+#[tokio::test]
 async fn an_unsubscribed_stream_ends_well() {
     let node = Node::start().await;
     let token = node.session("events").await.session_token;
@@ -285,7 +300,7 @@ async fn backends_are_checked_and_figures_filled() {
     let reports = node.plane.backends().await;
     let names: Vec<_> = reports.iter().map(|report| report.instance.as_str()).collect();
     assert_eq!(names, ["memory", "sqlite"]);
-    let figures = node.plane.figures(Duration::from_secs(60));
+    let figures = node.plane.figures(Duration::from_mins(1));
     assert_eq!((figures.total.active_sessions, figures.total.active_streams), (1, 1));
     assert_eq!(figures.namespaces["default"].active_streams, 1);
     assert!(node.metrics.render().contains("prism_data_sessions{namespace=\"default\"} 1"));

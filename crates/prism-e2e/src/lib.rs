@@ -13,6 +13,7 @@ pub mod data;
 pub mod dial;
 pub mod failure;
 pub mod http1;
+pub mod operations;
 pub mod raw;
 pub mod server;
 pub mod site;

@@ -1,12 +1,12 @@
 //! Namespaces: contract §8 "namespace status", §9 "DeleteNamespace", "READ_ONLY, writes are", "data of a namespace".
 
 use prism_e2e::site::unique;
-use prism_e2e::wait::{next, within};
-use prism_e2e::{Options, Pattern, Refused as _, Session, Shared, Site, data};
+use prism_e2e::operations::All;
+use prism_e2e::wait::next;
+use prism_e2e::{Options, Pattern, Refused as _, Shared, Site, data};
 use prism_proto::admin::v1 as wire;
 use prism_proto::admin::v1::NamespaceStatus::{Active, ReadOnly, Suspended};
-use prism_proto::{keyvalue::v1 as kv, pubsub::v1 as pubsub, queue::v1 as queue, reader::v1 as reader, transact::v1 as transact};
-use prism_proto::session::v1 as life;
+use prism_proto::{keyvalue::v1 as kv, queue::v1 as queue, session::v1 as life};
 use tonic::{Code, Status};
 
 static SERVER: Shared = Shared::new();
@@ -97,77 +97,6 @@ async fn a_namespace_with_stored_data_alone_is_not_empty() {
     site.admin.service().delete_config(request).await.unwrap();
     let refused = site.admin.service().delete_namespace(delete(&site.namespace, false, false)).await.refused();
     refused.is(Code::FailedPrecondition, "NAMESPACE_NOT_EMPTY");
-}
-
-/// One session per pattern.
-struct All {
-    kv: Session,
-    queue: Session,
-    pubsub: Session,
-    reader: Session,
-    transact: Session,
-}
-
-impl All {
-    async fn open(site: &Site) -> Self {
-        Self {
-            kv: site.session(Pattern::KeyValue).await,
-            queue: site.session(Pattern::Queue).await,
-            pubsub: site.session(Pattern::PubSub).await,
-            reader: site.session(Pattern::Reader).await,
-            transact: site.session(Pattern::Transact).await,
-        }
-    }
-
-    async fn writes(&self) -> Vec<(&'static str, Result<(), Status>)> {
-        let key = || "k".to_owned();
-        let entry = kv::BatchPutEntry { key: key(), ..Default::default() };
-        let message = queue::BatchMessage::default();
-        let batch = queue::PublishBatchRequest { topic: "t".to_owned(), messages: vec![message], ..Default::default() };
-        let event = pubsub::PublishRequest { topic: "t".to_owned(), ..Default::default() };
-        let mailbox = transact::MailboxWrite { mailbox_id: "m".to_owned(), ..Default::default() };
-        let write = transact::WriteRequest { mailbox: Some(mailbox), ..Default::default() };
-        vec![
-            ("Put", self.kv.kv().put(kv::PutRequest { key: key(), ..Default::default() }).await.map(drop)),
-            ("BatchPut", self.kv.kv().batch_put(kv::BatchPutRequest { entries: vec![entry], ..Default::default() }).await.map(drop)),
-            ("Delete", self.kv.kv().delete(kv::DeleteRequest { key: key(), ..Default::default() }).await.map(drop)),
-            ("Publish", self.queue.publish("t", b"1").await.map(drop)),
-            ("PublishBatch", self.queue.queue().publish_batch(batch).await.map(drop)),
-            ("event", self.pubsub.pub_sub().publish(event).await.map(drop)),
-            ("Write", self.transact.transact().write(write).await.map(drop)),
-            ("Transaction", transaction(&self.transact).await),
-        ]
-    }
-
-    async fn reads(&self) -> Vec<(&'static str, Result<(), Status>)> {
-        let key = || "k".to_owned();
-        let collection = || "items".to_owned();
-        let mailbox = transact::ReadMailboxRequest { mailbox_id: "m".to_owned(), ..Default::default() };
-        let events = pubsub::SubscribeRequest { topic_pattern: "t".to_owned(), ..Default::default() };
-        let info = queue::GetTopicInfoRequest { topic: "t".to_owned(), ..Default::default() };
-        vec![
-            ("Get", self.kv.get("k").await.map(drop)),
-            ("BatchGet", self.kv.kv().batch_get(kv::BatchGetRequest { keys: vec![key()], ..Default::default() }).await.map(drop)),
-            ("List", self.kv.kv().list(kv::ListRequest::default()).await.map(drop)),
-            ("GetTopicInfo", self.queue.queue().get_topic_info(info).await.map(drop)),
-            ("Subscribe", self.queue.subscribe("t", "g").await.map(drop)),
-            ("events", self.pubsub.pub_sub().subscribe(events).await.map(drop)),
-            ("Read", self.reader.reader().read(reader::ReadRequest { collection: collection(), ..Default::default() }).await.map(drop)),
-            ("Query", self.reader.reader().query(reader::QueryRequest { collection: collection(), ..Default::default() }).await.map(drop)),
-            ("Count", self.reader.reader().count(reader::CountRequest { collection: collection(), ..Default::default() }).await.map(drop)),
-            ("ReadMailbox", self.transact.transact().read_mailbox(mailbox).await.map(drop)),
-        ]
-    }
-}
-
-/// Begins and commits an empty transaction.
-async fn transaction(session: &Session) -> Result<(), Status> {
-    use transact::transaction_request::Request;
-    let steps = [Request::Begin(transact::BeginTransaction::default()), Request::Commit(transact::CommitTransaction {})];
-    let steps = steps.map(|step| transact::TransactionRequest { request: Some(step) });
-    let mut answers = session.transact().transaction(tokio_stream::iter(steps)).await?.into_inner();
-    while within("the transaction", answers.message()).await?.is_some() {}
-    Ok(())
 }
 
 #[tokio::test]

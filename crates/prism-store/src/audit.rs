@@ -67,10 +67,16 @@ impl Tx<'_> {
                 nanos: (self.now.0.rem_euclid(1000) * 1_000_000) as i32,
             }),
             actor: masked(draft.actor),
-            operation: draft.operation,
+            operation: masked(draft.operation),
             resource: masked(draft.resource),
             namespace: masked(draft.namespace),
-            metadata: draft.metadata.into_iter().map(|(key, value)| (key, masked(value))).collect(),
+            // Libraries differ in whether an empty value of a map is written; without any, all hash the same bytes.
+            metadata: draft
+                .metadata
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(key, value)| (key, masked(value)))
+                .collect(),
             success: draft.error.is_none(),
             error: draft.error.map(masked),
             sequence: sequence as u64,

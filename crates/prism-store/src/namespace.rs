@@ -88,7 +88,8 @@ impl Tx<'_> {
         Ok((rows, total))
     }
 
-    /// Makes a namespace; ALREADY_EXISTS when there is one of this name.
+    /// Makes a namespace; ALREADY_EXISTS when there is one of this name, FAILED_PRECONDITION `NAMESPACE_BEING_REMOVED` while
+    /// the data of an earlier one is still there.
     pub fn create_namespace(&mut self, name: &NamespaceName, description: &str, quota: Quota) -> Result<NamespaceRow> {
         if self.namespace(name.as_str())?.is_some() {
             return Err(Error::already_exists(format!("namespace:{name}")));
@@ -99,6 +100,14 @@ impl Tx<'_> {
                 "TOO_MANY_NAMESPACES",
                 format!("an installation holds at most {MAX_NAMESPACES} namespaces"),
             ));
+        }
+        if self.count("SELECT count(*) FROM removals WHERE namespace = ?1", [name.as_str()])? > 0 {
+            // Its data must not come back to life under a new owner.
+            return Err(Error::precondition(
+                "NAMESPACE_BEING_REMOVED",
+                format!("the data of an earlier namespace {name} is still being removed; retry later"),
+            )
+            .retry_after(std::time::Duration::from_secs(10)));
         }
         let row = NamespaceRow {
             namespace: Namespace { name: name.clone(), status: NamespaceStatus::Active, quota },
@@ -146,7 +155,7 @@ impl Tx<'_> {
     }
 
     /// Removes a namespace with everything that depends on it: configs are deleted, sessions end, client keys die, bound
-    /// API keys are revoked, its maintenance is over.
+    /// API keys are revoked, its maintenance is over. Its data is to be removed until [`Tx::finish_removal`].
     pub fn delete_namespace(&mut self, name: &NamespaceName) -> Result<()> {
         for config in self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))? {
             self.delete_config(&config)?;
@@ -166,8 +175,20 @@ impl Tx<'_> {
         }
         self.execute("DELETE FROM maintenance WHERE scope = ?1", [name.as_str()])?;
         self.execute("DELETE FROM namespaces WHERE name = ?1", [name.as_str()])?;
+        self.execute("INSERT INTO removals (namespace, since) VALUES (?1, ?2)", (name.as_str(), self.now.0))?;
         self.touched.namespaces.insert(name.as_str().to_owned());
         self.touched.operations = true;
         Ok(())
+    }
+    /// Deleted namespaces whose data is still to be removed.
+    pub fn pending_removals(&self) -> Result<Vec<NamespaceName>> {
+        self.all("SELECT namespace FROM removals ORDER BY since", [], |row| {
+            NamespaceName::try_from(row.get::<_, String>(0)?).map_err(corrupt)
+        })
+    }
+
+    /// The data of a deleted namespace is gone.
+    pub fn finish_removal(&mut self, name: &NamespaceName) -> Result<()> {
+        self.execute("DELETE FROM removals WHERE namespace = ?1", [name.as_str()]).map(|_| ())
     }
 }

@@ -290,11 +290,8 @@ impl Op for DeleteNamespace {
 
     async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
         let Ok(name) = NamespaceName::try_from(request.name.clone()) else { return };
-        if !request.validate_only
-            && let Err(failed) = services.node.remove_namespace(&name).await
-        {
-            // The namespace is gone and nothing can reach its data; what is left on the disk is named for the operator.
-            tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace could not be removed");
+        if !request.validate_only {
+            services.remove_data(&name).await;
         }
     }
 }

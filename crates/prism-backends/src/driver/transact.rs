@@ -129,9 +129,15 @@ pub trait Transact: Send + Sync + 'static {
     /// Writes both parts, or neither.
     async fn write(&self, writes: WriteSet, options: TransactOptions) -> Result<WriteOutcome>;
 
-    /// Runs `writes` of an open transaction in order without keeping anything and returns the outcome of the last; a
-    /// refused write fails alone and may be left out. What it returns is what [`Transact::commit`] will hold to.
-    async fn rehearse(&self, transaction_id: &str, writes: &[WriteSet]) -> Result<WriteOutcome>;
+    /// Runs the `earlier` writes of an open transaction, as they were rehearsed, and `next`, and keeps nothing; returns the
+    /// outcome of `next`, or its refusal, which leaves the earlier ones as they are. What it returns is what
+    /// [`Transact::commit`] will hold to. ABORTED `TRANSACTION_CONFLICT` when an earlier outcome no longer holds.
+    async fn rehearse(
+        &self,
+        transaction_id: &str,
+        earlier: &[(WriteSet, WriteOutcome)],
+        next: &WriteSet,
+    ) -> Result<WriteOutcome>;
 
     /// Commits `writes` in order, all or none; ABORTED `TRANSACTION_CONFLICT` when an outcome is no longer the one that
     /// was rehearsed.

@@ -60,7 +60,7 @@ async fn serve(
     mut inbound: Inbound,
     feed: &Feed<wire::TransactionResponse>,
 ) -> Result<()> {
-    let begin = match tokio::time::timeout(BEGIN_WITHIN, first(&mut inbound)).await {
+    let begin = match tokio::time::timeout(BEGIN_WITHIN, first(&mut inbound, gate.limits.max_message_bytes())).await {
         Ok(Ok(begin)) => begin,
         refused => {
             gate.count_stranger(Rpc::Transaction, Duration::ZERO, false);
@@ -80,7 +80,6 @@ async fn serve(
         transactor: Arc::clone(transact::transactor(&session)?),
         options,
         writes: Vec::new(),
-        outcomes: Vec::new(),
         bytes: 0,
         most_bytes: gate.limits.max_message_bytes() * MAX_MESSAGES,
         hash: Sha256::new(),
@@ -92,31 +91,34 @@ async fn serve(
         () = tokio::time::sleep(timeout) => Err(call::deadline_exceeded()),
         outcome = talk.run(&mut inbound) => outcome,
     };
+    // A commit that has begun is not cut: its client must hear how it ended.
+    let outcome = match outcome {
+        Ok(Some(talk)) => talk.commit().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
     if outcome.is_ok() {
         permit.succeeded();
     }
     outcome
 }
 
-async fn first(inbound: &mut Inbound) -> Result<wire::BeginTransaction> {
-    match next(inbound).await? {
+async fn first(inbound: &mut Inbound, most_bytes: usize) -> Result<wire::BeginTransaction> {
+    match next(inbound, most_bytes).await? {
         Some(Step::Begin(begin)) => Ok(begin),
         _ => Err(Error::invalid("begin", "must be the first message of the stream")),
     }
 }
 
 /// The next message; `None` at the end of the client's side.
-async fn next(inbound: &mut Inbound) -> Result<Option<Step>> {
+async fn next(inbound: &mut Inbound, most_bytes: usize) -> Result<Option<Step>> {
     match inbound.message().await {
         Ok(None) => Ok(None),
         Ok(Some(message)) => match message.request {
             Some(step) => Ok(Some(step)),
             None => Err(Error::invalid("request", "must be begin, write, commit or rollback")),
         },
-        Err(broken) => {
-            Err(Error::aborted("STREAM_BROKEN", "the stream broke and the transaction was rolled back")
-                .caused_by(broken))
-        }
+        Err(broken) => Err(call::unreadable(&broken, most_bytes)),
     }
 }
 
@@ -125,8 +127,7 @@ struct Open {
     id: String,
     transactor: Arc<dyn Transact>,
     options: TransactOptions,
-    writes: Vec<WriteSet>,
-    outcomes: Vec<WriteOutcome>,
+    writes: Vec<(WriteSet, WriteOutcome)>,
     bytes: usize,
     most_bytes: usize,
     hash: Sha256,
@@ -140,10 +141,11 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn run(mut self, inbound: &mut Inbound) -> Result<()> {
+    /// Talks until the transaction is rolled back, or is to be committed: then it is returned.
+    async fn run(mut self, inbound: &mut Inbound) -> Result<Option<Self>> {
         self.answer(Answer::Started(wire::TransactionStarted { transaction_id: self.open.id.clone() })).await;
         loop {
-            let step = next(inbound).await?;
+            let step = next(inbound, self.gate.limits.max_message_bytes()).await?;
             self.session.heard(self.gate.clock.now());
             match step {
                 Some(Step::Begin(_)) => return Err(Error::invalid("begin", "the transaction has begun already")),
@@ -151,21 +153,23 @@ impl Conversation {
                     let outcome = self.write(request).await?;
                     self.answer(Answer::WriteResult(transact::response(outcome, false))).await;
                 }
-                Some(Step::Commit(_)) => {
-                    self.open.commit().await?;
-                    self.answer(Answer::Committed(wire::TransactionCommitted { success: true })).await;
-                    return Ok(());
-                }
+                Some(Step::Commit(_)) => return Ok(Some(self)),
                 Some(Step::Rollback(_)) => {
                     self.rolled_back("requested").await;
-                    return Ok(());
+                    return Ok(None);
                 }
                 None => {
                     self.rolled_back("the stream ended without a commit").await;
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }
+    }
+
+    async fn commit(mut self) -> Result<()> {
+        self.open.commit().await?;
+        self.answer(Answer::Committed(wire::TransactionCommitted { success: true })).await;
+        Ok(())
     }
 
     async fn rolled_back(&self, reason: &str) {
@@ -213,15 +217,13 @@ impl Open {
             ));
         }
         self.hash.update(digest);
-        self.writes.push(writes);
-        let outcome = self.transactor.rehearse(&self.id, &self.writes).await?;
-        self.outcomes.push(outcome.clone());
+        let outcome = self.transactor.rehearse(&self.id, &self.writes, &writes).await?;
+        self.writes.push((writes, outcome.clone()));
         Ok(outcome)
     }
 
     async fn commit(&mut self) -> Result<()> {
-        let writes: Vec<_> =
-            std::mem::take(&mut self.writes).into_iter().zip(std::mem::take(&mut self.outcomes)).collect();
+        let writes = std::mem::take(&mut self.writes);
         if writes.is_empty() {
             return Ok(());
         }

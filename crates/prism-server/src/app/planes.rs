@@ -110,7 +110,7 @@ impl Planes {
 
     /// Removes what is past its time from the control state, every `period`.
     pub fn spawn_sweeps(&self, period: Duration, until: Shutdown) {
-        let store = self.store.clone();
+        let (store, door) = (self.store.clone(), Arc::clone(self.admin.door()));
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -118,6 +118,9 @@ impl Planes {
                 tokio::select! {
                     _ = ticks.tick() => {}
                     () = until.announced() => return,
+                }
+                if let Err(error) = door.services.finish_removals().await {
+                    tracing::warn!(%error, "data of deleted namespaces was not looked for");
                 }
                 if let Err(error) = store.sweep().await {
                     tracing::warn!(%error, "what is past its time was not removed");

@@ -111,7 +111,7 @@ impl Topic {
 
     fn loaded(&self, name: &str) -> Option<Arc<Group>> {
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        groups.get(name).filter(|group| !group.is_retired() && name.is_empty()).cloned()
+        groups.get(name).filter(|group| !group.is_retired()).cloned()
     }
 
     /// The group called `name`; made when it does not exist, at the earliest message.

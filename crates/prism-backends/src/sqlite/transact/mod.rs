@@ -95,16 +95,21 @@ impl Transact for SqliteTransact {
         }
     }
 
-    async fn rehearse(&self, transaction_id: &str, writes: &[WriteSet]) -> Result<WriteOutcome> {
-        check_count(writes.len())?;
-        writes.iter().try_for_each(check)?;
-        let (transaction_id, writes) = (transaction_id.to_owned(), writes.to_vec());
+    async fn rehearse(
+        &self,
+        transaction_id: &str,
+        earlier: &[(WriteSet, WriteOutcome)],
+        next: &WriteSet,
+    ) -> Result<WriteOutcome> {
+        check_count(earlier.len() + 1)?;
+        check(next)?;
+        let (transaction_id, earlier, next) = (transaction_id.to_owned(), earlier.to_vec(), next.clone());
         let tables = Arc::clone(&self.tables);
         let clock = self.space.clock.clone();
         let (answer, outcome) = oneshot::channel();
         let undone = self.space.write(move |connection| {
             // Nobody hears of a failure to send: then nobody waits.
-            let _ = answer.send(rehearse(connection, &tables, &transaction_id, &writes, clock.now()));
+            let _ = answer.send(rehearse(connection, &tables, &transaction_id, &earlier, &next, clock.now()));
             // A refusal rolls everything back, which is what a rehearsal is.
             Err::<((), i64), _>(Error::aborted("REHEARSED", "nothing was kept"))
         });
@@ -124,16 +129,7 @@ impl Transact for SqliteTransact {
         let transaction_id = transaction_id.to_owned();
         let tables = Arc::clone(&self.tables);
         let work = move |connection: &Connection, now| {
-            let mut grown = 0;
-            for (index, (writes, rehearsed)) in writes.iter().enumerate() {
-                let told = rehearsed.data.as_ref().map(|data| &data.generated_values);
-                let step = Step { transaction_id: &transaction_id, index, now, told };
-                let (outcome, bytes) = step.apply(connection, &tables, writes).map_err(conflict)?;
-                if (&outcome.data, &outcome.mailbox) != (&rehearsed.data, &rehearsed.mailbox) {
-                    return Err(changed());
-                }
-                grown += bytes;
-            }
+            let grown = replay(connection, &tables, &transaction_id, &writes, now)?;
             Ok((Outcome::Committed, grown))
         };
         match self.run(options, work).await? {
@@ -166,24 +162,39 @@ fn check_count(writes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs all `writes`; the outcome of the last, or its refusal.
+/// Runs writes that were rehearsed, with the values they were told, and returns the growth; each must come out as it did.
+fn replay(
+    connection: &Connection,
+    tables: &[String],
+    transaction_id: &str,
+    writes: &[(WriteSet, WriteOutcome)],
+    now: UnixMillis,
+) -> Result<i64> {
+    let mut grown = 0;
+    for (index, (writes, rehearsed)) in writes.iter().enumerate() {
+        let told = rehearsed.data.as_ref().map(|data| &data.generated_values);
+        let step = Step { transaction_id, index, now, told };
+        let (outcome, bytes) = step.apply(connection, tables, writes).map_err(conflict)?;
+        if (&outcome.data, &outcome.mailbox) != (&rehearsed.data, &rehearsed.mailbox) {
+            return Err(changed());
+        }
+        grown += bytes;
+    }
+    Ok(grown)
+}
+
+/// Runs `next` after the `earlier` writes of its transaction.
 fn rehearse(
     connection: &Connection,
     tables: &[String],
     transaction_id: &str,
-    writes: &[WriteSet],
+    earlier: &[(WriteSet, WriteOutcome)],
+    next: &WriteSet,
     now: UnixMillis,
 ) -> Result<WriteOutcome> {
-    let mut last = Err(Error::invalid("writes", "a rehearsal needs at least one write"));
-    for (index, writes) in writes.iter().enumerate() {
-        if index > 0 {
-            // It was accepted before, so something else has changed since.
-            last.map_err(conflict)?;
-        }
-        let step = Step { transaction_id, index, now, told: None };
-        last = step.apply(connection, tables, writes).map(|(outcome, _)| outcome);
-    }
-    last
+    replay(connection, tables, transaction_id, earlier, now)?;
+    let step = Step { transaction_id, index: earlier.len(), now, told: None };
+    step.apply(connection, tables, next).map(|(outcome, _)| outcome)
 }
 
 /// One write set in its transaction.

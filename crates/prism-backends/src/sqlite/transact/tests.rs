@@ -261,6 +261,20 @@ async fn a_write_that_waits_too_long_never_happens() {
 }
 
 #[tokio::test]
+async fn a_later_write_may_name_what_an_earlier_one_was_told() {
+    let fixture = Fixture::new("CREATE TABLE t (id TEXT PRIMARY KEY DEFAULT (hex(randomblob(8))), n INTEGER)").await;
+    let transact = fixture.transact(&["t"]);
+    let mut told = rehearsed(&transact, "t-1", &[to("t", None, data(WriteMode::Insert, &[("n", Value::Integer(1))]))]).await;
+    let id = told[0].1.data.as_ref().unwrap().generated_values["id"].clone();
+    let update = to("t", None, data(WriteMode::Update, &[("id", id), ("n", Value::Integer(2))]));
+    let outcome = transact.rehearse("t-1", &told, &update).await.unwrap();
+    assert_eq!(outcome.data.as_ref().unwrap().rows_affected, 1);
+    told.push((update, outcome));
+    transact.commit("t-1", told, TransactOptions::default()).await.unwrap();
+    assert_eq!(fixture.ask("SELECT count(*) FROM t WHERE n = 2").await, 1);
+}
+
+#[tokio::test]
 async fn a_quota_refuses_growth_and_a_refusal_costs_nothing() {
     let fixture = Fixture::new("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)").await;
     let transact = fixture.transact(&["t"]);
@@ -272,7 +286,7 @@ async fn a_quota_refuses_growth_and_a_refusal_costs_nothing() {
     let used = fixture.meter.used();
     assert_eq!(write(&transact, row(2, 1500)).await.unwrap_err().reason(), "QUOTA_EXCEEDED");
     assert_eq!(write(&transact, row(1, 2500)).await.unwrap_err().reason(), "QUOTA_EXCEEDED");
-    assert!(transact.rehearse("t", &[row(3, 10), row(3, 10)]).await.is_ok());
+    rehearsed(&transact, "t", &[row(3, 10), row(3, 10)]).await;
     assert_eq!(fixture.meter.used(), used);
     write(&transact, row(1, 100)).await.unwrap();
     assert_eq!(used - fixture.meter.used(), 1400);

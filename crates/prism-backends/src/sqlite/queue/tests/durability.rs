@@ -108,40 +108,6 @@ async fn a_caller_that_goes_away_leaves_memory_and_disk_in_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_acknowledgement_that_meets_a_seek_does_not_undo_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let (before, after) = (folder.path().join("before.db"), folder.path().join("after.db"));
-    let fixture = open(&before, &[]);
-    fill(&fixture.queue, 10).await;
-    let mut consumer = subscribe(&fixture.queue).await;
-    for round in 0..20 {
-        let taken = consumer.take(10).await;
-        let seek = async {
-            // Both orders, and what lies between.
-            tokio::time::sleep(Duration::from_micros(round * 20)).await;
-            fixture.queue.seek("t", "g", vec![(0, 0)]).await
-        };
-        let (acknowledged, sought) = tokio::join!(fixture.queue.acknowledge(consumer.session, ids(&taken)), seek);
-        acknowledged.unwrap();
-        sought.unwrap();
-    }
-    for round in 0..20 {
-        let taken = consumer.take(10).await;
-        let acknowledge = async {
-            tokio::time::sleep(Duration::from_micros(round * 20)).await;
-            fixture.queue.acknowledge(consumer.session, ids(&taken)).await
-        };
-        let (sought, acknowledged) = tokio::join!(fixture.queue.seek("t", "g", vec![(0, 0)]), acknowledge);
-        // Sent when the seek is done, it may meet the same messages delivered again.
-        acknowledged.unwrap();
-        sought.unwrap();
-        fixture.queue.seek("t", "g", vec![(0, 0)]).await.unwrap();
-    }
-    let fixture = open_after_kill(&before, &after, &[]);
-    assert_eq!(offsets(&subscribe(&fixture.queue).await.take(10).await), (0..10).collect::<Vec<_>>());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_storage_that_fails_ends_streams_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("q.db");

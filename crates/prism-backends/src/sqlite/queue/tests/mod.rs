@@ -1,5 +1,6 @@
 mod durability;
 mod model;
+mod races;
 mod retention;
 
 use std::collections::BTreeMap;

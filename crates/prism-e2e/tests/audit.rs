@@ -1,0 +1,330 @@
+//! The audit log: contract §8 "audit", "audit order"; §9 "audit, what", "audit, chain", "audit, query", "audit, secrets".
+
+use std::sync::Arc;
+
+use prism_e2e::site::{config, unique};
+use prism_e2e::wait::{next, silent};
+use prism_e2e::{Admin, Options, Pattern, Prism, Refused as _, Shared, Site, audit, raw};
+use prism_proto::admin::v1 as wire;
+use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
+use tonic::Code;
+
+static SERVER: Shared = Shared::new();
+
+async fn site() -> Site {
+    Site::new(SERVER.get(Options::new()).await).await
+}
+
+/// Entries of one request id.
+async fn entries_of(admin: &Admin, request_id: &str) -> Vec<AuditLogEntry> {
+    admin.whole_log().await.into_iter().filter(|entry| entry.request_id == request_id).collect()
+}
+
+/// The one entry of a request id.
+async fn entry_of(admin: &Admin, request_id: &str) -> AuditLogEntry {
+    let mut entries = entries_of(admin, request_id).await;
+    assert_eq!(entries.len(), 1, "exactly one entry for {request_id}: {entries:?}");
+    entries.remove(0)
+}
+
+fn log(namespace: &str) -> GetAuditLogRequest {
+    GetAuditLogRequest { namespace: Some(namespace.to_owned()), ..Default::default() }
+}
+
+#[tokio::test]
+async fn every_kind_of_call_leaves_exactly_one_entry_before_its_answer_leaves() {
+    let site = site().await;
+    let (ns, name) = (site.namespace.clone(), unique("audited"));
+    let as_alice = |id: &str| site.admin.and("x-request-id", id).and("x-admin-user", "alice@example.com");
+    let created = wire::CreateConfigRequest { config: Some(config(&name, &ns, Pattern::KeyValue)), ..Default::default() };
+
+    as_alice("success").service().create_config(created.clone()).await.unwrap();
+    let entry = entry_of(&site.admin, "success").await;
+    assert_eq!((entry.operation.as_str(), entry.resource, entry.namespace), ("CreateConfig", format!("config:{name}"), ns.clone()));
+    assert_eq!((entry.actor.as_str(), entry.auth_method.as_str(), entry.success, entry.error), ("alice@example.com", "api_key", true, None));
+    assert!(entry.source_address.starts_with("127.0.0.1") && !entry.credential_id.is_empty() && entry.timestamp.is_some());
+
+    as_alice("failure").service().create_config(created.clone()).await.refused();
+    let entry = entry_of(&site.admin, "failure").await;
+    assert!(!entry.success && entry.error.is_some_and(|error| error.contains("exists")));
+
+    let invalid = wire::CreateConfigRequest { config: None, ..Default::default() };
+    as_alice("invalid").service().create_config(invalid).await.refused();
+    assert!(!entry_of(&site.admin, "invalid").await.success);
+
+    let dry = wire::CreateConfigRequest { validate_only: true, overwrite: true, ..created };
+    as_alice("validated").service().create_config(dry).await.unwrap();
+    assert!(entry_of(&site.admin, "validated").await.success);
+
+    as_alice("read").service().list_configs(wire::ListConfigsRequest::default()).await.unwrap();
+    assert_eq!(entry_of(&site.admin, "read").await.resource, "configs");
+
+    as_alice("stream").audit(GetAuditLogRequest::default()).await;
+    assert_eq!(entry_of(&site.admin, "stream").await.resource, "audit");
+
+    let viewer = site.admin.with_role("viewer", None).await;
+    let denied = viewer.and("x-request-id", "denied").service().create_namespace(wire::CreateNamespaceRequest { name: unique("no"), ..Default::default() }).await.refused();
+    let entry = entry_of(&site.admin, "denied").await;
+    assert_eq!(denied.metadata["audit_id"], entry.id);
+    assert!(!entry.success && entry.metadata["permission"] == "namespace:create");
+
+    let nobody = site.admin.with_key("prx_nonsense").and("x-request-id", "anonymous");
+    nobody.service().list_configs(wire::ListConfigsRequest::default()).await.refused();
+    let entry = entry_of(&site.admin, "anonymous").await;
+    assert_eq!((entry.actor.as_str(), entry.auth_method.as_str(), entry.success), ("anonymous", "none", false));
+    assert_eq!(entry.operation, "ListConfigs");
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_parsed_and_rpcs_that_do_not_exist_leave_an_entry() {
+    let site = site().await;
+    let headers = |id: &str| site.admin.headers.clone().with("x-request-id", id);
+    let call = async |id: &str, path: &str, bytes: &'static [u8]| raw::call(&site.admin.channel, &headers(id), path, bytes).await;
+    let create = "/prism.admin.v1.AdminService/CreateConfig";
+    assert!(call("unparsable", create, &[0xff, 0xff, 0xff]).await.is_err());
+    let entry = entry_of(&site.admin, "unparsable").await;
+    assert_eq!((entry.operation.as_str(), entry.success, entry.auth_method.as_str()), ("CreateConfig", false, "api_key"));
+    // A name that is not UTF-8, which no generated client would send.
+    assert!(call("not-text", "/prism.admin.v1.AdminService/GetConfig", &[10, 2, 0xc3, 0x28]).await.is_err());
+    assert_eq!(entry_of(&site.admin, "not-text").await.operation, "GetConfig");
+    assert_eq!(call("no-such-rpc", "/prism.admin.v1.AdminService/Nonsense", b"").await.refused().code, Code::Unimplemented);
+    assert!(!entry_of(&site.admin, "no-such-rpc").await.success);
+    assert!(call("no-such-service", "/nonsense.Service/Nonsense", b"").await.is_err());
+    assert!(!entry_of(&site.admin, "no-such-service").await.success);
+}
+
+#[tokio::test]
+async fn resources_are_named_as_the_contract_says() {
+    let site = site().await;
+    let session = site.session(Pattern::KeyValue).await;
+    let key = site.admin.create_api_key("viewer", Some(&site.namespace), None).await.api_key.unwrap().key_id;
+    let admin = |id: &str| site.admin.and("x-request-id", id);
+    let (ns, id) = (site.namespace.clone(), session.id.clone());
+    admin("r-namespace").service().get_namespace(wire::GetNamespaceRequest { name: ns.clone() }).await.unwrap();
+    admin("r-namespaces").service().list_namespaces(wire::ListNamespacesRequest::default()).await.unwrap();
+    admin("r-session").service().get_session(wire::GetSessionRequest { session_id: id.clone() }).await.unwrap();
+    admin("r-sessions").service().list_sessions(wire::ListSessionsRequest::default()).await.unwrap();
+    admin("r-backend").service().get_backend_status(wire::GetBackendStatusRequest { backend_type: "sqlite".to_owned() }).await.unwrap();
+    admin("r-backends").service().list_backends(wire::ListBackendsRequest::default()).await.unwrap();
+    admin("r-metrics").service().get_metrics(wire::GetMetricsRequest::default()).await.unwrap();
+    admin("r-maintenance").service().get_maintenance_status(wire::GetMaintenanceStatusRequest::default()).await.unwrap();
+    let dry = wire::DrainConnectionsRequest { validate_only: true, namespace: Some(ns.clone()), ..Default::default() };
+    admin("r-drain").service().drain_connections(dry).await.unwrap();
+    admin("r-keys").access().list_api_keys(wire::ListApiKeysRequest::default()).await.unwrap();
+    admin("r-key").access().revoke_api_key(wire::RevokeApiKeyRequest { key_id: key.clone() }).await.unwrap();
+    let log = site.admin.whole_log().await;
+    for (request, resource, namespace) in [
+        ("r-namespace", format!("namespace:{ns}"), ns.as_str()),
+        ("r-namespaces", "namespaces".to_owned(), ""),
+        ("r-session", format!("session:{id}"), &ns),
+        ("r-sessions", "sessions".to_owned(), ""),
+        ("r-backend", "backend:sqlite".to_owned(), ""),
+        ("r-backends", "backends".to_owned(), ""),
+        ("r-metrics", "metrics".to_owned(), ""),
+        ("r-maintenance", "maintenance".to_owned(), ""),
+        ("r-drain", "sessions".to_owned(), &ns),
+        ("r-keys", "keys".to_owned(), ""),
+        ("r-key", format!("key:{key}"), &ns),
+    ] {
+        let entry = log.iter().find(|entry| entry.request_id == request).unwrap();
+        assert_eq!((&entry.resource, entry.namespace.as_str()), (&resource, namespace), "{request}");
+    }
+    let created = log.iter().rfind(|entry| entry.operation == "CreateApiKey" && entry.namespace == ns).unwrap();
+    assert_eq!(created.resource, format!("key:{key}"), "the id that was made");
+}
+
+#[tokio::test]
+async fn the_chain_follows_from_the_contracts_definition_and_survives_a_restart() {
+    let server = Arc::new(Prism::start(Options::new()).await);
+    let site = Site::new(Arc::clone(&server)).await;
+    let session = site.session(Pattern::KeyValue).await;
+    // Empty texts, every kind of value: encodings differ there first.
+    site.admin.terminate(&session.id, true, "").await;
+    let off = wire::SetMaintenanceModeRequest { message: Some(String::new()), ..Default::default() };
+    site.admin.service().set_maintenance_mode(off).await.unwrap();
+    site.admin.with_key("nonsense").service().list_configs(wire::ListConfigsRequest::default()).await.refused();
+    let before = site.admin.whole_log().await;
+    assert_eq!(before[0].sequence, 1, "the first sequence is 1");
+    assert_eq!(before[0].previous_hash, vec![0; 32]);
+    audit::verify(&before);
+    server.crash_and_restart().await;
+    let after = server.admin().whole_log().await;
+    audit::verify(&after);
+    assert_eq!(after[..before.len()], before);
+}
+
+#[tokio::test]
+async fn newest_first_100_by_default_and_at_most_10000() {
+    let server = Prism::start(Options::new()).await;
+    let admin = server.admin();
+    let many: Vec<_> = (0..64)
+        .map(|_| {
+            let mut service = admin.service();
+            tokio::spawn(async move {
+                for _ in 0..160 {
+                    service.get_maintenance_status(wire::GetMaintenanceStatusRequest::default()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for calls in many {
+        calls.await.unwrap();
+    }
+    let default = admin.audit(GetAuditLogRequest::default()).await;
+    assert_eq!(default.len(), 100);
+    assert!(default.is_sorted_by(|newer, older| newer.sequence == older.sequence + 1));
+    let next = admin.audit(GetAuditLogRequest { limit: 1, ..Default::default() }).await.remove(0);
+    assert_eq!(next.sequence, default[0].sequence + 1, "its own entry is written after what it shows");
+    let limited = |limit| GetAuditLogRequest { limit, ..Default::default() };
+    assert_eq!(admin.audit(limited(1)).await.len(), 1);
+    assert_eq!(admin.audit(limited(20_000)).await.len(), 10_000);
+    admin.service().get_audit_log(limited(-1)).await.refused().names(&["limit"]);
+    // Oldest first, without a limit, from an entry on.
+    let all = admin.audit(limited(10_000)).await;
+    let oldest = all.last().unwrap();
+    let resumed = admin.audit(GetAuditLogRequest { resume_after: Some(oldest.id.clone()), ..Default::default() }).await;
+    assert!(resumed.len() > 10_000, "0 = no limit: {}", resumed.len());
+    assert_eq!(resumed[0].sequence, oldest.sequence + 1);
+    assert!(resumed.is_sorted_by(|older, newer| older.sequence + 1 == newer.sequence));
+}
+
+#[tokio::test]
+async fn filters_by_namespace_actor_operation_and_time() {
+    let site = site().await;
+    for user in ["ann", "bob", "ann"] {
+        let admin = site.admin.and("x-admin-user", user);
+        admin.service().get_namespace(wire::GetNamespaceRequest { name: site.namespace.clone() }).await.unwrap();
+        admin.service().list_configs(wire::ListConfigsRequest { namespace: Some(site.namespace.clone()), ..Default::default() }).await.unwrap();
+        // Times are in milliseconds; the test needs them to differ.
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+    }
+    let count = async |request: GetAuditLogRequest| site.admin.audit(request).await.len();
+    let actor = |name: &str| GetAuditLogRequest { actor: Some(name.to_owned()), ..log(&site.namespace) };
+    assert_eq!(count(actor("ann")).await, 4);
+    assert_eq!(count(actor("carl")).await, 0);
+    assert_eq!(count(GetAuditLogRequest { operation: Some("ListConfigs".to_owned()), ..actor("ann") }).await, 2);
+    assert_eq!(count(log("nowhere")).await, 0);
+
+    let all = site.admin.audit(GetAuditLogRequest { operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) }).await;
+    let [third, second, first] = all.as_slice() else { panic!("{all:?}") };
+    let between = GetAuditLogRequest {
+        operation: Some("GetNamespace".to_owned()),
+        start_time: first.timestamp,
+        end_time: third.timestamp,
+        ..log(&site.namespace)
+    };
+    let found: Vec<_> = site.admin.audit(between).await.into_iter().map(|entry| entry.id).collect();
+    assert_eq!(found, [second.id.as_str(), first.id.as_str()], "start inclusive, end exclusive");
+    let reversed = GetAuditLogRequest { start_time: third.timestamp, end_time: first.timestamp, ..Default::default() };
+    site.admin.service().get_audit_log(reversed).await.refused().names(&["end_time"]);
+}
+
+#[tokio::test]
+async fn follow_starts_now_and_resumes_after_an_entry() {
+    let site = site().await;
+    let act = async |id: &str| {
+        let request = wire::GetNamespaceRequest { name: site.namespace.clone() };
+        site.admin.and("x-request-id", id).service().get_namespace(request).await.unwrap();
+    };
+    act("f-before").await;
+    let request = GetAuditLogRequest { follow: true, operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) };
+    let mut stream = site.admin.service().get_audit_log(request.clone()).await.unwrap().into_inner();
+    assert!(silent(&mut stream, std::time::Duration::from_millis(150)).await, "follow alone starts now");
+    act("f-1").await;
+    let first = next("an entry", &mut stream).await.unwrap().unwrap();
+    assert_eq!(first.request_id, "f-1");
+    act("f-2").await;
+    act("f-3").await;
+    let resumed = GetAuditLogRequest { resume_after: Some(first.id.clone()), limit: 3, ..request };
+    let mut stream = site.admin.service().get_audit_log(resumed.clone()).await.unwrap().into_inner();
+    for id in ["f-2", "f-3"] {
+        assert_eq!(next("an entry", &mut stream).await.unwrap().unwrap().request_id, id);
+    }
+    act("f-4").await;
+    assert_eq!(next("an entry", &mut stream).await.unwrap().unwrap().request_id, "f-4");
+    assert!(next("the end at its limit", &mut stream).await.is_none());
+    let unknown = GetAuditLogRequest { resume_after: Some("0190a1b2-0000-7000-8000-000000000001".to_owned()), ..Default::default() };
+    assert_eq!(site.admin.service().get_audit_log(unknown).await.refused().code, Code::NotFound);
+    let ended = site.admin.audit(GetAuditLogRequest { follow: false, limit: 0, ..resumed }).await;
+    assert_eq!(ended.iter().map(|entry| entry.request_id.as_str()).collect::<Vec<_>>(), ["f-2", "f-3", "f-4"]);
+}
+
+#[tokio::test]
+async fn calls_without_a_credential_leave_a_bounded_number_of_entries() {
+    let server = Prism::start(Options::new()).await;
+    let admin = server.admin();
+    let nobody = admin.with_headers(prism_e2e::Headers::none());
+    let start = std::time::Instant::now();
+    for _ in 0..1000 {
+        nobody.service().list_configs(wire::ListConfigsRequest::default()).await.refused().is(Code::Unauthenticated, "CREDENTIAL_MISSING");
+    }
+    let seconds = start.elapsed().as_secs() as usize + 1;
+    let log = admin.whole_log().await;
+    let anonymous = log.iter().filter(|entry| entry.actor == "anonymous").count();
+    assert!(anonymous >= 100 && anonymous <= 200 + 20 * seconds, "{anonymous} in {seconds} s");
+    // A valid credential is never counted out.
+    admin.and("x-request-id", "after").service().list_configs(wire::ListConfigsRequest::default()).await.unwrap();
+    entry_of(&admin, "after").await;
+    audit::verify(&admin.whole_log().await);
+}
+
+#[tokio::test]
+async fn secrets_are_masked_wherever_they_would_be_recorded() {
+    let site = site().await;
+    let session = site.session(Pattern::KeyValue).await;
+    let key = site.admin.create_api_key("viewer", None, None).await.token;
+    let secrets = [site.admin_key(), site.key.clone(), session.token.clone(), key, "prj_0123456789abcdefghijklmnop".to_owned()];
+    for secret in &secrets {
+        let admin = site.admin.and("x-admin-user", &format!("{secret}@example.com")).and("x-request-id", &format!("id-{secret}"));
+        let request = wire::GetConfigRequest { name: secret.clone(), ..Default::default() };
+        admin.service().get_config(request).await.refused();
+        let namespace = wire::CreateNamespaceRequest { name: secret.clone(), description: secret.clone(), quota: None };
+        admin.service().create_namespace(namespace).await.refused();
+        let request = wire::TerminateSessionRequest { session_id: session.id.clone(), force: false, reason: format!("see {secret}, please") };
+        admin.service().terminate_session(request).await.unwrap();
+        let request = wire::CreateApiKeyRequest { name: format!("for {secret}"), roles: vec![secret.clone()], ..Default::default() };
+        admin.access().create_api_key(request).await.refused();
+        let request = wire::CreateApiKeyRequest { name: secret.clone(), roles: vec!["viewer".to_owned()], ..Default::default() };
+        admin.access().create_api_key(request).await.unwrap();
+        let path = format!("/{secret}/{secret}");
+        raw::call(&site.admin.channel, &admin.headers, &path, &b""[..]).await.refused();
+    }
+    let log = format!("{:?}", site.admin.whole_log().await);
+    for secret in &secrets {
+        // Prefix and public id may stay, the secret part may not.
+        assert!(!log.contains(&secret[4..]) && !log.contains(&secret[20..]), "{secret} is in the log");
+    }
+}
+
+trait AdminKey {
+    fn admin_key(&self) -> String;
+}
+
+impl AdminKey for Site {
+    fn admin_key(&self) -> String {
+        self.server.admin_token()
+    }
+}
+
+#[tokio::test]
+async fn health_and_reflection_leave_no_entries() {
+    let site = site().await;
+    let count = async || site.admin.whole_log().await.iter().filter(|e| e.operation.contains("health") || e.operation.contains("Check") || e.operation.contains("eflection")).count();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(site.admin.channel.clone());
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(count().await, 0);
+}
+
+#[tokio::test]
+async fn a_bound_viewer_sees_the_entries_of_its_namespace_only() {
+    let site = site().await;
+    let other = Site::new(Arc::clone(&site.server)).await;
+    let viewer = site.admin.with_role("viewer", Some(&site.namespace)).await;
+    let seen = viewer.audit(GetAuditLogRequest { limit: 10_000, ..Default::default() }).await;
+    assert!(!seen.is_empty() && seen.iter().all(|entry| entry.namespace == site.namespace));
+    let refused = viewer.service().get_audit_log(log(&other.namespace)).await.refused();
+    refused.is(Code::PermissionDenied, "PERMISSION_DENIED");
+    let theirs = other.admin.audit(log(&other.namespace)).await.remove(0);
+    let request = GetAuditLogRequest { resume_after: Some(theirs.id), ..Default::default() };
+    assert_eq!(viewer.service().get_audit_log(request).await.refused().code, Code::NotFound);
+}
