@@ -15,6 +15,7 @@ pub mod failure;
 pub mod http1;
 pub mod operations;
 pub mod raw;
+pub mod rows;
 pub mod server;
 pub mod site;
 pub mod wait;

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use prism_core::permission::Reach;
@@ -37,6 +38,22 @@ pub struct EntryDraft {
     pub credential_id: String,
 }
 
+/// Longest text of an entry, in bytes; what a caller sends beyond it is cut, so that nobody can fill the log with one request.
+const MAX_TEXT_BYTES: usize = 2048;
+
+/// Without secrets, and not longer than an entry needs it.
+fn masked(text: String) -> String {
+    let mut text = match redact(&text) {
+        Cow::Owned(redacted) => redacted,
+        Cow::Borrowed(_) => text,
+    };
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        text.push('…');
+    }
+    text
+}
+
 /// Which entries to read.
 #[derive(Clone, Debug, Default)]
 pub struct EntryFilter {
@@ -59,7 +76,6 @@ impl Tx<'_> {
             Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
         })?;
         let (sequence, previous_hash) = previous.map_or((1, audit_chain::GENESIS), |(last, hash)| (last + 1, hash));
-        let masked = |text: String| redact(&text).into_owned();
         let mut entry = AuditLogEntry {
             id: Uuid::now_v7().to_string(),
             timestamp: Some(prost_types::Timestamp {
