@@ -23,29 +23,37 @@ pub fn promtool(workspace: &Workspace) -> anyhow::Result<PathBuf> {
         let package = download(workspace, "prometheus")
             .context("promtool is not here and cannot be fetched; install it, or name it in PROMTOOL")?;
         process::run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked))?;
+        // Lists and package are many times as large as what is used of them.
+        let _ = std::fs::remove_dir_all(tools_folder(workspace)?.join("apt"));
     }
     Ok(promtool)
 }
 
 /// Makes sure that node and npm can be run: Debian's packages are installed when they are not there.
 pub fn node() -> anyhow::Result<()> {
-    if process::in_path("node").is_some() && process::in_path("npm").is_some() {
-        return Ok(());
+    for (program, package) in [("node", "nodejs"), ("npm", "npm")] {
+        // Asked one after the other: some builds of node bring npm along and refuse Debian's.
+        if process::in_path(program).is_none() {
+            apt_install(package).with_context(|| format!("{program} is not here; install it by hand"))?;
+        }
     }
+    Ok(())
+}
+
+fn apt_install(package: &str) -> anyhow::Result<()> {
     if process::in_path("apt-get").is_none() {
-        bail!("node and npm are not here, and there is no apt-get to install them with");
+        bail!("there is no apt-get to install {package} with");
     }
-    let install = |arguments: &[&str]| {
-        let root = process::output(Command::new("id").arg("-u"))?.trim() == "0";
+    let root = process::output(Command::new("id").arg("-u"))?.trim() == "0";
+    for arguments in [&["update", "-q"][..], &["install", "-q", "-y", "--no-install-recommends", package]] {
         let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
         if !root {
+            // Without a question: nobody may be there to answer it.
             command.args(["-n", "apt-get"]);
         }
-        process::run(command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
-    };
-    install(&["update", "-q"])
-        .and_then(|()| install(&["install", "-q", "-y", "--no-install-recommends", "nodejs", "npm"]))
-        .context("node and npm are not here and could not be installed; install them by hand")
+        process::run(command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments))?;
+    }
+    Ok(())
 }
 
 /// Installs what the `package-lock.json` of a folder names, unless that was done for the same lock file before.

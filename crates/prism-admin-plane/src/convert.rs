@@ -7,7 +7,7 @@ use prism_core::error::FieldViolation;
 use prism_core::limits::{MAX_DESCRIPTION_BYTES, MAX_QUOTA, SessionPolicy};
 use prism_core::secret::{SecretKind, masked};
 use prism_core::session::SessionStatus;
-use prism_core::{Error, Result, UnixMillis};
+use prism_core::{Error, NamespaceName, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
 use prism_store::{ApiKeyRow, ClientKeyRow, NamespaceRow, SessionRow};
@@ -26,6 +26,16 @@ pub(crate) fn text(field: &str, value: &str, max: usize) -> Result<()> {
 /// As [`text`], for a description or a message.
 pub(crate) fn description(field: &str, value: &str) -> Result<()> {
     text(field, value, MAX_DESCRIPTION_BYTES)
+}
+
+/// Checks the form of a namespace that a list is limited to.
+pub(crate) fn namespace_filter(namespace: Option<&str>) -> Result<()> {
+    namespace.map_or(Ok(()), |name| NamespaceName::parse("namespace", name).map(|_| ()))
+}
+
+/// The outcome of a check without its value, for [`all_of`].
+pub(crate) fn outcome<T>(check: &Result<T>) -> Result<()> {
+    check.as_ref().map(|_| ()).map_err(Clone::clone)
 }
 
 /// Gathers the violations of several checks into one answer.

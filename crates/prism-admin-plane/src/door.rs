@@ -19,9 +19,9 @@ use crate::identity::{Identity, Presented, Refused, authenticate};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
 
 /// Audit entries per second for calls without a valid credential; more are counted in the next entry.
-const ANONYMOUS_ENTRIES_PER_SECOND: u64 = 20;
+const ANONYMOUS_ENTRIES_PER_SECOND: u64 = 2;
 /// And how many at once.
-const ANONYMOUS_ENTRIES_BURST: u64 = 200;
+const ANONYMOUS_ENTRIES_BURST: u64 = 100;
 
 /// What a transport knows of a call.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +32,8 @@ pub struct Call {
     pub request_id: String,
     /// Address of the caller.
     pub source_address: String,
-    /// Value of `x-idempotency-key`.
-    pub idempotency_key: Option<String>,
+    /// Values of `x-idempotency-key`; there may be one.
+    pub idempotency_keys: Vec<String>,
 }
 
 /// Credential, RPC and idempotency key of a call.
@@ -148,15 +148,23 @@ impl Door {
         if suppressed > 0 {
             draft.metadata.insert("suppressed_before".to_owned(), suppressed.to_string());
         }
-        self.services.store.write(move |tx| tx.append_entry(draft)).await?;
-        Ok(refused.error)
+        let written = self.services.store.write(move |tx| tx.append_entry(draft)).await;
+        if written.is_err() {
+            self.suppressed.fetch_add(suppressed + 1, Ordering::Relaxed);
+        }
+        written.map(|_| refused.error)
     }
 
     /// Runs one operation for an identity that is established.
     pub async fn call_as<O: Op>(&self, identity: Arc<Identity>, call: Call, request: O::Request) -> Result<O::Response> {
         let admitted = self.admit::<O>(identity, &call, &request)?;
         let _turn = self.turn(admitted.key.as_ref()).await;
-        let mut parsed = O::parse(request.clone(), &self.services);
+        // Who may do this nowhere is refused before anything is made of the request.
+        let mut parsed = if admitted.caller.reach == Reach::Nowhere {
+            Err(Error::internal("a call that nothing allows was carried out"))
+        } else {
+            O::parse(request.clone(), &self.services)
+        };
         if O::PREPARES {
             match self.transact(&admitted, &request, &parsed, true).await? {
                 Verdict::Rehearsed => {}
@@ -191,10 +199,12 @@ impl Door {
         identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
         let reach = reach_of(&identity, &rule.permission)?;
-        let key = (rule.idempotency != Idempotency::ReadOnly).then(|| call.idempotency_key.clone()).flatten().map(|key| IdempotencyKey {
+        let keyed = rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty();
+        let key = keyed.then(|| IdempotencyKey {
             credential: identity.credential_id.clone(),
             rpc: O::RPC,
-            key,
+            // Several keys are as wrong as an unreadable one; the check is where the refusal gets its entry.
+            key: if let [key] = call.idempotency_keys.as_slice() { key.clone() } else { String::new() },
             fingerprint: fingerprint(&request.encode_to_vec()),
         });
         Ok(Admitted { rule, caller: Caller { identity, reach }, draft, key })
@@ -220,14 +230,16 @@ impl Door {
     ) -> Result<Verdict<O::Response>> {
         let (permission, caller, key) = (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
+        // To rehearse a read would be to carry it out twice.
+        let reads = admitted.rule.audit == AuditClass::Read;
         self.services
             .store
             .write(move |tx| {
-                if let Some(refused) = gate::<O>(tx, &caller, &permission, &request, &mut draft)? {
-                    return Ok(Verdict::Refused(refused));
-                }
-                if let Some(replayed) = replay::<O::Response>(tx, key.as_ref(), &mut draft)? {
-                    return Ok(replayed);
+                match gate::<O>(tx, &caller, &permission, &request, key.as_ref(), &mut draft)? {
+                    Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
+                    Gate::Open => {}
+                    Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
+                    Gate::Answered(response) => return Ok(Verdict::Replayed(response)),
                 }
                 let outcome = parsed.and_then(|op| {
                     tx.attempt(|tx| {
@@ -251,25 +263,45 @@ fn rehearsed() -> Error {
     Error::new(Kind::Internal, REHEARSED, "")
 }
 
-/// Authorises inside the transaction, against the place that is stored now; a refusal leaves its entry.
+/// What the door says before an operation runs.
+pub(crate) enum Gate<R> {
+    /// Carry it out.
+    Open,
+    /// It was carried out before; the entry of this call is written.
+    Answered(R),
+    /// Refused; the entry is written.
+    Refused(Error),
+}
+
+/// Decides inside the transaction, by the credential and the place as they are stored now. A call that was carried out before
+/// is answered as it was then, even where what it was about is gone since.
 pub(crate) fn gate<O: Op>(
     tx: &mut Tx<'_>,
     caller: &Caller,
     permission: &str,
     request: &O::Request,
+    key: Option<&IdempotencyKey>,
     draft: &mut EntryDraft,
-) -> Result<Option<Error>> {
-    if !caller.identity.credential_id.is_empty() {
-        tx.touch_api_key(&caller.identity.credential_id)?;
+) -> Result<Gate<O::Response>> {
+    if !tx.use_api_key(&caller.identity.credential_id)? {
+        let refused = Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is not valid");
+        note(draft, &refused);
+        tx.append_entry(draft.clone())?;
+        return Ok(Gate::Refused(refused));
     }
     let place = O::place(request, tx)?;
     if let (Place::Namespace(name), true) = (&place, draft.namespace.is_empty()) {
         draft.namespace.clone_from(name);
     }
-    if place.is_within(&caller.reach) {
-        return Ok(None);
+    if caller.reach != Reach::Nowhere
+        && let Some(earlier) = replay::<O::Response>(tx, key, draft)?
+    {
+        return Ok(earlier.into_result().map_or_else(Gate::Refused, Gate::Answered));
     }
-    deny(tx, permission, draft.clone()).map(Some)
+    if place.is_within(&caller.reach) {
+        return Ok(Gate::Open);
+    }
+    deny(tx, permission, draft.clone()).map(Gate::Refused)
 }
 
 /// Writes the entry of a denial and makes its error.
@@ -285,12 +317,14 @@ fn deny(tx: &mut Tx<'_>, permission: &str, mut draft: EntryDraft) -> Result<Erro
 }
 
 /// The stored answer of an earlier call with the same key, with an entry of its own; or why there can be none.
-pub(crate) fn replay<R: Answer>(tx: &mut Tx<'_>, key: Option<&IdempotencyKey>, draft: &mut EntryDraft) -> Result<Option<Verdict<R>>> {
+fn replay<R: Answer>(tx: &mut Tx<'_>, key: Option<&IdempotencyKey>, draft: &mut EntryDraft) -> Result<Option<Verdict<R>>> {
     let Some(key) = key else { return Ok(None) };
-    let found = if key.key.is_empty() || key.key.len() > MAX_IDEMPOTENCY_KEY_BYTES {
-        Err(Error::invalid("x-idempotency-key", format!("must be 1 to {MAX_IDEMPOTENCY_KEY_BYTES} bytes")))
-    } else {
+    let readable = (1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&key.key.len()) && key.key.is_ascii();
+    let found = if readable {
         tx.remembered(key).and_then(|stored| stored.map(|bytes| R::decode(&bytes)).transpose())
+    } else {
+        let rule = format!("must be one key of 1 to {MAX_IDEMPOTENCY_KEY_BYTES} ASCII characters");
+        Err(Error::invalid("x-idempotency-key", rule))
     };
     match found {
         Ok(None) => Ok(None),
@@ -332,14 +366,18 @@ pub(crate) fn conclude<R: Answer>(
         }
         Err(error) => {
             note(&mut draft, &error);
-            tx.append_entry(draft)?;
-            Ok(Verdict::Refused(error))
+            let audit_id = tx.append_entry(draft)?;
+            let denied = error.kind() == Kind::PermissionDenied;
+            Ok(Verdict::Refused(if denied { error.with("audit_id", audit_id) } else { error }))
         }
     }
 }
 
 fn note(draft: &mut EntryDraft, error: &Error) {
     draft.error = Some(error.message().to_owned());
+    if let Some(permission) = error.metadata().get("permission") {
+        draft.metadata.insert("permission".to_owned(), permission.clone());
+    }
     draft.metadata.insert("reason".to_owned(), error.reason().to_owned());
 }
 

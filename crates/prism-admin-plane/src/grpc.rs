@@ -54,7 +54,7 @@ pub(crate) fn call<T>(request: &Request<T>) -> Call {
         presented: presented(metadata),
         request_id: request_id(request),
         source_address: peer(request).map(|peer| peer.address.to_string()).unwrap_or_default(),
-        idempotency_key: values(metadata, "x-idempotency-key").pop(),
+        idempotency_keys: values(metadata, "x-idempotency-key"),
     }
 }
 

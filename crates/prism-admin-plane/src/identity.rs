@@ -91,11 +91,11 @@ fn actor(presented: &Presented, key: &ApiKeyRow) -> Result<String> {
     let named = match presented.admin_user.as_slice() {
         [] => None,
         [one] if one.is_empty() => None,
-        [one] if one.len() <= MAX_USER_BYTES && !one.chars().any(char::is_control) => Some(one.as_str()),
+        [one] if one.len() <= MAX_USER_BYTES && is_readable(one) && !is_reserved(one) => Some(one.as_str()),
         _ => {
             return Err(Error::unauthenticated(
                 "ADMIN_USER_INVALID",
-                format!("x-admin-user must be one name of at most {MAX_USER_BYTES} bytes"),
+                format!("x-admin-user must be one name of at most {MAX_USER_BYTES} printable ASCII characters, and not one that Prism gives itself"),
             ));
         }
     };
@@ -107,6 +107,15 @@ fn actor(presented: &Presented, key: &ApiKeyRow) -> Result<String> {
         (None, Some(named)) => Ok(named.to_owned()),
         (None, None) => Ok(format!("key:{}", key.id)),
     }
+}
+
+fn is_readable(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+}
+
+/// Actors that Prism writes into the audit log itself; nobody may pass for them.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    matches!(name, "anonymous" | "prism" | "prism-dev") || name.starts_with("key:")
 }
 
 fn grants(key: &ApiKeyRow, roles: &[Role]) -> Vec<Grant> {

@@ -72,6 +72,7 @@ impl AdminPlane {
             metrics: options.metrics,
             table: options.table,
             roles: built_in_roles(),
+            removing: tokio::sync::Mutex::default(),
         };
         Self {
             door: Arc::new(Door::new(services)),

@@ -58,6 +58,8 @@ pub struct Services {
     pub roles: Vec<Role>,
     /// When this process started.
     pub started_at: UnixMillis,
+    /// Held while data of a deleted namespace is removed.
+    pub removing: tokio::sync::Mutex<()>,
 }
 
 impl Services {
@@ -80,16 +82,21 @@ impl Services {
     /// Removes the data of a deleted namespace. What fails is tried again by [`Services::finish_removals`]; until then nobody
     /// can make a namespace of that name, and nothing reaches the data.
     pub async fn remove_data(&self, name: &NamespaceName) {
-        let outcome = match self.node.remove_namespace(name).await {
-            Ok(()) => {
-                let name = name.clone();
-                self.store.write(move |tx| tx.finish_removal(&name)).await
-            }
-            Err(failed) => Err(failed),
-        };
-        if let Err(failed) = outcome {
+        if let Err(failed) = self.try_remove_data(name).await {
             tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace is not removed yet");
         }
+    }
+
+    async fn try_remove_data(&self, name: &NamespaceName) -> Result<()> {
+        // One at a time, each after another look: a removal that somebody finished meanwhile has made room for a new namespace
+        // of the same name, whose data this must not touch.
+        let _turn = self.removing.lock().await;
+        if !self.store.write(|tx| tx.pending_removals()).await?.contains(name) {
+            return Ok(());
+        }
+        self.node.remove_namespace(name).await?;
+        let name = name.clone();
+        self.store.write(move |tx| tx.finish_removal(&name)).await
     }
 
     /// Removes the data of namespaces whose removal was interrupted.

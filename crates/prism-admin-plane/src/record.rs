@@ -1,4 +1,5 @@
-//! Entries for calls that never reach the door: unparsable requests and RPCs that are not served (contract §9 "audit, what").
+//! What happens before a request is read: a bound on calls under way, authentication by the headers alone, and entries for
+//! calls that never reach the door — unparsable requests and RPCs that are not served (contract §9 "audit, what").
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -6,14 +7,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use axum::body::Body;
 use http::{Request, Response};
-use prism_core::{Error, Kind};
-use prism_rpc::{Peer, RequestId};
+use prism_core::{Error, Kind, Result};
+use prism_rpc::{Peer, RequestId, to_status};
+use tokio::sync::Semaphore;
 use tonic::Code;
 use tower::Service;
 
 use crate::door::{Call, Door, draft, method_name};
-use crate::identity::{Presented, authenticate};
+use crate::identity::{Identity, Presented, Refused, authenticate};
+
+/// Most admin calls under way; more are refused. A stream counts until it begins.
+const MAX_CALLS: usize = 256;
+/// Longest name of an RPC that is not ours in an entry, in characters.
+const MAX_NAME_LENGTH: usize = 128;
+/// ErrorInfo domain of what no service answers.
+const DOMAIN: &str = "prism.admin.v1";
 
 /// Whether the door has taken a request over; it writes the entry then.
 #[derive(Clone, Debug, Default)]
@@ -30,17 +40,18 @@ impl Recorded {
     }
 }
 
-/// Wraps the admin services: a request that came back without passing the door leaves an entry here.
+/// Stands before the admin services.
 #[derive(Clone)]
 pub struct RecordService<S> {
     inner: S,
     door: Arc<Door>,
+    calls: Arc<Semaphore>,
 }
 
 impl<S> RecordService<S> {
     /// Wraps `inner`.
     pub fn new(inner: S, door: Arc<Door>) -> Self {
-        Self { inner, door }
+        Self { inner, door, calls: Arc::new(Semaphore::new(MAX_CALLS)) }
     }
 }
 
@@ -49,16 +60,15 @@ fn is_open(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.")
 }
 
-impl<S, B, R> Service<Request<B>> for RecordService<S>
+impl<S, B> Service<Request<B>> for RecordService<S>
 where
-    S: Service<Request<B>, Response = Response<R>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
     B: Send + 'static,
-    R: Send + 'static,
 {
-    type Response = Response<R>;
+    type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -68,61 +78,110 @@ where
         if is_open(request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
+        let stray = Stray::of(&request);
+        let door = Arc::clone(&self.door);
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
+            return Box::pin(async move { Ok(door.refuse_stray(stray, too_many_calls().into()).await) });
+        };
+        let identity = match authenticate(&stray.call.presented, &door.services.store, &door.services.roles) {
+            Ok(identity) => identity,
+            // The body is not worth reading.
+            Err(refused) => return Box::pin(async move { Ok(door.refuse_stray(stray, refused).await) }),
+        };
         let recorded = Recorded::default();
         request.extensions_mut().insert(recorded.clone());
-        let call = call_of(&request);
-        let path = request.uri().path().trim_start_matches('/').to_owned();
-        let (answer, door) = (self.inner.call(request), Arc::clone(&self.door));
+        let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
-            if !recorded.is_taken_over() {
-                door.record_stray(&call, &path, response.headers()).await;
+            drop(permit);
+            if recorded.is_taken_over() {
+                return Ok(response);
             }
-            Ok(response)
+            let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
+            Ok(door.record_stray(stray, identity, code.map(Code::from_i32)).await)
         })
     }
 }
 
-fn call_of<B>(request: &Request<B>) -> Call {
-    let values = |name: &str| {
-        request.headers().get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned()).collect()
-    };
-    Call {
-        presented: Presented {
-            authorization: values("authorization"),
-            admin_token: values("x-admin-token"),
-            admin_user: values("x-admin-user"),
-        },
-        request_id: request.extensions().get::<RequestId>().map(|id| id.as_str().to_owned()).unwrap_or_default(),
-        source_address: request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default(),
-        idempotency_key: None,
+fn too_many_calls() -> Error {
+    let message = format!("{MAX_CALLS} admin calls are under way, the most that may be; retry");
+    Error::new(Kind::ResourceExhausted, "TOO_MANY_CALLS", message).retry_after(std::time::Duration::from_secs(1))
+}
+
+/// A request that no operation may come to see.
+struct Stray {
+    call: Call,
+    /// Path without the leading slash.
+    path: String,
+}
+
+impl Stray {
+    fn of<B>(request: &Request<B>) -> Self {
+        let values = |name: &str| {
+            request.headers().get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned()).collect()
+        };
+        let call = Call {
+            presented: Presented {
+                authorization: values("authorization"),
+                admin_token: values("x-admin-token"),
+                admin_user: values("x-admin-user"),
+            },
+            request_id: request.extensions().get::<RequestId>().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            source_address: request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default(),
+            idempotency_keys: Vec::new(),
+        };
+        Self { call, path: request.uri().path().trim_start_matches('/').to_owned() }
+    }
+
+    fn status(&self, error: &Error) -> Response<Body> {
+        to_status(error, DOMAIN, &self.call.request_id).into_http()
     }
 }
 
 impl Door {
-    /// Writes the entry of a request that no operation answered; its refusal is already on the way.
-    async fn record_stray(&self, call: &Call, path: &str, headers: &http::HeaderMap) {
-        let code = headers.get("grpc-status").and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-        let code = Code::from_i32(code.unwrap_or(Code::Unknown as i32));
-        // A path is as long as its sender likes; a name that is not one of ours is cut.
-        let known = self.table().rule(&format!("/{path}")).is_some();
-        let operation: String = if known { method_name(path).to_owned() } else { path.chars().take(128).collect() };
-        let mut draft = draft(call, &operation, String::new(), String::new());
-        let problem = Error::new(Kind::InvalidArgument, "UNPARSABLE_REQUEST", format!("answered {code:?} before it reached an operation"));
-        draft.metadata.insert("known_rpc".to_owned(), known.to_string());
-        let written = match authenticate(&call.presented, &self.services.store, &self.services.roles) {
-            Ok(identity) => {
-                draft.actor = identity.actor;
-                draft.auth_method = identity.auth_method.to_owned();
-                draft.credential_id = identity.credential_id;
-                draft.error = Some(problem.message().to_owned());
-                draft.metadata.insert("reason".to_owned(), problem.reason().to_owned());
-                self.services.store.write(move |tx| tx.append_entry(draft).map(|_| ())).await
-            }
-            Err(refused) => self.refuse_anonymous(draft, refused).await.map(|_| ()),
+    fn stray_draft(&self, stray: &Stray) -> prism_store::EntryDraft {
+        let known = self.table().rule(&format!("/{}", stray.path)).is_some();
+        // A path is as long as its sender likes.
+        let operation = if known {
+            method_name(&stray.path).to_owned()
+        } else {
+            format!("/{}", stray.path.chars().take(MAX_NAME_LENGTH).collect::<String>())
         };
-        if let Err(failed) = written {
-            tracing::error!(request.id = call.request_id, reason = failed.reason(), cause = ?failed.cause(), "an audit entry could not be written");
+        draft(&stray.call, &operation, String::new(), String::new())
+    }
+
+    /// Answers a request that may not come in, with its entry. It is written also when the caller goes away.
+    async fn refuse_stray(self: Arc<Self>, stray: Stray, refused: Refused) -> Response<Body> {
+        let draft = self.stray_draft(&stray);
+        let written = tokio::spawn(async move { self.refuse_anonymous(draft, refused).await });
+        match written.await {
+            Ok(Ok(error) | Err(error)) => stray.status(&error),
+            Err(cause) => stray.status(&Error::internal(cause)),
+        }
+    }
+
+    /// Answers a request that came back without having reached an operation, with its entry.
+    async fn record_stray(self: Arc<Self>, stray: Stray, identity: Identity, code: Option<Code>) -> Response<Body> {
+        let problem = match code {
+            Some(Code::Unimplemented) => {
+                Error::new(Kind::Unimplemented, "UNKNOWN_RPC", "the admin plane serves no such RPC over this kind of request")
+            }
+            Some(Code::OutOfRange | Code::ResourceExhausted) => {
+                Error::new(Kind::ResourceExhausted, "MESSAGE_TOO_LARGE", "the request is larger than the admin plane reads")
+            }
+            _ => Error::new(Kind::InvalidArgument, "MALFORMED_MESSAGE", "the request is not the message that this RPC takes"),
+        };
+        let mut draft = self.stray_draft(&stray);
+        draft.actor = identity.actor;
+        identity.auth_method.clone_into(&mut draft.auth_method);
+        draft.credential_id = identity.credential_id;
+        draft.error = Some(problem.message().to_owned());
+        draft.metadata.insert("reason".to_owned(), problem.reason().to_owned());
+        let written = tokio::spawn(async move { self.services.store.write(move |tx| tx.append_entry(draft)).await });
+        match written.await {
+            Ok(Ok(_)) => stray.status(&problem),
+            Ok(Err(failed)) => stray.status(&failed),
+            Err(cause) => stray.status(&Error::internal(cause)),
         }
     }
 }

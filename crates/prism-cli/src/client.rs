@@ -49,7 +49,7 @@ impl Client {
     /// Connects to the target.
     pub async fn connect(target: &Target, options: CallOptions) -> Result<Self> {
         let metadata = credentials(target)?;
-        Ok(Self { channel: connect::connect(target).await?, metadata, options })
+        Ok(Self { channel: connect::connect(target, options.timeout).await?, metadata, options })
     }
 
     /// Makes a call and waits for its answer. A call whose connection breaks is made once more; a

@@ -23,13 +23,15 @@ const SECOND_ATTEMPT_AFTER: Duration = Duration::from_millis(300);
 /// A stream that follows the audit log is quiet for long; this finds out that its server is gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Connects, and tries once more if the server does not answer at all.
-pub async fn connect(target: &Target) -> Result<Channel> {
-    let dialer = Dialer::new(target)?;
+/// Connects, and tries once more if the connection fails at once. Waits no longer than `patience`, and 5 s at most.
+pub async fn connect(target: &Target, patience: Duration) -> Result<Channel> {
+    let dialer = Dialer::new(target, patience.min(CONNECT_TIMEOUT))?;
     // The first connection is made here rather than by the channel, so that its error is at hand.
     let first = match dialer.dial().await {
         Ok(stream) => stream,
-        Err(error) if is_certificate_problem(&error) => return Err(dialer.failure(&error)),
+        Err(error) if is_certificate_problem(&error) || error.kind() == io::ErrorKind::TimedOut => {
+            return Err(dialer.failure(&error));
+        }
         Err(_) => {
             tokio::time::sleep(SECOND_ATTEMPT_AFTER).await;
             dialer.dial().await.map_err(|error| dialer.failure(&error))?
@@ -71,13 +73,14 @@ struct Dialer {
     tls: TlsConnector,
     name: ServerName<'static>,
     target: Target,
+    wait: Duration,
 }
 
 impl Dialer {
-    fn new(target: &Target) -> Result<Self> {
+    fn new(target: &Target, wait: Duration) -> Result<Self> {
         let name = ServerName::try_from(target.host.clone())
             .map_err(|_| Failure::usage(format!("{:?} is neither a host name nor an address", target.host)))?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(tls_config(&target.ca)?)), name, target: target.clone() })
+        Ok(Self { tls: TlsConnector::from(Arc::new(tls_config(&target.ca)?)), name, target: target.clone(), wait })
     }
 
     async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
@@ -90,9 +93,10 @@ impl Dialer {
             }
             Ok(stream)
         };
-        timeout(CONNECT_TIMEOUT, handshake)
-            .await
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")))
+        timeout(self.wait, handshake).await.unwrap_or_else(|_| {
+            let waited = humantime::format_duration(self.wait);
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {waited}")))
+        })
     }
 
     fn failure(&self, error: &io::Error) -> Failure {

@@ -54,10 +54,15 @@ impl Failure {
     /// The server's answer to `operation` (an RPC's name).
     pub fn from_status(operation: &str, status: &Status) -> Self {
         let reading = Reading::of(status);
-        let said = if status.message().is_empty() { "no message" } else { status.message() };
+        let said = match status.message() {
+            "" => "no message",
+            // Each fault has its line below.
+            message if message == reading.faults().join("; ") => "the request is not valid",
+            message => message,
+        };
         let exit = if is_lost_connection(status) { Exit::Unreachable } else { status.code().into() };
         let mut failure = Self::new(exit, format!("{operation} failed: {said} ({})", code_name(status.code())));
-        failure.details = reading.details();
+        failure.details = reading.details(status.code());
         failure.hints = reading.hints(operation, status.code());
         failure
     }
@@ -136,10 +141,16 @@ impl Reading {
         reading
     }
 
-    fn details(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.fields.iter().map(|(field, why)| format!("{field}: {why}")).collect();
+    /// The fields that are wrong, and why.
+    fn faults(&self) -> Vec<String> {
+        self.fields.iter().map(|(field, why)| format!("{field}: {why}")).collect()
+    }
+
+    fn details(&self, code: Code) -> Vec<String> {
+        let mut lines = self.faults();
         lines.extend(self.quotas.iter().map(|(subject, what)| format!("quota of {subject}: {what}")));
-        if !self.reason.is_empty() {
+        // A reason that only repeats the code says nothing new.
+        if !self.reason.is_empty() && self.reason != code_name(code) {
             lines.push(format!("reason: {} ({})", self.reason, self.domain));
         }
         for (key, value) in &self.metadata {
@@ -167,9 +178,7 @@ impl Reading {
         let noun = noun_of(operation);
         let hint = match (self.reason.as_str(), code) {
             ("ADMIN_USER_MISMATCH", _) => "this key belongs to another user; leave out --user".to_owned(),
-            ("NAMESPACE_NOT_EMPTY", _) => {
-                "delete its configs and end its sessions first, or add --force to do both".to_owned()
-            }
+            ("NAMESPACE_NOT_EMPTY", _) => "delete what it holds first, or add --force to delete all of it".to_owned(),
             ("SECRET_ALREADY_ISSUED", _) => format!(
                 "the secret was shown when the key was made; if it is lost, revoke {} and create another",
                 value("id").unwrap_or("that key")

@@ -18,7 +18,7 @@ fn every_field_has_its_line() {
     details.add_bad_request_violation("config.namespace", "does not exist");
     let status = Status::with_error_details_and_metadata(
         Code::InvalidArgument,
-        "the request is not valid",
+        "config.pattern: does not fit MEMORY; config.namespace: does not exist",
         details,
         with_request_id(),
     );
@@ -29,7 +29,6 @@ fn every_field_has_its_line() {
         "error: CreateConfig failed: the request is not valid (INVALID_ARGUMENT)\n  \
          config.pattern: does not fit MEMORY\n  \
          config.namespace: does not exist\n  \
-         reason: INVALID_ARGUMENT (prism.admin.v1)\n  \
          request: r-42\n\
          hint: nothing was changed; correct this and repeat\n"
     );

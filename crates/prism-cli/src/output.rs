@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width};
 use prost::{Message, Name};
 
 use crate::{
@@ -59,6 +59,20 @@ impl Printer {
         }
     }
 
+    /// Prints a listing. Its list and its count are there even when they are empty, so that a program can go through
+    /// the one and read the other without asking first; proto3 JSON would leave them out.
+    pub fn listing<M: Message + Name>(self, message: &M, items: &str, table: impl FnOnce(&M) -> String) -> Result<()> {
+        if !self.is_for_programs() {
+            return self.message(message, table);
+        }
+        let mut json = to_json(message)?;
+        if let Some(fields) = json.as_object_mut() {
+            fields.entry(items).or_insert_with(|| serde_json::Value::Array(Vec::new()));
+            fields.entry("totalCount").or_insert_with(|| 0.into());
+        }
+        self.value(&json, String::new)
+    }
+
     /// Prints what is not a message of the contract.
     pub fn value(self, json: &serde_json::Value, table: impl FnOnce() -> String) -> Result<()> {
         match self.format {
@@ -102,7 +116,14 @@ pub fn note(text: &str) {
 }
 
 /// Rows under a header.
-pub struct Grid(Table);
+pub struct Grid {
+    table: Table,
+    /// For each column, whether its text is folded where the terminal is narrow.
+    folds: Vec<bool>,
+}
+
+/// Columns of sentences are folded to no less than this; shorter text and names, which people copy, are never folded.
+const FOLDED: u16 = 24;
 
 impl Grid {
     /// A grid with these columns.
@@ -117,7 +138,11 @@ impl Grid {
 
     /// Adds a row.
     pub fn row<const N: usize>(mut self, cells: [String; N]) -> Self {
-        self.0.add_row(cells.map(|cell| text::safe(&cell)).to_vec());
+        self.folds.resize(N, false);
+        for (folds, cell) in self.folds.iter_mut().zip(&cells) {
+            *folds |= cell.contains(' ') && cell.chars().count() > usize::from(FOLDED);
+        }
+        self.table.add_row(cells.map(|cell| text::safe(&cell)).to_vec());
         self
     }
 
@@ -128,18 +153,26 @@ impl Grid {
 
     /// The text, one line per row, without trailing blanks.
     pub fn render(mut self, when_empty: &str) -> String {
-        if self.0.is_empty() {
+        if self.table.is_empty() {
             return format!("{when_empty}\n");
         }
         // Fitted to a terminal; scripts get one line per row however long.
         if io::stdout().is_terminal() {
-            self.0.set_content_arrangement(ContentArrangement::Dynamic);
+            self.table.set_content_arrangement(ContentArrangement::Dynamic);
         } else {
-            self.0.force_no_tty();
-            self.0.set_content_arrangement(ContentArrangement::Disabled);
+            self.table.force_no_tty();
+            self.table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        for (column, folds) in self.table.column_iter_mut().zip(&self.folds) {
+            column.set_padding((0, 2));
+            column.set_constraint(if *folds {
+                ColumnConstraint::LowerBoundary(Width::Fixed(FOLDED))
+            } else {
+                ColumnConstraint::ContentWidth
+            });
         }
         let mut out = String::new();
-        for line in self.0.lines() {
+        for line in self.table.lines() {
             out.push_str(line.trim_end());
             out.push('\n');
         }
@@ -152,7 +185,7 @@ impl Grid {
         if let Some(header) = header {
             table.set_header(header);
         }
-        Self(table)
+        Self { table, folds: Vec::new() }
     }
 }
 

@@ -32,7 +32,7 @@ pub fn database(folder: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Checks every entry, and that the columns the server filters by say what the entry says.
+/// Checks every entry, and that the columns the server filters by and goes on from say what the entry says.
 pub fn check(database: &Path, verifier: &mut Verifier) -> Result<()> {
     let failed = |error: rusqlite::Error| {
         Failure::usage(format!("cannot read the audit log in {}: {error}", database.display()))
@@ -40,18 +40,20 @@ pub fn check(database: &Path, verifier: &mut Verifier) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(database, flags).map_err(failed)?;
     let mut statement = connection
-        .prepare("SELECT sequence, id, timestamp, actor, operation, namespace, entry FROM audit ORDER BY sequence")
+        .prepare(
+            "SELECT sequence, id, timestamp, actor, operation, namespace, hash, entry FROM audit ORDER BY sequence",
+        )
         .map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
     while let Some(row) = rows.next().map_err(failed)? {
         let columns = Columns::read(row).map_err(failed)?;
         let sequence = columns.sequence;
         let broken = |why: &str| is_broken(format!("the chain is broken at sequence {sequence}: {why}"));
-        let encoded: Vec<u8> = row.get(6).map_err(failed)?;
+        let encoded: Vec<u8> = row.get(7).map_err(failed)?;
         let entry = AuditLogEntry::decode(encoded.as_slice()).map_err(|_| broken("the entry cannot be read"))?;
         verifier.accept(&entry).map_err(|broken| is_broken(broken.to_string()))?;
         if columns != Columns::of(&entry) {
-            return Err(broken("its columns were changed, so that filters miss it"));
+            return Err(broken("its columns were changed and no longer say what the entry says"));
         }
     }
     Ok(())
@@ -65,6 +67,7 @@ struct Columns {
     actor: String,
     operation: String,
     namespace: String,
+    hash: Vec<u8>,
 }
 
 impl Columns {
@@ -76,6 +79,7 @@ impl Columns {
             actor: row.get(3)?,
             operation: row.get(4)?,
             namespace: row.get(5)?,
+            hash: row.get(6)?,
         })
     }
 
@@ -88,6 +92,7 @@ impl Columns {
             actor: entry.actor.clone(),
             operation: entry.operation.clone(),
             namespace: entry.namespace.clone(),
+            hash: entry.hash.to_vec(),
         }
     }
 }
@@ -155,6 +160,7 @@ mod tests {
             ("UPDATE audit SET entry = x'ff' WHERE sequence = 4", 4),
             ("UPDATE audit SET actor = 'bob' WHERE sequence = 5", 5),
             ("UPDATE audit SET timestamp = 1 WHERE sequence = 1", 1),
+            ("UPDATE audit SET hash = x'00' WHERE sequence = 5", 5),
         ] {
             let (folder, connection) = folder(5);
             connection.execute_batch(change).unwrap();

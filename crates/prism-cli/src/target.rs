@@ -28,16 +28,20 @@ const LONGEST_TOKEN_FILE: u64 = 64 * 1024;
 #[derive(Args, Debug, Clone, Default)]
 pub struct Connection {
     /// Address of the admin plane (port 8981 if not given)
-    #[arg(long, global = true, env = "PRISM_ADMIN_ENDPOINT", value_name = "HOST:PORT", help_heading = "Connection")]
+    #[arg(long, global = true, env = "PRISM_ADMIN_ENDPOINT", hide_env_values = true)]
+    #[arg(value_name = "HOST:PORT", help_heading = "Connection")]
     pub endpoint: Option<String>,
     /// CA certificates to trust, PEM
-    #[arg(long, global = true, env = "PRISM_ADMIN_CA", value_name = "FILE", help_heading = "Connection")]
+    #[arg(long, global = true, env = "PRISM_ADMIN_CA", hide_env_values = true)]
+    #[arg(value_name = "FILE", help_heading = "Connection")]
     pub ca: Option<PathBuf>,
     /// File with the admin token; or put the token itself in PRISM_ADMIN_TOKEN
-    #[arg(long, global = true, env = "PRISM_ADMIN_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
+    #[arg(long, global = true, env = "PRISM_ADMIN_TOKEN_FILE", hide_env_values = true)]
+    #[arg(value_name = "FILE", help_heading = "Connection")]
     pub token_file: Option<PathBuf>,
     /// Person on whose behalf the call is made (x-admin-user)
-    #[arg(long, global = true, env = "PRISM_ADMIN_USER", value_name = "NAME", help_heading = "Connection")]
+    #[arg(long, global = true, env = "PRISM_ADMIN_USER", hide_env_values = true)]
+    #[arg(value_name = "NAME", help_heading = "Connection")]
     pub user: Option<String>,
     /// Named context to use
     #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]

@@ -30,6 +30,16 @@ pub fn time(at: Option<&prost_types::Timestamp>) -> String {
         .map_or_else(|| "-".to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
+/// What a key is at this moment: revoked, expired or valid.
+pub fn key_state(revoked: bool, expires_at: Option<&prost_types::Timestamp>) -> &'static str {
+    let end = expires_at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
+    match (revoked, end) {
+        (true, _) => "revoked",
+        (false, Some(end)) if end <= Timestamp::now() => "expired",
+        (false, _) => "valid",
+    }
+}
+
 /// A point in time in UTC, in milliseconds; `-` if absent or out of range.
 pub fn precise_time(at: Option<&prost_types::Timestamp>) -> String {
     at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok())
@@ -149,6 +159,15 @@ fn to_proto(at: Timestamp) -> prost_types::Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_revoked_expired_or_valid() {
+        let at = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
+        assert_eq!(key_state(false, None), "valid");
+        assert_eq!(key_state(false, Some(&at(1))), "expired");
+        assert_eq!(key_state(false, Some(&at(100_000_000_000))), "valid");
+        assert_eq!(key_state(true, Some(&at(1))), "revoked");
+    }
 
     #[test]
     fn terminal_controls_are_shown_not_sent() {

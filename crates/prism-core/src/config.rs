@@ -290,6 +290,8 @@ enum OptionRule {
     Schema,
 }
 
+/// Most options of a backend.
+pub const MAX_OPTIONS: usize = 64;
 /// Longest `schema` option, in bytes.
 pub const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 /// Most tables that one config may name.
@@ -434,6 +436,10 @@ impl BackendDraft {
         let pattern = pattern?;
         if !kind.serves(pattern) {
             report.add("pattern", format!("{pattern} is not served by a {kind} backend"));
+            return None;
+        }
+        if self.options.len() > MAX_OPTIONS {
+            report.add("backend.options", format!("has more than {MAX_OPTIONS} entries"));
             return None;
         }
         for (option, value) in self.options.iter().filter(|(option, _)| *option != "instance") {

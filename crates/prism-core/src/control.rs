@@ -27,6 +27,17 @@ pub enum NamespaceStatus {
     Suspended,
 }
 
+impl NamespaceStatus {
+    /// The name used in seed A, without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::ReadOnly => "READ_ONLY",
+            Self::Suspended => "SUSPENDED",
+        }
+    }
+}
+
 /// Quotas of a namespace; 0 = unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
@@ -140,6 +151,9 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// Checks a client key; UNAUTHENTICATED, always the same, when it is unknown, wrong, revoked or expired.
     async fn authenticate_client(&self, key: PresentedSecret<'_>) -> Result<ClientIdentity>;
+
+    /// The newest revision of a live config with this version string (contract §9 "config updates").
+    async fn config_version(&self, name: &ConfigName, version: &str) -> Result<Option<Arc<Config>>>;
 
     /// Admits a session durably, or refuses (`max_sessions`, drain, maintenance, suspension). Returns the record and the
     /// token to hand to the client.

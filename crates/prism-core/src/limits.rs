@@ -48,6 +48,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Most operations in flight per plane; more are refused with RESOURCE_EXHAUSTED.
     pub max_in_flight: usize,
+    /// Most live sessions of one node.
+    pub max_sessions: usize,
     /// Most concurrent streams (subscriptions, transactions) of one session.
     pub max_streams_per_session: usize,
     /// Threads that serve the data plane.
@@ -61,6 +63,7 @@ impl Default for Limits {
             max_value_bytes: 4 * 1024 * 1024,
             max_connections: 10_000,
             max_in_flight: 10_000,
+            max_sessions: 100_000,
             max_streams_per_session: 100,
             data_threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         }

@@ -29,18 +29,20 @@ impl Page {
     /// INVALID_ARGUMENT when the size is negative, the token malformed, or made for another filter.
     pub fn parse(filter: &str, page_size: i32, page_token: Option<&str>) -> Result<Self> {
         let size = match usize::try_from(page_size) {
-            Err(_) => {
-                return Err(Error::invalid("page_size", "must not be negative; 0 means 50, more than 1000 means 1000"));
-            }
-            Ok(0) => DEFAULT_PAGE_SIZE,
-            Ok(size) => size.min(MAX_PAGE_SIZE),
+            Err(_) => Err(Error::invalid("page_size", "must not be negative; 0 means 50, more than 1000 means 1000")),
+            Ok(0) => Ok(DEFAULT_PAGE_SIZE),
+            Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
         };
         let fingerprint = fingerprint(filter);
         let after = match page_token {
-            None | Some("") => None,
-            Some(token) => Some(open(token, fingerprint)?),
+            None | Some("") => Ok(None),
+            Some(token) => open(token, fingerprint).map(Some),
         };
-        Ok(Self { size, after, fingerprint })
+        match (size, after) {
+            (Ok(size), Ok(after)) => Ok(Self { size, after, fingerprint }),
+            (Err(size), Err(after)) => Err(Error::invalid_fields([size.fields(), after.fields()].concat())),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
     }
 
     /// The token that continues after `key`.

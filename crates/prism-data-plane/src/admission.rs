@@ -3,43 +3,56 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use prism_backends::driver::Route;
 use prism_core::config::{AccessPattern, Config};
 use prism_core::control::ClientIdentity;
 use prism_core::secret::{self, SecretKind};
-use prism_core::session::{AdmitRequest, SessionRecord};
+use prism_core::session::{AdmitRequest, EndReason, SessionRecord, SessionReport};
 use prism_core::{ConfigName, Error, Kind, NamespaceName, Result};
 use prism_proto::config::v1::ClientConfig;
 use prism_proto::session::v1::create_session_request::{Auth, Config as Wanted};
 use prism_proto::session::v1::{CreateSessionRequest, CreateSessionResponse};
 use prism_rpc::convert::{config_draft, config_to_proto, timestamp};
+use tokio::sync::oneshot;
 
 use crate::cause::{self, EndCause};
 use crate::decision::{Act, Leaving};
 use crate::fields::{Fields, MAX_CLIENT_TEXT};
+use crate::namespaces::NamespaceRuntime;
 use crate::plane::Plane;
 use crate::rpc::Rpc;
 use crate::session::Session;
 use crate::sessions::Verdict;
 
-/// Carries out CreateSession, and counts it.
+/// Carries out CreateSession, and counts it. When nobody waits for the answer any more the session is ended again, as nobody
+/// will ever know its token.
 pub async fn create(
     plane: Arc<Plane>,
     request: CreateSessionRequest,
     started: Instant,
-) -> Result<CreateSessionResponse> {
-    let identified = identify(&plane, request.auth.as_ref()).await;
-    match identified {
+    answer: oneshot::Sender<Result<CreateSessionResponse>>,
+) {
+    let outcome = match identify(&plane, request.auth.as_ref()).await {
         Err(refusal) => {
             plane.gate.count_stranger(Rpc::CreateSession, started.elapsed(), false);
             Err(refusal)
         }
         Ok(identity) => {
-            let namespace = identity.namespace.clone();
-            let outcome = admit(&plane, request, identity).await;
-            let runtime = plane.gate.namespaces.runtime(&namespace);
-            runtime.series(Rpc::CreateSession).record(started.elapsed(), outcome.is_ok());
+            let runtime = plane.gate.namespaces.runtime(&identity.namespace);
+            let outcome = admit(&plane, request, identity, &runtime).await;
+            let ok = outcome.is_ok() && !answer.is_closed();
+            runtime.series(Rpc::CreateSession).record(started.elapsed(), ok);
             outcome
         }
+    };
+    let (session, outcome) = match outcome {
+        Ok((session, response)) => (Some(session), Ok(response)),
+        Err(error) => (None, Err(error)),
+    };
+    if answer.send(outcome).is_err()
+        && let Some(session) = session
+    {
+        plane.end(&session, EndCause::Closed).await;
     }
 }
 
@@ -71,59 +84,116 @@ async fn identify(plane: &Plane, auth: Option<&Auth>) -> Result<ClientIdentity> 
     }
 }
 
+/// The config that a session is to have, and its driver's handle if that can be opened before the admission.
+struct Chosen {
+    config: Arc<Config>,
+    name: Option<ConfigName>,
+    /// `None` = an inline config, which needs to be prepared first, and that is an effect.
+    route: Option<Route>,
+}
+
 async fn admit(
     plane: &Arc<Plane>,
     request: CreateSessionRequest,
     identity: ClientIdentity,
-) -> Result<CreateSessionResponse> {
+    runtime: &NamespaceRuntime,
+) -> Result<(Arc<Session>, CreateSessionResponse)> {
     let gate = &plane.gate;
-    let runtime = gate.namespaces.runtime(&identity.namespace);
-    gate.admit(Act::Open, &runtime, Leaving::No, gate.clock.now())?;
+    gate.admit(Act::Open, runtime, Leaving::No, gate.clock.now())?;
     if let Some(wait) = plane.drains.covering(&identity.namespace, &plane.node, &gate.namespaces.snapshot()) {
         return Err(cause::draining().retry_after(wait));
     }
-    let mut fields = Fields::new();
-    fields.text("client_id", &request.client_id, 0, MAX_CLIENT_TEXT);
-    fields.text("client_version", &request.client_version, 0, MAX_CLIENT_TEXT);
-    fields.map("metadata", &request.metadata);
-    let (config, config_name) = match request.config {
-        None => {
-            fields.add("config", "config_name or inline_config must be set");
-            return Err(fields.finish().err().unwrap_or_else(|| Error::internal("a violation was lost")));
-        }
-        Some(Wanted::ConfigName(name)) => {
-            let name = fields.keep(ConfigName::parse("config_name", &name));
-            fields.finish()?;
-            let name = name.ok_or_else(|| Error::internal("a violation was lost"))?;
-            (named(plane, &name, &identity.namespace)?, Some(name))
-        }
-        Some(Wanted::InlineConfig(config)) => {
-            fields.finish()?;
-            (inline(plane, config, &identity).await?, None)
-        }
-    };
-    let route = plane.backends.open(&config, runtime.meter()).await?;
+    // Held until the session is in the map.
+    let _place = gate.sessions.reserve(gate.limits.max_sessions).ok_or_else(|| too_many(gate.limits.max_sessions))?;
+    let chosen = choose(plane, &request, &identity, runtime).await?;
     let wanted = AdmitRequest {
         client_id: request.client_id,
         client_version: request.client_version,
         metadata: request.metadata,
-        config: Arc::clone(&config),
-        config_name,
+        config: Arc::clone(&chosen.config),
+        config_name: chosen.name,
         grant: identity.grant,
         credential_id: identity.credential_id,
         node: plane.node.clone(),
     };
     let (record, token) = plane.control.admit_session(wanted).await?;
+    let route = match chosen.route {
+        Some(route) => Ok(route),
+        None => prepare(plane, &chosen.config, runtime).await,
+    };
+    let route = match route {
+        Ok(route) => route,
+        Err(error) => {
+            let last = SessionReport { id: record.id, last_activity: record.last_activity, figures: record.figures };
+            plane.save_end(last, EndReason::Closed).await;
+            return Err(error);
+        }
+    };
     let answer = answer(&record, token.into_exposed());
     let session = plane.assemble(record, Ok(route));
-    enrol(plane, &session)?;
-    tracing::info!(session.id = %session.id(), namespace = %identity.namespace, pattern = %config.pattern, "session created");
-    Ok(answer)
+    enrol(plane, &session).await?;
+    let (namespace, pattern) = (&identity.namespace, session.config().pattern);
+    tracing::info!(session.id = %session.id(), %namespace, %pattern, "session created");
+    Ok((session, answer))
+}
+
+fn too_many(most: usize) -> Error {
+    let message = format!("{most} sessions are live, the most that this node takes");
+    Error::new(Kind::ResourceExhausted, "TOO_MANY_SESSIONS", message)
+}
+
+/// Checks the fields of a request and finds its config; without any effect.
+async fn choose(
+    plane: &Plane,
+    request: &CreateSessionRequest,
+    identity: &ClientIdentity,
+    runtime: &NamespaceRuntime,
+) -> Result<Chosen> {
+    let mut fields = Fields::new();
+    fields.text("client_id", &request.client_id, 0, MAX_CLIENT_TEXT);
+    fields.text("client_version", &request.client_version, 0, MAX_CLIENT_TEXT);
+    fields.map("metadata", &request.metadata);
+    match &request.config {
+        None => {
+            fields.add("config", "config_name or inline_config must be set");
+            Err(fields.finish().err().unwrap_or_else(|| Error::internal("a violation was lost")))
+        }
+        Some(Wanted::ConfigName(name)) => {
+            let name = fields.keep(ConfigName::parse("config_name", name));
+            fields.finish()?;
+            let name = name.ok_or_else(|| Error::internal("a violation was lost"))?;
+            let config = named(plane, &name, &identity.namespace)?;
+            let route = plane.backends.open(&config, runtime.meter()).await?;
+            Ok(Chosen { config, name: Some(name), route: Some(route) })
+        }
+        Some(Wanted::InlineConfig(config)) => {
+            let config = inline(plane, fields, config.clone(), identity, runtime).await?;
+            Ok(Chosen { config, name: None, route: None })
+        }
+    }
+}
+
+/// Makes what an inline config needs, unless that has been forbidden meanwhile, and opens its route.
+async fn prepare(plane: &Plane, config: &Config, runtime: &NamespaceRuntime) -> Result<Route> {
+    if changes_tables(config) {
+        plane.gate.follow();
+        plane.gate.admit(Act::Write, runtime, Leaving::No, plane.gate.clock.now())?;
+    }
+    plane.backends.prepare(config, runtime.meter()).await?;
+    plane.backends.open(config, runtime.meter()).await
 }
 
 /// Puts a session into the map. What was decided about it or its namespace between its admission and now holds for it too.
-fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
-    match plane.gate.sessions.insert(session) {
+async fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
+    let verdict = plane.gate.sessions.insert(session);
+    // After it is in the map: a deletion that is published later finds it there.
+    plane.gate.follow();
+    let namespace = session.namespace().name();
+    if !plane.gate.namespaces.snapshot().namespaces.contains_key(namespace) {
+        plane.end(session, EndCause::NamespaceDeleted).await;
+        return Err(EndCause::NamespaceDeleted.error());
+    }
+    match verdict {
         Some(Verdict { force: true, reason }) => {
             let cause = EndCause::Terminated(reason);
             plane.cut(session, cause.clone());
@@ -135,9 +205,10 @@ fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
         }
         None => {}
     }
-    let node_leaves = plane.gate.is_leaving();
-    if node_leaves || plane.drains.covers(session.namespace().name(), &plane.node) {
+    if plane.gate.is_leaving() || plane.drains.covers(namespace, &plane.node) {
         session.drain();
+        // The drain may have been over before its mark was set.
+        plane.undrain(session);
     }
     Ok(())
 }
@@ -162,23 +233,39 @@ fn named(plane: &Plane, name: &ConfigName, namespace: &NamespaceName) -> Result<
     Ok(Arc::clone(&revision.config))
 }
 
-/// An inline config is held to the rules of a named one, and to the namespace of its key.
-async fn inline(plane: &Plane, config: ClientConfig, identity: &ClientIdentity) -> Result<Arc<Config>> {
+/// An inline config is held to the rules of a named one, and to the namespace of its key. What is wrong with it joins what
+/// `fields` has found.
+async fn inline(
+    plane: &Plane,
+    mut fields: Fields,
+    config: ClientConfig,
+    identity: &ClientIdentity,
+    runtime: &NamespaceRuntime,
+) -> Result<Arc<Config>> {
     // Before anything else, so that nobody learns which other namespaces exist.
     if NamespaceName::parse("namespace", &config.namespace).is_ok_and(|namespace| namespace != identity.namespace) {
         return Err(cause::other_namespace());
     }
     let snapshot = plane.gate.namespaces.snapshot();
-    let config = config_draft(Some(config))
+    let proven = config_draft(Some(config))
         .validate("inline_config", &plane.backends.catalog(), |name| snapshot.namespaces.contains_key(name))
-        .map_err(Error::invalid_fields)?;
-    if config.backend.options.contains_key("schema") && !identity.grant.write {
-        return Err(cause::not_granted("write"));
+        .map_err(Error::invalid_fields);
+    let config = fields.keep(proven);
+    fields.finish()?;
+    let config = config.ok_or_else(|| Error::internal("a violation was lost"))?;
+    if changes_tables(&config) {
+        plane.gate.admit(Act::Write, runtime, Leaving::No, plane.gate.clock.now())?;
+        if !identity.grant.write {
+            return Err(cause::not_granted("write"));
+        }
     }
     plane.backends.check(&config).await?;
-    let runtime = plane.gate.namespaces.runtime(&config.namespace);
-    plane.backends.prepare(&config, runtime.meter()).await?;
     Ok(Arc::new(config))
+}
+
+/// Whether preparing `config` writes to its namespace.
+fn changes_tables(config: &Config) -> bool {
+    config.backend.options.contains_key("schema")
 }
 
 /// What a session of `pattern` can do beyond the obvious.

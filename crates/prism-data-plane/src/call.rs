@@ -167,6 +167,15 @@ pub async fn passed(deadline: Option<Instant>) {
     }
 }
 
+/// Runs `work` until it is done or the time is up.
+pub async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        result = work => result,
+        () = passed(deadline) => Err(deadline_exceeded()),
+    }
+}
+
 /// DEADLINE_EXCEEDED.
 pub fn deadline_exceeded() -> Error {
     Error::new(Kind::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call passed before it was done")

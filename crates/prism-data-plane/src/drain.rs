@@ -17,6 +17,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// After how long it tries again to end sessions that the control plane could not end.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
+/// How long a forced drain waits for the control plane to take the ends of what it cut; they are saved in any case.
+const SAVED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Drains in progress on this node.
 #[derive(Default)]
 pub struct Drains(Mutex<Vec<Running>>);
@@ -68,19 +71,17 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        let plane = self.plane;
-        plane.drains.end(self.number);
-        for session in plane.gate.sessions.in_scope(self.scope, &plane.node) {
-            if !plane.gate.is_leaving() && !plane.drains.covers(session.namespace().name(), &plane.node) {
-                session.undrain();
-            }
+        self.plane.drains.end(self.number);
+        for session in self.plane.gate.sessions.in_scope(self.scope, &self.plane.node) {
+            self.plane.undrain(&session);
         }
     }
 }
 
 impl Plane {
-    /// Drains the sessions in `scope` until all are gone or `timeout` has passed; `force` cuts what is left then.
-    pub async fn drain(&self, scope: &DrainScope, timeout: Duration, force: bool) -> DrainOutcome {
+    /// Drains the sessions in `scope` until all are gone or `timeout` has passed; `force` cuts what is left then. A session whose
+    /// end was begun in time counts as drained: it ends, also when the control plane takes longer.
+    pub async fn drain(self: &Arc<Self>, scope: &DrainScope, timeout: Duration, force: bool) -> DrainOutcome {
         let until = Instant::now() + timeout;
         let number = self.drains.begin(scope, until);
         let guard = Guard { plane: self, number, scope };
@@ -91,11 +92,11 @@ impl Plane {
             if sessions.is_empty() || Instant::now() >= until {
                 break;
             }
-            let settled: Vec<_> = sessions.into_iter().filter(|session| session.running() == 0).collect();
+            let settled = |session: &Arc<Session>| session.running() == 0 && !session.is_ending();
+            let settled: Vec<_> = sessions.into_iter().filter(settled).collect();
             if !settled.is_empty() && Instant::now() >= retry_at {
-                // Bounded by the drain's own time: a control plane that hangs must not hold the operator.
-                let ends = self.end_all_durably(settled, &EndCause::Drained);
-                let failed = tokio::time::timeout_at(until.into(), ends).await.unwrap_or(0);
+                // The drain's own time bounds the waiting, not the ends: a control plane that hangs must not hold the operator.
+                let failed = tokio::time::timeout_at(until.into(), self.end_drained(settled)).await.unwrap_or(0);
                 retry_at = Instant::now() + if failed > 0 { RETRY_EVERY } else { Duration::ZERO };
                 if failed == 0 {
                     continue;
@@ -105,7 +106,11 @@ impl Plane {
         }
         let mut left = self.look(scope, &mut seen);
         if force {
-            self.end_all(left.drain(..), &EndCause::Drained).await;
+            // All are cut at once; only the saving may take its time.
+            let ends = self.end_all(std::mem::take(&mut left), &EndCause::Drained);
+            let _ = tokio::time::timeout(SAVED_WITHIN, ends).await;
+        } else {
+            left.retain(|session| !session.is_ending() && !session.has_ended());
         }
         drop(guard);
         DrainOutcome { drained: count(seen.len() - left.len()), remaining: count(left.len()) }

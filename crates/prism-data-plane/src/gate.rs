@@ -106,10 +106,13 @@ impl Gate {
     /// Takes over what the control plane has published since the last call.
     pub fn follow(&self) {
         if self.namespaces.is_behind() {
-            for namespace in self.namespaces.refresh() {
-                for session in self.sessions.of_namespace(&namespace) {
-                    session.bump();
-                }
+            let changed = self.namespaces.refresh();
+            if !changed.is_empty() {
+                self.sessions.for_each(|session| {
+                    if changed.contains(session.namespace().name()) {
+                        session.bump();
+                    }
+                });
             }
         }
     }

@@ -142,6 +142,7 @@ impl DataPlane {
         let most = deadline.max(Instant::now() + Duration::from_secs(1));
         let _ = tokio::time::timeout_at(most.into(), async {
             self.tasks.wait().await;
+            self.plane.changed().await;
             self.plane.save_ends().await;
             self.plane.report().await;
         })

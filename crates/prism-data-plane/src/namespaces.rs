@@ -1,5 +1,6 @@
 //! Namespaces as the gate sees them: policy, rate, meter and figures, kept up to date with the control plane's snapshot.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -150,19 +151,19 @@ impl Namespaces {
     }
 
     /// Takes over the newest snapshot; returns the namespaces whose policy changed.
-    pub fn refresh(&self) -> Vec<NamespaceName> {
+    pub fn refresh(&self) -> HashSet<NamespaceName> {
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_behind() {
-            return Vec::new();
+            return HashSet::new();
         }
         let mut receiver = watch::Receiver::clone(&self.seen.load());
         let snapshot = Arc::clone(&receiver.borrow_and_update());
-        let mut changed = Vec::new();
+        let mut changed = HashSet::new();
         for runtime in &self.runtimes {
             let policy = Policy::of(&runtime.name, &snapshot);
             if **runtime.policy.load() != policy {
                 runtime.apply(policy);
-                changed.push(runtime.name.clone());
+                changed.insert(runtime.name.clone());
             }
         }
         self.current.store(snapshot);

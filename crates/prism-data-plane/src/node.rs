@@ -125,6 +125,8 @@ impl DataNode for DataPlane {
         self.plane.end_all(gate.sessions.of_namespace(namespace), &EndCause::NamespaceDeleted).await;
         self.plane.backends.remove_namespace(namespace).await?;
         gate.namespaces.forget(namespace);
+        // Those whose admission was under way at the first look.
+        self.plane.end_all(gate.sessions.of_namespace(namespace), &EndCause::NamespaceDeleted).await;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What the services and the node share: the gate, the control plane, the backends, and the ways a session ends.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dashmap::DashMap;
@@ -8,8 +9,9 @@ use prism_core::config::Config;
 use prism_core::control::ControlPlane;
 use prism_core::rate::TokenBucket;
 use prism_core::session::{EndReason, SessionRecord, SessionReport};
-use prism_core::{ConfigName, NodeId, Result};
+use prism_core::{ConfigName, Error, NodeId, Result, UnixMillis};
 use prism_rpc::Metrics;
+use tokio_util::task::TaskTracker;
 
 use crate::backends::Backends;
 use crate::cause::EndCause;
@@ -40,6 +42,8 @@ pub struct Plane {
     rates: DashMap<(ConfigName, i32, i32), Weak<TokenBucket>>,
     /// Ends that the control plane could not take yet.
     unsaved_ends: Mutex<Vec<(SessionReport, EndReason)>>,
+    /// Changes that are durable in part, or here in part, until their task is done.
+    changes: TaskTracker,
 }
 
 impl Plane {
@@ -54,6 +58,7 @@ impl Plane {
             drains: Drains::default(),
             rates: DashMap::new(),
             unsaved_ends: Mutex::default(),
+            changes: TaskTracker::new(),
         }
     }
 
@@ -87,35 +92,73 @@ impl Plane {
         Arc::new(Session::new(record, parts))
     }
 
+    /// Carries out a change that concerns both the control plane and this node, in a task of its own: it is done whole, also when
+    /// nobody waits for it any more.
+    pub async fn whole<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.changes.spawn(change).await.unwrap_or_else(|lost| Err(Error::internal(lost)))
+    }
+
+    /// Waits until no change is under way.
+    pub async fn changed(&self) {
+        self.changes.close();
+        self.changes.wait().await;
+    }
+
     /// Ends a session here, cutting what runs, and then durably; an end that the control plane cannot take now is tried again.
-    pub async fn end(&self, session: &Arc<Session>, cause: EndCause) {
-        let reason = cause.reason();
-        if !self.cut(session, cause) {
-            return;
+    pub async fn end(self: &Arc<Self>, session: &Arc<Session>, cause: EndCause) {
+        self.end_all(vec![Arc::clone(session)], &cause).await;
+    }
+
+    /// Ends many sessions as [`Plane::end`] does. All are cut before any is saved: a cut does not wait for the control plane.
+    pub async fn end_all(self: &Arc<Self>, mut sessions: Vec<Arc<Session>>, cause: &EndCause) {
+        sessions.retain(|session| self.cut(session, cause.clone()));
+        let (plane, reason) = (Arc::clone(self), cause.reason());
+        let saved = self.whole(async move {
+            let saves = sessions.into_iter().map(|session| plane.save_end(last_report(&session), reason));
+            futures::stream::iter(saves).buffer_unordered(ENDED_AT_ONCE).collect::<()>().await;
+            Ok(())
+        });
+        if let Err(lost) = saved.await {
+            tracing::error!(error = %lost, "ends of sessions were lost");
         }
-        let last = last_report(session);
+    }
+
+    /// Makes the end of a session that is not here, or not any more, durable; what cannot be saved now is tried again.
+    pub async fn save_end(&self, last: SessionReport, reason: EndReason) {
         if let Err(error) = self.control.end_session(last.clone(), reason).await {
-            tracing::warn!(session.id = %session.id(), %error, "the end of a session is not saved yet");
+            tracing::warn!(session.id = %last.id, %error, "the end of a session is not saved yet");
             self.unsaved_ends.lock().unwrap_or_else(PoisonError::into_inner).push((last, reason));
         }
     }
 
-    /// Ends many sessions.
-    pub async fn end_all(&self, sessions: impl IntoIterator<Item = Arc<Session>>, cause: &EndCause) {
-        let ends = sessions.into_iter().map(|session| async move { self.end(&session, cause.clone()).await });
-        futures::stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect::<()>().await;
+    /// Ends a session durably and then here; nothing changes when the control plane refuses. Begun once, it is done whole.
+    async fn end_durably(self: &Arc<Self>, session: &Arc<Session>, cause: EndCause) -> Result<()> {
+        let (plane, session) = (Arc::clone(self), Arc::clone(session));
+        self.whole(async move {
+            plane.control.end_session(last_report(&session), cause.reason()).await?;
+            plane.cut(&session, cause);
+            Ok(())
+        })
+        .await
     }
 
-    /// Ends a session durably and then here; nothing changes when the control plane refuses.
-    pub async fn end_durably(&self, session: &Arc<Session>, cause: EndCause) -> Result<()> {
-        self.control.end_session(last_report(session), cause.reason()).await?;
-        self.cut(session, cause);
-        Ok(())
-    }
-
-    /// Ends many sessions durably; returns how many could not be.
-    pub async fn end_all_durably(&self, sessions: Vec<Arc<Session>>, cause: &EndCause) -> usize {
-        let ends = sessions.into_iter().map(|session| async move { self.end_durably(&session, cause.clone()).await });
+    /// Ends many sessions because of a drain; returns how many could not be. When it is dropped, the ends that were begun go on
+    /// and the others are not begun.
+    pub async fn end_drained(self: &Arc<Self>, sessions: Vec<Arc<Session>>) -> usize {
+        let ends = sessions.into_iter().map(|session| async move {
+            let (plane, session) = (Arc::clone(self), session);
+            let end = async move {
+                // Another drain may be at it.
+                let Some(_ending) = Ending::begin(&plane, &session) else { return Ok(()) };
+                plane.control.end_session(last_report(&session), EndReason::Drained).await?;
+                plane.cut(&session, EndCause::Drained);
+                Ok(())
+            };
+            self.whole(end).await
+        });
         let outcomes: Vec<_> = futures::stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect().await;
         let failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
         if let Some(error) = failures.first() {
@@ -134,20 +177,43 @@ impl Plane {
     /// Closes a session for its client: at once when nothing runs or with `force`, else when what runs is done. Returns what
     /// was running.
     pub async fn close(self: &Arc<Self>, session: &Arc<Session>, force: bool) -> Result<usize> {
-        let first = session.close();
-        let running = session.running();
-        if running > 0 && !force {
-            if first {
-                self.end_when_settled(session, EndCause::Closed);
+        let (plane, session) = (Arc::clone(self), Arc::clone(session));
+        self.whole(async move {
+            let first = session.close();
+            let running = session.running();
+            if running > 0 && !force {
+                if first {
+                    plane.end_when_settled(&session, EndCause::Closed);
+                }
+                return Ok(running);
             }
-            return Ok(running);
+            plane.end_durably(&session, EndCause::Closed).await.inspect_err(|_| {
+                if first {
+                    session.unclose();
+                }
+            })?;
+            Ok(running)
+        })
+        .await
+    }
+
+    /// Moves the end of a session, durably and then here.
+    pub async fn extend(self: &Arc<Self>, session: &Arc<Session>, expires_at: UnixMillis) -> Result<()> {
+        let (plane, session) = (Arc::clone(self), Arc::clone(session));
+        self.whole(async move {
+            plane.control.extend_session(session.id(), expires_at).await?;
+            session.extend(expires_at);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets a session that a drain marked go on, unless a drain still covers it or is ending it.
+    pub fn undrain(&self, session: &Session) {
+        let name = session.namespace().name();
+        if !session.is_ending() && !self.gate.is_leaving() && !self.drains.covers(name, &self.node) {
+            session.undrain();
         }
-        self.end_durably(session, EndCause::Closed).await.inspect_err(|_| {
-            if first {
-                session.unclose();
-            }
-        })?;
-        Ok(running)
     }
 
     /// Ends a session on its way out as soon as nothing runs.
@@ -191,6 +257,27 @@ impl Plane {
         let mut unsaved = self.unsaved_ends.lock().unwrap_or_else(PoisonError::into_inner);
         unsaved.extend(failed.into_iter().flatten());
         unsaved.len()
+    }
+}
+
+/// The end of a session by a drain, under way.
+struct Ending<'a> {
+    plane: &'a Plane,
+    session: &'a Session,
+}
+
+impl<'a> Ending<'a> {
+    /// `None` when it is under way already.
+    fn begin(plane: &'a Plane, session: &'a Session) -> Option<Self> {
+        session.begin_ending().then_some(Self { plane, session })
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.session.finish_ending();
+        // It failed, and the drain may have been over before it did.
+        self.plane.undrain(self.session);
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Session {
     last_request: AtomicI64,
     streams: AtomicI32,
     unreported: AtomicBool,
+    /// A drain is ending it.
+    ending: AtomicBool,
     subscriptions: Mutex<Vec<(u64, Weak<dyn QueueSubscription>)>>,
     next_subscription: AtomicU64,
     termination: OnceLock<String>,
@@ -83,6 +85,7 @@ impl Session {
             last_request: AtomicI64::new(figures.last_request.map_or(0, |at| at.0)),
             streams: AtomicI32::new(0),
             unreported: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             subscriptions: Mutex::default(),
             next_subscription: AtomicU64::new(1),
             termination: OnceLock::new(),
@@ -304,6 +307,21 @@ impl Session {
     /// A drain is over and the session still here.
     pub fn undrain(&self) {
         self.clear(DRAINING);
+    }
+
+    /// Whether a drain is ending it at this moment.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// A drain begins to end it; `false` when one is at it already.
+    pub fn begin_ending(&self) -> bool {
+        !self.ending.swap(true, Ordering::SeqCst)
+    }
+
+    /// The end that a drain began is done, or failed.
+    pub fn finish_ending(&self) {
+        self.ending.store(false, Ordering::SeqCst);
     }
 
     /// Takes nothing new because its client closed it; `false` when it was closing already.

@@ -1,6 +1,7 @@
 //! The live sessions of this node, by token and by id.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -23,6 +24,15 @@ pub struct Verdict {
     pub reason: String,
 }
 
+/// Room for a session that is on its way; given back when it is dropped.
+pub struct Place<'a>(&'a Sessions);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The live sessions of this node.
 #[derive(Default)]
 pub struct Sessions {
@@ -30,6 +40,8 @@ pub struct Sessions {
     by_id: DashMap<SessionId, Arc<Session>>,
     /// Terminations of sessions that are admitted and not yet here.
     early: DashMap<SessionId, (Verdict, Instant)>,
+    /// Sessions that are being admitted.
+    coming: AtomicUsize,
 }
 
 impl Sessions {
@@ -71,6 +83,18 @@ impl Sessions {
     /// Forgets terminations whose session never came.
     pub fn forget_early(&self) {
         self.early.retain(|_, (_, at)| at.elapsed() < MEMORY);
+    }
+
+    /// Does something with each live session, one after the other; it must be quick and not touch the sessions' map.
+    pub fn for_each(&self, mut act: impl FnMut(&Session)) {
+        self.by_id.iter().for_each(|entry| act(entry.value()));
+    }
+
+    /// Room for one more session, of `max` live ones and those that are on their way; `None` when there is none.
+    pub fn reserve(&self, max: usize) -> Option<Place<'_>> {
+        let coming = self.coming.fetch_add(1, Ordering::SeqCst) + 1;
+        let place = Place(self);
+        (self.by_id.len() + coming <= max).then_some(place)
     }
 
     /// All live sessions.

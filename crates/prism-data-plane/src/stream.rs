@@ -97,15 +97,19 @@ impl<T> Stream for Responses<T> {
 
 /// The two ends of a stream.
 pub fn channel<T>(context: Context, kind: Kind) -> (Feed<T>, Responses<T>) {
-    let (sender, receiver) = mpsc::channel(kind.buffered());
+    let (sender, receiver) = mpsc::channel(kind.buffered() + 1);
+    // A fresh channel has room.
+    let last = sender.clone().try_reserve_owned().ok();
     let end = Arc::new(OnceLock::new());
-    let feed = Feed { sender, end: Arc::clone(&end), context: context.clone() };
+    let feed = Feed { sender, last, end: Arc::clone(&end), context: context.clone() };
     (feed, Responses { receiver, end, context, over: false })
 }
 
 /// The task's side of a stream.
 pub struct Feed<T> {
     sender: mpsc::Sender<T>,
+    /// Room that is kept for a last message.
+    last: Option<mpsc::OwnedPermit<T>>,
     end: Arc<OnceLock<End>>,
     context: Context,
 }
@@ -124,6 +128,13 @@ impl<T> Feed<T> {
     /// Waits until the client is gone.
     pub async fn client_gone(&self) {
         self.sender.closed().await;
+    }
+
+    /// Sends the last message, for which there is always room: this does not wait for the client to read.
+    pub fn send_last(&mut self, message: T) {
+        if let Some(room) = self.last.take() {
+            room.send(message);
+        }
     }
 
     /// Ends the stream: after what is buffered, or at once with `cut`. The receiver wakes up when the last sender is gone.

@@ -37,10 +37,11 @@ pub async fn follow(plane: Arc<Plane>, stop: CancellationToken) {
     }
 }
 
-async fn end_expired(plane: &Plane) {
+async fn end_expired(plane: &Arc<Plane>) {
     let gate = &plane.gate;
     let now = gate.clock.now();
-    let over = gate.sessions.all().into_iter().filter(|session| session.is_over(&gate.policy, now));
+    let mut over = gate.sessions.all();
+    over.retain(|session| session.is_over(&gate.policy, now));
     plane.end_all(over, &EndCause::Expired).await;
 }
 

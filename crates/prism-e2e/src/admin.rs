@@ -4,8 +4,8 @@ use prism_proto::admin::v1::access_service_client::AccessServiceClient;
 use prism_proto::admin::v1::admin_service_client::AdminServiceClient;
 use prism_proto::admin::v1::{
     AuditLogEntry, CreateApiKeyRequest, CreateApiKeyResponse, CreateClientKeyRequest, CreateConfigRequest,
-    CreateNamespaceRequest, GetAuditLogRequest, GetSessionRequest, NamespaceInfo, NamespaceQuota, NamespaceStatus, SessionInfo,
-    TerminateSessionRequest, TerminateSessionResponse, UpdateNamespaceRequest,
+    CreateNamespaceRequest, GetAuditLogRequest, GetSessionRequest, NamespaceInfo, NamespaceQuota, NamespaceStatus,
+    SessionInfo, TerminateSessionRequest, TerminateSessionResponse, UpdateNamespaceRequest,
 };
 use prism_proto::config::v1::ClientConfig;
 use tokio_stream::StreamExt as _;
@@ -80,25 +80,30 @@ pub struct Admin {
 impl Admin {
     /// `prism.admin.v1.AdminService`.
     pub fn service(&self) -> AdminServiceClient<Credentialed> {
-        AdminServiceClient::with_interceptor(self.channel.clone(), self.headers.clone()).max_decoding_message_size(usize::MAX)
+        AdminServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
+            .max_decoding_message_size(usize::MAX)
     }
 
     /// `prism.admin.v1.AccessService`.
     pub fn access(&self) -> AccessServiceClient<Credentialed> {
-        AccessServiceClient::with_interceptor(self.channel.clone(), self.headers.clone()).max_decoding_message_size(usize::MAX)
+        AccessServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
+            .max_decoding_message_size(usize::MAX)
     }
 
     /// The same connection with other headers.
+    #[must_use]
     pub fn with_headers(&self, headers: Headers) -> Self {
         Self { channel: self.channel.clone(), headers }
     }
 
     /// The same connection with another key.
+    #[must_use]
     pub fn with_key(&self, token: &str) -> Self {
         self.with_headers(Headers::bearer(token))
     }
 
     /// The same caller with one more header.
+    #[must_use]
     pub fn and(&self, name: &str, value: &str) -> Self {
         self.with_headers(self.headers.clone().with(name, value))
     }
@@ -106,7 +111,13 @@ impl Admin {
     /// Makes a namespace without quotas.
     pub async fn create_namespace(&self, name: &str) -> NamespaceInfo {
         let request = CreateNamespaceRequest { name: name.to_owned(), ..CreateNamespaceRequest::default() };
-        self.service().create_namespace(request).await.expect("a namespace").into_inner().namespace.expect("a namespace")
+        self.service()
+            .create_namespace(request)
+            .await
+            .expect("a namespace")
+            .into_inner()
+            .namespace
+            .expect("a namespace")
     }
 
     /// Makes a config.
@@ -127,7 +138,12 @@ impl Admin {
     }
 
     /// Makes an admin key with one role.
-    pub async fn create_api_key(&self, role: &str, namespace: Option<&str>, user: Option<&str>) -> CreateApiKeyResponse {
+    pub async fn create_api_key(
+        &self,
+        role: &str,
+        namespace: Option<&str>,
+        user: Option<&str>,
+    ) -> CreateApiKeyResponse {
         let request = CreateApiKeyRequest {
             name: format!("{role} key"),
             roles: vec![role.to_owned()],
@@ -145,8 +161,11 @@ impl Admin {
 
     /// Sets the quotas of a namespace.
     pub async fn set_quota(&self, namespace: &str, quota: NamespaceQuota) {
-        let request =
-            UpdateNamespaceRequest { name: namespace.to_owned(), quota: Some(quota), ..UpdateNamespaceRequest::default() };
+        let request = UpdateNamespaceRequest {
+            name: namespace.to_owned(),
+            quota: Some(quota),
+            ..UpdateNamespaceRequest::default()
+        };
         self.service().update_namespace(request).await.expect("a quota");
     }
 

@@ -6,7 +6,9 @@ use prism_proto::keyvalue::v1::key_value_service_client::KeyValueServiceClient;
 use prism_proto::keyvalue::v1::{GetRequest, GetResponse, PutRequest};
 use prism_proto::pubsub::v1::pub_sub_service_client::PubSubServiceClient;
 use prism_proto::queue::v1::queue_service_client::QueueServiceClient;
-use prism_proto::queue::v1::{AcknowledgeRequest, Message, PublishRequest, PublishResponse, StartPosition, SubscribeRequest};
+use prism_proto::queue::v1::{
+    AcknowledgeRequest, Message, PublishRequest, PublishResponse, StartPosition, SubscribeRequest,
+};
 use prism_proto::reader::v1::reader_service_client::ReaderServiceClient;
 use prism_proto::session::v1::create_session_request::{Auth, Config};
 use prism_proto::session::v1::session_service_client::SessionServiceClient;
@@ -39,7 +41,13 @@ pub fn inline(key: &str, config: ClientConfig) -> CreateSessionRequest {
 pub async fn create(channel: &Channel, request: CreateSessionRequest) -> Result<Session, Status> {
     let answer = SessionServiceClient::new(channel.clone()).create_session(request).await?.into_inner();
     let headers = Headers::none().with("x-session-token", &answer.session_token);
-    Ok(Session { channel: channel.clone(), token: answer.session_token.clone(), id: answer.session_id.clone(), headers, answer })
+    Ok(Session {
+        channel: channel.clone(),
+        token: answer.session_token.clone(),
+        id: answer.session_id.clone(),
+        headers,
+        answer,
+    })
 }
 
 /// A session. Its services send the token in the header, so that requests can leave the field empty.
@@ -129,7 +137,8 @@ impl Session {
 
     /// Publishes a message to a queue.
     pub async fn publish(&self, topic: &str, payload: &[u8]) -> Result<PublishResponse, Status> {
-        let request = PublishRequest { topic: topic.to_owned(), payload: payload.to_vec().into(), ..PublishRequest::default() };
+        let request =
+            PublishRequest { topic: topic.to_owned(), payload: payload.to_vec().into(), ..PublishRequest::default() };
         Ok(self.queue().publish(request).await?.into_inner())
     }
 

@@ -34,9 +34,9 @@ impl From<&Status> for Failure {
         let info = details.error_info().cloned();
         let (reason, domain, metadata) = info.map(|info| (info.reason, info.domain, info.metadata)).unwrap_or_default();
         let fields = details.bad_request().map(|bad| bad.field_violations.iter().map(|v| v.field.clone()).collect());
-        let quota = details.quota_failure().map(|quota| {
-            quota.violations.iter().map(|v| (v.subject.clone(), v.description.clone())).collect()
-        });
+        let quota = details
+            .quota_failure()
+            .map(|quota| quota.violations.iter().map(|v| (v.subject.clone(), v.description.clone())).collect());
         Self {
             code: status.code(),
             message: status.message().to_owned(),

@@ -16,7 +16,11 @@ pub async fn get(address: &str, path: &str) -> (u16, String) {
         let answer = String::from_utf8(answer).expect("the answer is text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an answer has a status");
-        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunked(body) } else { body.to_owned() };
+        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            unchunked(body)
+        } else {
+            body.to_owned()
+        };
         (status, body)
     })
     .await

@@ -9,8 +9,13 @@
 pub mod admin;
 pub mod audit;
 pub mod binaries;
+pub mod cases;
+pub mod books;
+pub mod changes;
+pub mod cli;
 pub mod data;
 pub mod dial;
+pub mod disk;
 pub mod failure;
 pub mod http1;
 pub mod operations;
@@ -21,6 +26,7 @@ pub mod site;
 pub mod wait;
 
 pub use admin::{Admin, Headers};
+pub use cli::Cli;
 pub use data::Session;
 pub use failure::{Failure, Refused};
 pub use server::{Options, Prism, Shared};

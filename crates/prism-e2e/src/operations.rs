@@ -1,6 +1,8 @@
 //! Every operation on data, for what stops or allows them as a class.
 
-use prism_proto::{keyvalue::v1 as kv, pubsub::v1 as pubsub, queue::v1 as queue, reader::v1 as reader, transact::v1 as transact};
+use prism_proto::{
+    keyvalue::v1 as kv, pubsub::v1 as pubsub, queue::v1 as queue, reader::v1 as reader, transact::v1 as transact,
+};
 use tonic::Status;
 
 use crate::data::Session;
@@ -44,7 +46,14 @@ impl All {
         let write = transact::WriteRequest { mailbox: Some(mailbox), ..Default::default() };
         vec![
             ("Put", self.kv.kv().put(kv::PutRequest { key: key(), ..Default::default() }).await.map(drop)),
-            ("BatchPut", self.kv.kv().batch_put(kv::BatchPutRequest { entries: vec![entry], ..Default::default() }).await.map(drop)),
+            (
+                "BatchPut",
+                self.kv
+                    .kv()
+                    .batch_put(kv::BatchPutRequest { entries: vec![entry], ..Default::default() })
+                    .await
+                    .map(drop),
+            ),
             ("Delete", self.kv.kv().delete(kv::DeleteRequest { key: key(), ..Default::default() }).await.map(drop)),
             ("Publish", self.queue.publish("t", b"1").await.map(drop)),
             ("PublishBatch", self.queue.queue().publish_batch(batch).await.map(drop)),
@@ -63,14 +72,38 @@ impl All {
         let info = queue::GetTopicInfoRequest { topic: "t".to_owned(), ..Default::default() };
         vec![
             ("Get", self.kv.get("k").await.map(drop)),
-            ("BatchGet", self.kv.kv().batch_get(kv::BatchGetRequest { keys: vec![key()], ..Default::default() }).await.map(drop)),
+            (
+                "BatchGet",
+                self.kv.kv().batch_get(kv::BatchGetRequest { keys: vec![key()], ..Default::default() }).await.map(drop),
+            ),
             ("List", self.kv.kv().list(kv::ListRequest::default()).await.map(drop)),
             ("GetTopicInfo", self.queue.queue().get_topic_info(info).await.map(drop)),
             ("Subscribe", self.queue.subscribe("t", "g").await.map(drop)),
             ("events", self.pubsub.pub_sub().subscribe(events).await.map(drop)),
-            ("Read", self.reader.reader().read(reader::ReadRequest { collection: collection(), ..Default::default() }).await.map(drop)),
-            ("Query", self.reader.reader().query(reader::QueryRequest { collection: collection(), ..Default::default() }).await.map(drop)),
-            ("Count", self.reader.reader().count(reader::CountRequest { collection: collection(), ..Default::default() }).await.map(drop)),
+            (
+                "Read",
+                self.reader
+                    .reader()
+                    .read(reader::ReadRequest { collection: collection(), ..Default::default() })
+                    .await
+                    .map(drop),
+            ),
+            (
+                "Query",
+                self.reader
+                    .reader()
+                    .query(reader::QueryRequest { collection: collection(), ..Default::default() })
+                    .await
+                    .map(drop),
+            ),
+            (
+                "Count",
+                self.reader
+                    .reader()
+                    .count(reader::CountRequest { collection: collection(), ..Default::default() })
+                    .await
+                    .map(drop),
+            ),
             ("ReadMailbox", self.transact.transact().read_mailbox(mailbox).await.map(drop)),
         ]
     }
@@ -79,10 +112,10 @@ impl All {
 /// Begins and commits an empty transaction.
 pub async fn transaction(session: &Session) -> Result<(), Status> {
     use transact::transaction_request::Request;
-    let steps = [Request::Begin(transact::BeginTransaction::default()), Request::Commit(transact::CommitTransaction {})];
+    let steps =
+        [Request::Begin(transact::BeginTransaction::default()), Request::Commit(transact::CommitTransaction {})];
     let steps = steps.map(|step| transact::TransactionRequest { request: Some(step) });
     let mut answers = session.transact().transaction(tokio_stream::iter(steps)).await?.into_inner();
     while within("the transaction", answers.message()).await?.is_some() {}
     Ok(())
 }
-

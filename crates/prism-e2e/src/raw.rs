@@ -47,7 +47,12 @@ impl Decoder for RawCodec {
 }
 
 /// Calls `path` (`/package.Service/Method`) with the encoded `message`; of a streamed answer the first message counts.
-pub async fn call(channel: &Channel, headers: &Headers, path: &str, message: impl Into<Bytes>) -> Result<Bytes, Status> {
+pub async fn call(
+    channel: &Channel,
+    headers: &Headers,
+    path: &str,
+    message: impl Into<Bytes>,
+) -> Result<Bytes, Status> {
     let mut request = Request::new(tokio_stream::once(message.into()));
     headers.apply(&mut request);
     let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(usize::MAX);

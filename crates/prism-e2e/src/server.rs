@@ -14,7 +14,7 @@ use crate::admin::{Admin, Headers};
 use crate::{binaries, dial};
 
 /// How long a start or an exit may take on a busy machine.
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(10);
 
 /// How to start a server.
@@ -97,7 +97,8 @@ impl Endpoints {
     /// Reads the file in `data_dir`; `None` while there is none.
     pub fn read(data_dir: &Path) -> Option<Self> {
         let text = std::fs::read(data_dir.join("endpoints.json")).ok()?;
-        let json: serde_json::Value = serde_json::from_slice(&text).expect("endpoints.json is JSON, whole or not there");
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).expect("endpoints.json is JSON, whole or not there");
         let of = |name: &str| json[name].as_str().expect("endpoints.json has data, admin and metrics").to_owned();
         Some(Self { data: of("data"), admin: of("admin"), metrics: of("metrics") })
     }

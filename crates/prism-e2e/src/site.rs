@@ -47,8 +47,12 @@ pub fn config(name: &str, namespace: &str, pattern: Pattern) -> ClientConfig {
         Pattern::MemoryKeyValue => (AccessPattern::KeyValue, BackendType::Memory, &[]),
         Pattern::Queue => (AccessPattern::Queue, BackendType::Sqlite, &[]),
         Pattern::PubSub => (AccessPattern::Pubsub, BackendType::Memory, &[]),
-        Pattern::Reader => (AccessPattern::PagedReader, BackendType::Sqlite, &[("collections", "items"), ("schema", ITEMS)]),
-        Pattern::Transact => (AccessPattern::TransactWrite, BackendType::Sqlite, &[("tables", "items"), ("schema", ITEMS)]),
+        Pattern::Reader => {
+            (AccessPattern::PagedReader, BackendType::Sqlite, &[("collections", "items"), ("schema", ITEMS)])
+        }
+        Pattern::Transact => {
+            (AccessPattern::TransactWrite, BackendType::Sqlite, &[("tables", "items"), ("schema", ITEMS)])
+        }
     };
     ClientConfig {
         name: name.to_owned(),

@@ -36,13 +36,22 @@ async fn every_kind_of_call_leaves_exactly_one_entry_before_its_answer_leaves() 
     let site = site().await;
     let (ns, name) = (site.namespace.clone(), unique("audited"));
     let as_alice = |id: &str| site.admin.and("x-request-id", id).and("x-admin-user", "alice@example.com");
-    let created = wire::CreateConfigRequest { config: Some(config(&name, &ns, Pattern::KeyValue)), ..Default::default() };
+    let created =
+        wire::CreateConfigRequest { config: Some(config(&name, &ns, Pattern::KeyValue)), ..Default::default() };
 
     as_alice("success").service().create_config(created.clone()).await.unwrap();
     let entry = entry_of(&site.admin, "success").await;
-    assert_eq!((entry.operation.as_str(), entry.resource, entry.namespace), ("CreateConfig", format!("config:{name}"), ns.clone()));
-    assert_eq!((entry.actor.as_str(), entry.auth_method.as_str(), entry.success, entry.error), ("alice@example.com", "api_key", true, None));
-    assert!(entry.source_address.starts_with("127.0.0.1") && !entry.credential_id.is_empty() && entry.timestamp.is_some());
+    assert_eq!(
+        (entry.operation.as_str(), entry.resource, entry.namespace),
+        ("CreateConfig", format!("config:{name}"), ns.clone())
+    );
+    assert_eq!(
+        (entry.actor.as_str(), entry.auth_method.as_str(), entry.success, entry.error),
+        ("alice@example.com", "api_key", true, None)
+    );
+    assert!(
+        entry.source_address.starts_with("127.0.0.1") && !entry.credential_id.is_empty() && entry.timestamp.is_some()
+    );
 
     as_alice("failure").service().create_config(created.clone()).await.refused();
     let entry = entry_of(&site.admin, "failure").await;
@@ -63,7 +72,12 @@ async fn every_kind_of_call_leaves_exactly_one_entry_before_its_answer_leaves() 
     assert_eq!(entry_of(&site.admin, "stream").await.resource, "audit");
 
     let viewer = site.admin.with_role("viewer", None).await;
-    let denied = viewer.and("x-request-id", "denied").service().create_namespace(wire::CreateNamespaceRequest { name: unique("no"), ..Default::default() }).await.refused();
+    let denied = viewer
+        .and("x-request-id", "denied")
+        .service()
+        .create_namespace(wire::CreateNamespaceRequest { name: unique("no"), ..Default::default() })
+        .await
+        .refused();
     let entry = entry_of(&site.admin, "denied").await;
     assert_eq!(denied.metadata["audit_id"], entry.id);
     assert!(!entry.success && entry.metadata["permission"] == "namespace:create");
@@ -79,15 +93,23 @@ async fn every_kind_of_call_leaves_exactly_one_entry_before_its_answer_leaves() 
 async fn requests_that_cannot_be_parsed_and_rpcs_that_do_not_exist_leave_an_entry() {
     let site = site().await;
     let headers = |id: &str| site.admin.headers.clone().with("x-request-id", id);
-    let call = async |id: &str, path: &str, bytes: &'static [u8]| raw::call(&site.admin.channel, &headers(id), path, bytes).await;
+    let call = async |id: &str, path: &str, bytes: &'static [u8]| {
+        raw::call(&site.admin.channel, &headers(id), path, bytes).await
+    };
     let create = "/prism.admin.v1.AdminService/CreateConfig";
     assert!(call("unparsable", create, &[0xff, 0xff, 0xff]).await.is_err());
     let entry = entry_of(&site.admin, "unparsable").await;
-    assert_eq!((entry.operation.as_str(), entry.success, entry.auth_method.as_str()), ("CreateConfig", false, "api_key"));
+    assert_eq!(
+        (entry.operation.as_str(), entry.success, entry.auth_method.as_str()),
+        ("CreateConfig", false, "api_key")
+    );
     // A name that is not UTF-8, which no generated client would send.
     assert!(call("not-text", "/prism.admin.v1.AdminService/GetConfig", &[10, 2, 0xc3, 0x28]).await.is_err());
     assert_eq!(entry_of(&site.admin, "not-text").await.operation, "GetConfig");
-    assert_eq!(call("no-such-rpc", "/prism.admin.v1.AdminService/Nonsense", b"").await.refused().code, Code::Unimplemented);
+    assert_eq!(
+        call("no-such-rpc", "/prism.admin.v1.AdminService/Nonsense", b"").await.refused().code,
+        Code::Unimplemented
+    );
     assert!(!entry_of(&site.admin, "no-such-rpc").await.success);
     assert!(call("no-such-service", "/nonsense.Service/Nonsense", b"").await.is_err());
     assert!(!entry_of(&site.admin, "no-such-service").await.success);
@@ -104,10 +126,18 @@ async fn resources_are_named_as_the_contract_says() {
     admin("r-namespaces").service().list_namespaces(wire::ListNamespacesRequest::default()).await.unwrap();
     admin("r-session").service().get_session(wire::GetSessionRequest { session_id: id.clone() }).await.unwrap();
     admin("r-sessions").service().list_sessions(wire::ListSessionsRequest::default()).await.unwrap();
-    admin("r-backend").service().get_backend_status(wire::GetBackendStatusRequest { backend_type: "sqlite".to_owned() }).await.unwrap();
+    admin("r-backend")
+        .service()
+        .get_backend_status(wire::GetBackendStatusRequest { backend_type: "sqlite".to_owned() })
+        .await
+        .unwrap();
     admin("r-backends").service().list_backends(wire::ListBackendsRequest::default()).await.unwrap();
     admin("r-metrics").service().get_metrics(wire::GetMetricsRequest::default()).await.unwrap();
-    admin("r-maintenance").service().get_maintenance_status(wire::GetMaintenanceStatusRequest::default()).await.unwrap();
+    admin("r-maintenance")
+        .service()
+        .get_maintenance_status(wire::GetMaintenanceStatusRequest::default())
+        .await
+        .unwrap();
     let dry = wire::DrainConnectionsRequest { validate_only: true, namespace: Some(ns.clone()), ..Default::default() };
     admin("r-drain").service().drain_connections(dry).await.unwrap();
     admin("r-keys").access().list_api_keys(wire::ListApiKeysRequest::default()).await.unwrap();
@@ -197,7 +227,11 @@ async fn filters_by_namespace_actor_operation_and_time() {
     for user in ["ann", "bob", "ann"] {
         let admin = site.admin.and("x-admin-user", user);
         admin.service().get_namespace(wire::GetNamespaceRequest { name: site.namespace.clone() }).await.unwrap();
-        admin.service().list_configs(wire::ListConfigsRequest { namespace: Some(site.namespace.clone()), ..Default::default() }).await.unwrap();
+        admin
+            .service()
+            .list_configs(wire::ListConfigsRequest { namespace: Some(site.namespace.clone()), ..Default::default() })
+            .await
+            .unwrap();
         // Times are in milliseconds; the test needs them to differ.
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
     }
@@ -208,7 +242,10 @@ async fn filters_by_namespace_actor_operation_and_time() {
     assert_eq!(count(GetAuditLogRequest { operation: Some("ListConfigs".to_owned()), ..actor("ann") }).await, 2);
     assert_eq!(count(log("nowhere")).await, 0);
 
-    let all = site.admin.audit(GetAuditLogRequest { operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) }).await;
+    let all = site
+        .admin
+        .audit(GetAuditLogRequest { operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) })
+        .await;
     let [third, second, first] = all.as_slice() else { panic!("{all:?}") };
     let between = GetAuditLogRequest {
         operation: Some("GetNamespace".to_owned()),
@@ -230,7 +267,8 @@ async fn follow_starts_now_and_resumes_after_an_entry() {
         site.admin.and("x-request-id", id).service().get_namespace(request).await.unwrap();
     };
     act("f-before").await;
-    let request = GetAuditLogRequest { follow: true, operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) };
+    let request =
+        GetAuditLogRequest { follow: true, operation: Some("GetNamespace".to_owned()), ..log(&site.namespace) };
     let mut stream = site.admin.service().get_audit_log(request.clone()).await.unwrap().into_inner();
     assert!(silent(&mut stream, std::time::Duration::from_millis(150)).await, "follow alone starts now");
     act("f-1").await;
@@ -246,7 +284,10 @@ async fn follow_starts_now_and_resumes_after_an_entry() {
     act("f-4").await;
     assert_eq!(next("an entry", &mut stream).await.unwrap().unwrap().request_id, "f-4");
     assert!(next("the end at its limit", &mut stream).await.is_none());
-    let unknown = GetAuditLogRequest { resume_after: Some("0190a1b2-0000-7000-8000-000000000001".to_owned()), ..Default::default() };
+    let unknown = GetAuditLogRequest {
+        resume_after: Some("0190a1b2-0000-7000-8000-000000000001".to_owned()),
+        ..Default::default()
+    };
     assert_eq!(site.admin.service().get_audit_log(unknown).await.refused().code, Code::NotFound);
     let ended = site.admin.audit(GetAuditLogRequest { follow: false, limit: 0, ..resumed }).await;
     assert_eq!(ended.iter().map(|entry| entry.request_id.as_str()).collect::<Vec<_>>(), ["f-2", "f-3", "f-4"]);
@@ -259,7 +300,12 @@ async fn calls_without_a_credential_leave_a_bounded_number_of_entries() {
     let nobody = admin.with_headers(prism_e2e::Headers::none());
     let start = std::time::Instant::now();
     for _ in 0..1000 {
-        nobody.service().list_configs(wire::ListConfigsRequest::default()).await.refused().is(Code::Unauthenticated, "CREDENTIAL_MISSING");
+        nobody
+            .service()
+            .list_configs(wire::ListConfigsRequest::default())
+            .await
+            .refused()
+            .is(Code::Unauthenticated, "CREDENTIAL_MISSING");
     }
     let seconds = start.elapsed().as_secs() as usize + 1;
     let log = admin.whole_log().await;
@@ -276,18 +322,31 @@ async fn secrets_are_masked_wherever_they_would_be_recorded() {
     let site = site().await;
     let session = site.session(Pattern::KeyValue).await;
     let key = site.admin.create_api_key("viewer", None, None).await.token;
-    let secrets = [site.admin_key(), site.key.clone(), session.token.clone(), key, "prj_0123456789abcdefghijklmnop".to_owned()];
+    let secrets =
+        [site.admin_key(), site.key.clone(), session.token.clone(), key, "prj_0123456789abcdefghijklmnop".to_owned()];
     for secret in &secrets {
-        let admin = site.admin.and("x-admin-user", &format!("{secret}@example.com")).and("x-request-id", &format!("id-{secret}"));
+        let admin = site
+            .admin
+            .and("x-admin-user", &format!("{secret}@example.com"))
+            .and("x-request-id", &format!("id-{secret}"));
         let request = wire::GetConfigRequest { name: secret.clone(), ..Default::default() };
         admin.service().get_config(request).await.refused();
         let namespace = wire::CreateNamespaceRequest { name: secret.clone(), description: secret.clone(), quota: None };
         admin.service().create_namespace(namespace).await.refused();
-        let request = wire::TerminateSessionRequest { session_id: session.id.clone(), force: false, reason: format!("see {secret}, please") };
+        let request = wire::TerminateSessionRequest {
+            session_id: session.id.clone(),
+            force: false,
+            reason: format!("see {secret}, please"),
+        };
         admin.service().terminate_session(request).await.unwrap();
-        let request = wire::CreateApiKeyRequest { name: format!("for {secret}"), roles: vec![secret.clone()], ..Default::default() };
+        let request = wire::CreateApiKeyRequest {
+            name: format!("for {secret}"),
+            roles: vec![secret.clone()],
+            ..Default::default()
+        };
         admin.access().create_api_key(request).await.refused();
-        let request = wire::CreateApiKeyRequest { name: secret.clone(), roles: vec!["viewer".to_owned()], ..Default::default() };
+        let request =
+            wire::CreateApiKeyRequest { name: secret.clone(), roles: vec!["viewer".to_owned()], ..Default::default() };
         admin.access().create_api_key(request).await.unwrap();
         let path = format!("/{secret}/{secret}");
         raw::call(&site.admin.channel, &admin.headers, &path, &b""[..]).await.refused();
@@ -310,12 +369,54 @@ impl AdminKey for Site {
 }
 
 #[tokio::test]
-async fn health_and_reflection_leave_no_entries() {
+async fn health_leaves_no_entry() {
     let site = site().await;
-    let count = async || site.admin.whole_log().await.iter().filter(|e| e.operation.contains("health") || e.operation.contains("Check") || e.operation.contains("eflection")).count();
     let mut health = tonic_health::pb::health_client::HealthClient::new(site.admin.channel.clone());
-    health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
-    assert_eq!(count().await, 0);
+    let mut request = tonic::Request::new(tonic_health::pb::HealthCheckRequest::default());
+    site.admin.and("x-request-id", "of-health").headers.apply(&mut request);
+    health.check(request).await.unwrap();
+    assert!(entries_of(&site.admin, "of-health").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_request_id_is_in_the_answer_and_in_the_entry() {
+    let site = site().await;
+    let ask = async |admin: &Admin| {
+        let answer = admin.service().list_configs(wire::ListConfigsRequest::default()).await.unwrap();
+        answer.metadata().get("x-request-id").unwrap().to_str().unwrap().to_owned()
+    };
+    assert_eq!(ask(&site.admin.and("x-request-id", "given by the caller")).await, "given by the caller");
+    entry_of(&site.admin, "given by the caller").await;
+    let made = ask(&site.admin).await;
+    entry_of(&site.admin, &made).await;
+    let long = "x".repeat(129);
+    let replaced = ask(&site.admin.and("x-request-id", &long)).await;
+    assert_ne!(replaced, long);
+    entry_of(&site.admin, &replaced).await;
+}
+
+/// A caller that goes away does not stop a change half way, nor take its entry with it.
+#[tokio::test]
+async fn a_cancelled_call_leaves_a_change_with_its_entry_or_neither() {
+    let site = site().await;
+    let names: Vec<String> = (0..60).map(|_| unique("cancelled")).collect();
+    for (number, name) in names.iter().enumerate() {
+        let request = wire::CreateNamespaceRequest { name: name.clone(), ..Default::default() };
+        let mut service = site.admin.service();
+        let call = service.create_namespace(request);
+        let _ = tokio::time::timeout(std::time::Duration::from_micros(number as u64 * 100), call).await;
+    }
+    // What was sent before it was dropped may still be on its way through the server.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let log = site.admin.whole_log().await;
+    for name in names {
+        let exists = site.admin.service().get_namespace(wire::GetNamespaceRequest { name: name.clone() }).await.is_ok();
+        let entries = log
+            .iter()
+            .filter(|entry| entry.operation == "CreateNamespace" && entry.namespace == name && entry.success)
+            .count();
+        assert_eq!(entries, usize::from(exists), "{name}");
+    }
 }
 
 #[tokio::test]

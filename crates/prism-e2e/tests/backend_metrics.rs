@@ -95,7 +95,12 @@ async fn rates_and_latencies_are_those_of_the_window() {
     .await;
     assert_eq!(answer.window.unwrap().seconds, 60, "the default");
     let total = answer.total.unwrap();
-    assert!(total.latency_p50_ms > 0.0 && total.latency_p50_ms <= total.latency_p95_ms && total.latency_p95_ms <= total.latency_p99_ms, "{total:?}");
+    assert!(
+        total.latency_p50_ms > 0.0
+            && total.latency_p50_ms <= total.latency_p95_ms
+            && total.latency_p95_ms <= total.latency_p99_ms,
+        "{total:?}"
+    );
     for (seconds, good) in [(0, false), (1, true), (3600, true), (3601, false), (-1, false)] {
         let window = Some(prost_types::Duration { seconds, nanos: 0 });
         let answer = site.admin.service().get_metrics(wire::GetMetricsRequest { namespace: None, window }).await;
@@ -145,7 +150,12 @@ async fn backends_are_listed_with_patterns_and_namespaces() {
     site.config(Pattern::Queue).await;
     site.config(Pattern::PubSub).await;
     let page = async |page_size, page_token: Option<String>| {
-        site.admin.service().list_backends(wire::ListBackendsRequest { page_size, page_token }).await.unwrap().into_inner()
+        site.admin
+            .service()
+            .list_backends(wire::ListBackendsRequest { page_size, page_token })
+            .await
+            .unwrap()
+            .into_inner()
     };
     let all = page(0, None).await;
     let kinds: Vec<_> = all.backends.iter().map(|backend| backend.backend_type.as_str()).collect();
@@ -153,7 +163,11 @@ async fn backends_are_listed_with_patterns_and_namespaces() {
     assert_eq!(all.next_page_token.unwrap_or_default(), "");
     let memory = &all.backends[0];
     assert_eq!(memory.patterns().collect::<Vec<_>>(), [AccessPattern::KeyValue, AccessPattern::Pubsub]);
-    assert!(all.backends.iter().all(|backend| backend.namespaces == [site.namespace.clone()] && backend.instance_count == 1));
+    assert!(
+        all.backends
+            .iter()
+            .all(|backend| backend.namespaces == [site.namespace.clone()] && backend.instance_count == 1)
+    );
     let first = page(1, None).await;
     assert_eq!((first.backends.len(), first.total_count), (1, 2));
     let second = page(1, first.next_page_token).await;

@@ -6,7 +6,8 @@ use prism_e2e::site::{config, unique, with_option};
 use prism_e2e::{Options, Pattern, Prism, Refused as _, Shared, Site, data};
 use prism_proto::admin::v1 as wire;
 use prism_proto::config::v1::{
-    AccessPattern, BackendConfig, BackendType, CacheConfig, ClientConfig, ConsistencyConfig, PoolConfig, RateLimitConfig,
+    AccessPattern, BackendConfig, BackendType, CacheConfig, ClientConfig, ConsistencyConfig, PoolConfig,
+    RateLimitConfig,
 };
 use tonic::Code;
 
@@ -75,8 +76,7 @@ async fn an_update_replaces_the_whole_and_old_revisions_stay_readable() {
     assert_eq!(current.created_at, first.created_at);
     assert_ne!(current.etag, first.etag);
     let at = async |version: Option<&str>, revision: Option<i64>| {
-        let request =
-            wire::GetConfigRequest { name: name.clone(), version: version.map(ToOwned::to_owned), revision };
+        let request = wire::GetConfigRequest { name: name.clone(), version: version.map(ToOwned::to_owned), revision };
         site.admin.service().get_config(request).await.map(tonic::Response::into_inner)
     };
     assert_eq!(at(None, Some(1)).await.unwrap().config, first.config);
@@ -108,6 +108,27 @@ async fn overwrite_keeps_created_at_and_revisions_go_on_after_a_deletion() {
     assert_eq!(gone.code, Code::NotFound);
     site.configure(again).await;
     assert_eq!(get(&site, &name).await.revision, 3);
+}
+
+#[tokio::test]
+async fn revisions_of_a_config_of_the_same_name_in_another_namespace_stay_hidden() {
+    let site = site().await;
+    let name = unique("reused");
+    site.configure(full(&name, &site.namespace)).await;
+    let delete = wire::DeleteConfigRequest { name: name.clone(), etag: None };
+    site.admin.service().delete_config(delete).await.unwrap();
+    let other = unique("other");
+    site.admin.create_namespace(&other).await;
+    let second = ClientConfig { version: "2".to_owned(), ..config(&name, &other, Pattern::KeyValue) };
+    site.admin.create_config(second).await;
+    assert_eq!(get(&site, &name).await.revision, 2);
+    let bound = site.admin.with_role("viewer", Some(&other)).await;
+    for request in [
+        wire::GetConfigRequest { revision: Some(1), ..by_name(&name) },
+        wire::GetConfigRequest { version: Some("1".to_owned()), ..by_name(&name) },
+    ] {
+        assert_eq!(bound.service().get_config(request).await.refused().code, Code::NotFound);
+    }
 }
 
 #[tokio::test]
@@ -216,8 +237,9 @@ async fn every_violation_comes_in_one_answer_with_its_path() {
 /// Contract §5, the rows of the embedded backends; the other types are not configured on this server.
 #[tokio::test]
 async fn a_pattern_that_does_not_fit_its_backend_is_refused() {
-    let site = site().await;
     use AccessPattern::{KeyValue, PagedReader, Pubsub, Queue, TransactWrite};
+
+    let site = site().await;
     for backend in [BackendType::Sqlite, BackendType::Memory] {
         for pattern in [KeyValue, Queue, Pubsub, PagedReader, TransactWrite] {
             let fits = match backend {
@@ -305,7 +327,8 @@ async fn lists_filter_by_namespace_and_pattern_with_exact_totals() {
         site.config(pattern).await;
     }
     let list = async |pattern: Option<i32>| {
-        let request = wire::ListConfigsRequest { namespace: Some(site.namespace.clone()), pattern, ..Default::default() };
+        let request =
+            wire::ListConfigsRequest { namespace: Some(site.namespace.clone()), pattern, ..Default::default() };
         site.admin.service().list_configs(request).await.map(tonic::Response::into_inner)
     };
     for (pattern, count) in [(None, 3), (Some(AccessPattern::KeyValue), 2), (Some(AccessPattern::Pubsub), 0)] {

@@ -15,12 +15,16 @@ fn row(values: &[(&str, Kind)]) -> std::collections::BTreeMap<String, prost_type
 
 #[tokio::test]
 async fn there_is_one_config_per_pattern_durable_but_for_pubsub() {
-    let server = Prism::start(Options::dev()).await;
-    let configs = server.admin().service().list_configs(ListConfigsRequest::default()).await.unwrap().into_inner().configs;
-    let found: Vec<_> =
-        configs.iter().map(|config| (config.name.as_str(), config.pattern(), config.backend.as_ref().unwrap().r#type())).collect();
     use AccessPattern as P;
     use BackendType as B;
+
+    let server = Prism::start(Options::dev()).await;
+    let configs =
+        server.admin().service().list_configs(ListConfigsRequest::default()).await.unwrap().into_inner().configs;
+    let found: Vec<_> = configs
+        .iter()
+        .map(|config| (config.name.as_str(), config.pattern(), config.backend.as_ref().unwrap().r#type()))
+        .collect();
     assert_eq!(
         found,
         [

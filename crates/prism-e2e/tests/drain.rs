@@ -18,7 +18,11 @@ async fn site() -> Site {
 
 fn request(namespace: &str, timeout: Duration) -> wire::DrainConnectionsRequest {
     let timeout = prost_types::Duration { seconds: timeout.as_secs() as i64, nanos: timeout.subsec_nanos() as i32 };
-    wire::DrainConnectionsRequest { namespace: Some(namespace.to_owned()), timeout: Some(timeout), ..Default::default() }
+    wire::DrainConnectionsRequest {
+        namespace: Some(namespace.to_owned()),
+        timeout: Some(timeout),
+        ..Default::default()
+    }
 }
 
 async fn drain(admin: &Admin, request: wire::DrainConnectionsRequest) -> wire::DrainConnectionsResponse {
@@ -99,7 +103,11 @@ async fn with_force_nothing_remains() {
     let site = site().await;
     let (session, mut stream, _) = busy(&site).await;
     let idle = site.session(Pattern::KeyValue).await;
-    let answer = drain(&site.admin, wire::DrainConnectionsRequest { force: true, ..request(&site.namespace, Duration::from_secs(1)) }).await;
+    let answer = drain(
+        &site.admin,
+        wire::DrainConnectionsRequest { force: true, ..request(&site.namespace, Duration::from_secs(1)) },
+    )
+    .await;
     assert_eq!(counts(&answer), (2, 0, true), "drained_count is all in scope");
     next("the end", &mut stream).await.refused().is(Code::Unavailable, "DRAINING");
     for session in [&session, &idle] {
@@ -113,12 +121,38 @@ async fn validate_only_reports_and_touches_nothing() {
     let site = site().await;
     let (session, _stream, _) = busy(&site).await;
     let idle = site.session(Pattern::KeyValue).await;
-    let asked = wire::DrainConnectionsRequest { validate_only: true, ..request(&site.namespace, Duration::from_secs(30)) };
+    let asked =
+        wire::DrainConnectionsRequest { validate_only: true, ..request(&site.namespace, Duration::from_secs(30)) };
     assert_eq!(counts(&drain(&site.admin, asked).await), (1, 1, false));
     for session in [&session, &idle] {
         assert_eq!(site.admin.session(&session.id).await.status(), Active);
     }
     idle.get("a").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_open_transaction_is_running_and_may_finish() {
+    use prism_proto::transact::v1::{self as transact, transaction_request::Request};
+    let site = site().await;
+    let session = site.session(Pattern::Transact).await;
+    let (steps, received) = tokio::sync::mpsc::channel(8);
+    let step = |request| transact::TransactionRequest { request: Some(request) };
+    steps.send(step(Request::Begin(transact::BeginTransaction::default()))).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(received);
+    let mut answers = session.transact().transaction(stream).await.unwrap().into_inner();
+    next("a start", &mut answers).await.unwrap().unwrap();
+    let (admin, asked) = (site.admin.clone(), request(&site.namespace, Duration::from_secs(25)));
+    let dry = wire::DrainConnectionsRequest { validate_only: true, ..asked.clone() };
+    assert_eq!(counts(&drain(&admin, dry).await), (0, 1, false));
+    let running = tokio::spawn(async move { drain(&admin, asked).await });
+    until("EXPIRING", async || (site.admin.session(&session.id).await.status() == Expiring).then_some(())).await;
+    let mailbox = transact::MailboxWrite { mailbox_id: "m".to_owned(), ..Default::default() };
+    let write = transact::WriteRequest { mailbox: Some(mailbox), ..Default::default() };
+    for request in [Request::Write(write), Request::Commit(transact::CommitTransaction {})] {
+        steps.send(step(request)).await.unwrap();
+        next("an answer", &mut answers).await.unwrap().unwrap();
+    }
+    assert_eq!(counts(&running.await.unwrap()), (1, 0, true));
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn revision(site: &Site, name: &str) -> i64 {
 
 fn update(site: &Site, name: &str, version: &str) -> wire::UpdateConfigRequest {
     let mut config = config(name, &site.namespace, Pattern::KeyValue);
-    config.version = version.to_owned();
+    version.clone_into(&mut config.version);
     wire::UpdateConfigRequest { name: name.to_owned(), config: Some(config), ..Default::default() }
 }
 
@@ -41,7 +41,14 @@ async fn the_same_key_and_request_is_carried_out_once_and_answered_again() {
     let again = admin.service().update_config(update(&site, &name, "2")).await.unwrap().into_inner();
     assert_eq!(first, again);
     assert_eq!(revision(&site, &name).await, 2);
-    let log = site.admin.audit(wire::GetAuditLogRequest { namespace: Some(site.namespace.clone()), operation: Some("UpdateConfig".to_owned()), ..Default::default() }).await;
+    let log = site
+        .admin
+        .audit(wire::GetAuditLogRequest {
+            namespace: Some(site.namespace.clone()),
+            operation: Some("UpdateConfig".to_owned()),
+            ..Default::default()
+        })
+        .await;
     assert_eq!(log.len(), 2, "each call has its entry: {log:?}");
 
     let namespace = unique("once");
@@ -59,7 +66,10 @@ async fn the_same_key_with_another_request_is_invalid() {
     admin.service().create_namespace(create(&unique("first"))).await.unwrap();
     let second = unique("second");
     let refused = admin.service().create_namespace(create(&second)).await.refused();
-    assert_eq!((refused.code, refused.fields.as_slice()), (Code::InvalidArgument, &["x-idempotency-key".to_owned()][..]));
+    assert_eq!(
+        (refused.code, refused.fields.as_slice()),
+        (Code::InvalidArgument, &["x-idempotency-key".to_owned()][..])
+    );
     let get = wire::GetNamespaceRequest { name: second };
     assert_eq!(site.admin.service().get_namespace(get).await.refused().code, Code::NotFound);
 }
@@ -112,7 +122,8 @@ async fn a_twin_of_a_drain_waits_too() {
 #[tokio::test]
 async fn an_answer_that_carried_a_secret_does_not_come_again() {
     let site = site().await;
-    let request = wire::CreateApiKeyRequest { name: "once".to_owned(), roles: vec!["viewer".to_owned()], ..Default::default() };
+    let request =
+        wire::CreateApiKeyRequest { name: "once".to_owned(), roles: vec!["viewer".to_owned()], ..Default::default() };
     let admin = keyed(&site.admin, &unique("key"));
     let made = admin.access().create_api_key(request.clone()).await.unwrap().into_inner();
     let refused = admin.access().create_api_key(request).await.refused();
@@ -137,10 +148,20 @@ async fn an_answer_that_carried_a_secret_does_not_come_again() {
 async fn a_key_is_remembered_over_a_crash() {
     let site = Site::new(Arc::new(Prism::start(Options::new()).await)).await;
     let name = site.config(Pattern::KeyValue).await;
-    let first = keyed(&site.admin, "over-a-crash").service().update_config(update(&site, &name, "2")).await.unwrap().into_inner();
+    let first = keyed(&site.admin, "over-a-crash")
+        .service()
+        .update_config(update(&site, &name, "2"))
+        .await
+        .unwrap()
+        .into_inner();
     site.server.crash_and_restart().await;
     let site = Site { admin: site.server.admin(), ..site };
-    let again = keyed(&site.admin, "over-a-crash").service().update_config(update(&site, &name, "2")).await.unwrap().into_inner();
+    let again = keyed(&site.admin, "over-a-crash")
+        .service()
+        .update_config(update(&site, &name, "2"))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(first, again);
     assert_eq!(revision(&site, &name).await, 2);
 }
@@ -150,13 +171,16 @@ async fn a_refused_call_may_be_tried_again_and_reads_need_no_key() {
     let site = site().await;
     let (namespace, key) = (unique("later"), unique("key"));
     let name = unique("config");
-    let request = wire::CreateConfigRequest { config: Some(config(&name, &namespace, Pattern::KeyValue)), ..Default::default() };
+    let request =
+        wire::CreateConfigRequest { config: Some(config(&name, &namespace, Pattern::KeyValue)), ..Default::default() };
     let admin = keyed(&site.admin, &key);
     admin.service().create_config(request.clone()).await.refused().names(&["config.namespace"]);
     site.admin.create_namespace(&namespace).await;
     admin.service().create_config(request).await.unwrap();
     // A key on reads has no meaning and does no harm.
-    for request in [wire::ListConfigsRequest::default(), wire::ListConfigsRequest { page_size: 1, ..Default::default() }] {
+    for request in
+        [wire::ListConfigsRequest::default(), wire::ListConfigsRequest { page_size: 1, ..Default::default() }]
+    {
         admin.service().list_configs(request).await.unwrap();
     }
     for bad in ["", &"x".repeat(256)] {

@@ -18,7 +18,12 @@ async fn site() -> Site {
 }
 
 async fn who(admin: &Admin) -> Result<wire::WhoAmIResponse, Failure> {
-    admin.access().who_am_i(wire::WhoAmIRequest {}).await.map(tonic::Response::into_inner).map_err(|status| Failure::from(&status))
+    admin
+        .access()
+        .who_am_i(wire::WhoAmIRequest {})
+        .await
+        .map(tonic::Response::into_inner)
+        .map_err(|status| Failure::from(&status))
 }
 
 #[tokio::test]
@@ -45,7 +50,10 @@ async fn both_header_forms_are_the_same_credential() {
 async fn two_different_credentials_are_refused_even_when_both_are_valid() {
     let site = site().await;
     let (one, two) = (site.server.admin_token(), site.admin.create_api_key("viewer", None, None).await.token);
-    for headers in [Headers::bearer(&one).with("x-admin-token", &two), Headers::bearer(&one).with("authorization", &format!("Bearer {two}"))] {
+    for headers in [
+        Headers::bearer(&one).with("x-admin-token", &two),
+        Headers::bearer(&one).with("authorization", &format!("Bearer {two}")),
+    ] {
         let refused = who(&site.admin.with_headers(headers)).await.unwrap_err();
         assert_eq!(refused.code, Code::Unauthenticated, "{refused:?}");
     }
@@ -72,14 +80,27 @@ async fn whatever_is_no_valid_admin_key_is_unauthenticated_and_tells_nothing() {
     until("its expiry", async || who(&site.admin.with_key(&expired)).await.is_err().then_some(())).await;
 
     let mut answers = Vec::new();
-    for bad in [&expired, &revoked.token, &site.key, &session.token, &String::from_utf8(typo).unwrap(), &"prx_x".to_owned(), &String::new(), &"eyJhbGciOiJub25lIn0.e30.".to_owned()] {
+    for bad in [
+        &expired,
+        &revoked.token,
+        &site.key,
+        &session.token,
+        &String::from_utf8(typo).unwrap(),
+        &"prx_x".to_owned(),
+        &String::new(),
+        &"eyJhbGciOiJub25lIn0.e30.".to_owned(),
+    ] {
         answers.push(who(&site.admin.with_key(bad)).await.unwrap_err());
         answers.push(who(&site.admin.with_headers(Headers::admin_token(bad))).await.unwrap_err());
     }
     for answer in &answers {
-        assert_eq!((answer.code, &answer.reason, &answer.message), (Code::Unauthenticated, &answers[0].reason, &answers[0].message));
+        assert_eq!(
+            (answer.code, &answer.reason, &answer.message),
+            (Code::Unauthenticated, &answers[0].reason, &answers[0].message)
+        );
     }
-    for headers in [Headers::none(), Headers::none().with("authorization", "Basic eDp5"), Headers::none().user("root")] {
+    for headers in [Headers::none(), Headers::none().with("authorization", "Basic eDp5"), Headers::none().user("root")]
+    {
         assert_eq!(who(&site.admin.with_headers(headers)).await.unwrap_err().code, Code::Unauthenticated);
     }
 }
@@ -101,7 +122,8 @@ async fn a_persons_key_is_that_persons() {
     let carol = site.admin.with_key(&key.token);
     assert_eq!(who(&carol).await.unwrap().actor, "carol@example.com");
     assert_eq!(who(&carol.and("x-admin-user", "carol@example.com")).await.unwrap().actor, "carol@example.com");
-    let refused = who(&carol.and("x-admin-user", "mallory@example.com").and("x-request-id", "mismatch")).await.unwrap_err();
+    let refused =
+        who(&carol.and("x-admin-user", "mallory@example.com").and("x-request-id", "mismatch")).await.unwrap_err();
     refused.is(Code::Unauthenticated, "ADMIN_USER_MISMATCH");
     let entry = site.admin.whole_log().await.into_iter().find(|entry| entry.request_id == "mismatch").unwrap();
     assert_eq!((entry.actor.as_str(), &entry.credential_id), ("anonymous", &key.api_key.unwrap().key_id));
@@ -119,7 +141,10 @@ async fn a_key_is_shown_once_and_listed_without_its_secret() {
     assert!(!format!("{listed:?}").contains(&made.token[20..]));
     let found = listed.api_keys.into_iter().find(|found| found.key_id == key.key_id).unwrap();
     assert!(found.last_used_at.is_some());
-    assert_eq!((found.roles, found.namespace, found.created_by), (key.roles, Some(site.namespace.clone()), key.created_by));
+    assert_eq!(
+        (found.roles, found.namespace, found.created_by),
+        (key.roles, Some(site.namespace.clone()), key.created_by)
+    );
     let again = wire::RevokeApiKeyRequest { key_id: key.key_id };
     site.admin.access().revoke_api_key(again.clone()).await.unwrap();
     site.admin.access().revoke_api_key(again).await.unwrap();
@@ -133,7 +158,10 @@ async fn can_i_tells_what_the_call_would_find() {
     let viewer = site.admin.with_role("viewer", None).await;
     let bound = site.admin.with_role("admin", Some(&site.namespace)).await;
     let ask = async |admin: &Admin, rpc: &str, namespace: Option<&str>| {
-        let request = wire::CanIRequest { rpc: format!("prism.admin.v1.AdminService/{rpc}"), namespace: namespace.map(ToOwned::to_owned) };
+        let request = wire::CanIRequest {
+            rpc: format!("prism.admin.v1.AdminService/{rpc}"),
+            namespace: namespace.map(ToOwned::to_owned),
+        };
         let answer = admin.access().can_i(request).await.unwrap().into_inner();
         (answer.allowed, answer.permission)
     };
@@ -180,7 +208,8 @@ async fn a_bound_credential_sees_lists_and_totals_of_its_namespace_only() {
     // What it may not see looks like what does not exist.
     let config = other.config(Pattern::KeyValue).await;
     let get = |name: &str| wire::GetConfigRequest { name: name.to_owned(), ..Default::default() };
-    let (hidden, absent) = (admin.get_config(get(&config)).await.refused(), admin.get_config(get("absent")).await.refused());
+    let (hidden, absent) =
+        (admin.get_config(get(&config)).await.refused(), admin.get_config(get("absent")).await.refused());
     assert_eq!((hidden.code, hidden.reason), (absent.code, absent.reason));
     assert_eq!(hidden.code, Code::PermissionDenied);
 }
@@ -202,7 +231,11 @@ async fn a_bound_credential_governs_its_namespace_and_nothing_else() {
     admin.create_config(create).await.refused().is(Code::PermissionDenied, "PERMISSION_DENIED");
     let gateway = wire::SetMaintenanceModeRequest { enabled: true, ..Default::default() };
     admin.set_maintenance_mode(gateway).await.refused().is(Code::PermissionDenied, "PERMISSION_DENIED");
-    admin.drain_connections(wire::DrainConnectionsRequest::default()).await.refused().is(Code::PermissionDenied, "PERMISSION_DENIED");
+    admin
+        .drain_connections(wire::DrainConnectionsRequest::default())
+        .await
+        .refused()
+        .is(Code::PermissionDenied, "PERMISSION_DENIED");
     let create = wire::CreateNamespaceRequest { name: unique("new"), ..Default::default() };
     admin.create_namespace(create).await.refused().is(Code::PermissionDenied, "PERMISSION_DENIED");
     bound.set_quota(&site.namespace, wire::NamespaceQuota { max_rps: 1000, ..Default::default() }).await;
@@ -255,7 +288,10 @@ async fn the_data_plane_takes_client_keys_only_and_within_their_bounds() {
     assert_eq!(site.open(data::inline(&other.key, foreign)).await.refused().code, Code::PermissionDenied);
     // A certificate sent in the message alone proves nothing; tokens of an issuer need one that is configured.
     let certificate = std::fs::read(site.server.data_dir().join("ca.pem")).unwrap();
-    for auth in [Auth::Mtls(MtlsAuth { client_cert: certificate.into() }), Auth::JwtToken("eyJhbGciOiJub25lIn0.e30.".to_owned())] {
+    for auth in [
+        Auth::Mtls(MtlsAuth { client_cert: certificate.into() }),
+        Auth::JwtToken("eyJhbGciOiJub25lIn0.e30.".to_owned()),
+    ] {
         let request = CreateSessionRequest { auth: Some(auth), ..data::named("", &config) };
         assert_eq!(site.open(request).await.refused().code, Code::Unauthenticated);
     }
@@ -281,7 +317,13 @@ async fn expired_and_revoked_client_keys_open_no_sessions() {
         ttl: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
     };
     let short = site.admin.access().create_client_key(request.clone()).await.unwrap().into_inner();
-    let long = site.admin.access().create_client_key(wire::CreateClientKeyRequest { ttl: None, ..request }).await.unwrap().into_inner();
+    let long = site
+        .admin
+        .access()
+        .create_client_key(wire::CreateClientKeyRequest { ttl: None, ..request })
+        .await
+        .unwrap()
+        .into_inner();
     site.open(data::named(&long.token, &config)).await.unwrap();
     let revoke = wire::RevokeClientKeyRequest { key_id: long.client_key.unwrap().key_id };
     site.admin.access().revoke_client_key(revoke).await.unwrap();
@@ -290,6 +332,9 @@ async fn expired_and_revoked_client_keys_open_no_sessions() {
     answers.push(site.open(data::named(&short.token, &config)).await.refused());
     answers.push(site.open(data::named("prc_nonsense", &config)).await.refused());
     for answer in &answers {
-        assert_eq!((answer.code, &answer.reason, &answer.message), (Code::Unauthenticated, &answers[0].reason, &answers[0].message));
+        assert_eq!(
+            (answer.code, &answer.reason, &answer.message),
+            (Code::Unauthenticated, &answers[0].reason, &answers[0].message)
+        );
     }
 }

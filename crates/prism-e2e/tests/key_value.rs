@@ -24,7 +24,12 @@ async fn put_if(session: &Session, key: &str, if_version: u64) -> Result<u64, St
 }
 
 async fn delete(session: &Session, key: &str, if_version: Option<u64>) -> Result<bool, Status> {
-    Ok(session.kv().delete(DeleteRequest { key: key.to_owned(), if_version, ..Default::default() }).await?.into_inner().existed)
+    Ok(session
+        .kv()
+        .delete(DeleteRequest { key: key.to_owned(), if_version, ..Default::default() })
+        .await?
+        .into_inner()
+        .existed)
 }
 
 #[tokio::test]
@@ -94,7 +99,8 @@ async fn time_to_live_ends_a_value_everywhere() {
     let site = site().await;
     for pattern in BOTH {
         let session = site.session(pattern).await;
-        let answer = session.kv().put(PutRequest { ttl_seconds: Some(1), ..put("short", "x") }).await.unwrap().into_inner();
+        let answer =
+            session.kv().put(PutRequest { ttl_seconds: Some(1), ..put("short", "x") }).await.unwrap().into_inner();
         session.kv().put(PutRequest { ttl_seconds: Some(1000), ..put("long", "x") }).await.unwrap();
         let read = session.get("long").await.unwrap();
         assert!(read.found && read.expires_at.is_some());
@@ -110,7 +116,12 @@ async fn time_to_live_ends_a_value_everywhere() {
         session.put("long", b"y").await.unwrap();
         assert_eq!(session.get("long").await.unwrap().expires_at, None);
         for bad in [0, -1, i64::MAX] {
-            session.kv().put(PutRequest { ttl_seconds: Some(bad), ..put("a", "x") }).await.refused().names(&["ttl_seconds"]);
+            session
+                .kv()
+                .put(PutRequest { ttl_seconds: Some(bad), ..put("a", "x") })
+                .await
+                .refused()
+                .names(&["ttl_seconds"]);
         }
     }
 }
@@ -128,7 +139,11 @@ async fn a_list_has_the_keys_of_a_prefix_in_order() {
             session.kv().list(request).await.unwrap().into_inner().entries
         };
         let found = list("a/", false).await;
-        assert_eq!(found.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/%", "a/10", "a/2", "a/_", "a/é"], "{pattern:?}");
+        assert_eq!(
+            found.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(),
+            ["a/%", "a/10", "a/2", "a/_", "a/é"],
+            "{pattern:?}"
+        );
         assert!(found.iter().all(|entry| entry.value == entry.key && entry.version > 0));
         assert!(list("a/", true).await.iter().all(|entry| entry.value.is_empty() && entry.version > 0));
         assert_eq!(list("", true).await.len(), 8);
@@ -141,13 +156,26 @@ async fn batches_answer_in_the_order_of_the_request_and_are_all_or_nothing() {
     let site = site().await;
     for pattern in BOTH {
         let session = site.session(pattern).await;
-        let entry = |key: &str| BatchPutEntry { key: key.to_owned(), value: key.to_owned().into(), ..Default::default() };
-        let batch = |keys: &[&str]| BatchPutRequest { entries: keys.iter().map(|key| entry(key)).collect(), ..Default::default() };
+        let entry =
+            |key: &str| BatchPutEntry { key: key.to_owned(), value: key.to_owned().into(), ..Default::default() };
+        let batch = |keys: &[&str]| BatchPutRequest {
+            entries: keys.iter().map(|key| entry(key)).collect(),
+            ..Default::default()
+        };
         let versions = session.kv().batch_put(batch(&["b", "a", "c"])).await.unwrap().into_inner().versions;
         assert_eq!(versions.len(), 3);
         let keys = ["c", "missing", "a", "c"].map(ToOwned::to_owned).to_vec();
-        let results = session.kv().batch_get(BatchGetRequest { keys: keys.clone(), ..Default::default() }).await.unwrap().into_inner().results;
-        assert_eq!(results.iter().map(|result| (result.key.clone(), result.found)).collect::<Vec<_>>(), keys.into_iter().zip([true, false, true, true]).collect::<Vec<_>>());
+        let results = session
+            .kv()
+            .batch_get(BatchGetRequest { keys: keys.clone(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner()
+            .results;
+        assert_eq!(
+            results.iter().map(|result| (result.key.clone(), result.found)).collect::<Vec<_>>(),
+            keys.into_iter().zip([true, false, true, true]).collect::<Vec<_>>()
+        );
         assert_eq!(results[0].version, versions[2]);
 
         session.kv().batch_put(batch(&["new", ""])).await.refused().names(&["entries[1].key"]);

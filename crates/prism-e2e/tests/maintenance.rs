@@ -8,6 +8,7 @@ use prism_e2e::wait::{next, until};
 use prism_e2e::{Failure, Options, Pattern, Prism, Refused as _, Shared, Site, data};
 use prism_proto::admin::v1 as wire;
 use prism_proto::session::v1 as life;
+use prism_proto::transact::v1::{self as transact, transaction_request::Request as Step};
 use tonic::Code;
 
 static SERVER: Shared = Shared::new();
@@ -59,7 +60,8 @@ async fn sessions_and_operations_are_refused_and_what_ends_work_goes_on() {
     all.queue.publish("t", b"1").await.unwrap();
     let mut stream = all.queue.subscribe("t", "group").await.unwrap();
     let message = next("a message", &mut stream).await.unwrap().unwrap();
-    let request = wire::SetMaintenanceModeRequest { message: Some("back at noon".to_owned()), ..on(Some(&site.namespace)) };
+    let request =
+        wire::SetMaintenanceModeRequest { message: Some("back at noon".to_owned()), ..on(Some(&site.namespace)) };
     let status = set(&site, request).await;
     assert!(status.enabled && status.started_at.is_some() && status.ends_at.is_none(), "{status:?}");
     assert_eq!((status.active_sessions, status.namespace.as_deref()), (5, Some(site.namespace.as_str())));
@@ -127,7 +129,10 @@ async fn the_gateways_covers_every_namespace_and_the_namespaces_message_is_told(
     refused(&session.get("a").await.refused(), "namespace");
     refused(&theirs.get("a").await.refused(), "gateway");
     let found = statuses(&site, None).await;
-    assert_eq!(found.iter().map(|s| (s.enabled, s.message.as_deref())).collect::<Vec<_>>(), [(true, Some("gateway")), (true, Some("namespace"))]);
+    assert_eq!(
+        found.iter().map(|s| (s.enabled, s.message.as_deref())).collect::<Vec<_>>(),
+        [(true, Some("gateway")), (true, Some("namespace"))]
+    );
     set(&site, off(None)).await;
     theirs.get("a").await.unwrap();
     refused(&session.get("a").await.refused(), "namespace");
@@ -138,31 +143,44 @@ async fn the_gateways_covers_every_namespace_and_the_namespaces_message_is_told(
     assert!(!found[0].enabled && found[0].message.is_none());
 }
 
+/// "Running calls finish, streams end": an open transaction ends one way or the other, whole or not at all, and says which.
 #[tokio::test]
-async fn a_running_transaction_finishes() {
+async fn an_open_transaction_ends_whole_or_not_at_all() {
     let site = shared().await;
     let session = site.session(Pattern::Transact).await;
-    use prism_proto::transact::v1::{self as transact, transaction_request::Request};
     let (steps, received) = tokio::sync::mpsc::channel(8);
     let step = |request| transact::TransactionRequest { request: Some(request) };
-    steps.send(step(Request::Begin(transact::BeginTransaction::default()))).await.unwrap();
+    let mailbox = transact::MailboxWrite { mailbox_id: "m".to_owned(), ..Default::default() };
+    let write = transact::WriteRequest { mailbox: Some(mailbox), ..Default::default() };
     let stream = tokio_stream::wrappers::ReceiverStream::new(received);
+    steps.send(step(Step::Begin(transact::BeginTransaction::default()))).await.unwrap();
     let mut answers = session.transact().transaction(stream).await.unwrap().into_inner();
     next("a start", &mut answers).await.unwrap().unwrap();
+    steps.send(step(Step::Write(write))).await.unwrap();
+    next("a result", &mut answers).await.unwrap().unwrap();
     set(&site, on(Some(&site.namespace))).await;
-    // "Running calls finish, streams end": a transaction ends one way or the other, and the answer says which.
-    steps.send(step(Request::Commit(transact::CommitTransaction {}))).await.ok();
-    match next("its end", &mut answers).await {
-        Some(Ok(answer)) => assert!(matches!(answer.response, Some(transact::transaction_response::Response::Committed(_)))),
-        ended => drop(ended.refused().is(Code::Unavailable, "MAINTENANCE")),
-    }
+    steps.send(step(Step::Commit(transact::CommitTransaction {}))).await.ok();
+    let committed = match next("its end", &mut answers).await {
+        Some(Ok(answer)) => matches!(answer.response, Some(transact::transaction_response::Response::Committed(_))),
+        ended => {
+            ended.refused().is(Code::Unavailable, "MAINTENANCE");
+            false
+        }
+    };
+    set(&site, off(Some(&site.namespace))).await;
+    let request = transact::ReadMailboxRequest { mailbox_id: "m".to_owned(), ..Default::default() };
+    let mut messages = session.transact().read_mailbox(request).await.unwrap().into_inner();
+    assert_eq!(next("the mailbox", &mut messages).await.is_some(), committed);
 }
 
 #[tokio::test]
 async fn retry_info_is_the_time_to_the_end_and_it_ends_by_itself() {
     let site = shared().await;
     let session = site.session(Pattern::KeyValue).await;
-    let request = wire::SetMaintenanceModeRequest { scheduled_end: Some(after(Duration::from_secs(3))), ..on(Some(&site.namespace)) };
+    let request = wire::SetMaintenanceModeRequest {
+        scheduled_end: Some(after(Duration::from_secs(3))),
+        ..on(Some(&site.namespace))
+    };
     let status = set(&site, request.clone()).await;
     assert_eq!(status.ends_at.map(|at| at.seconds), request.scheduled_end.map(|at| at.seconds));
     let retry = session.get("a").await.refused().retry.unwrap();
@@ -177,11 +195,8 @@ async fn killed_and_restarted_it_is_still_in_maintenance_and_lifted_at_its_end()
     let site = own().await;
     let session = site.session(Pattern::KeyValue).await;
     let end = after(Duration::from_secs(8));
-    let request = wire::SetMaintenanceModeRequest {
-        message: Some("survives".to_owned()),
-        scheduled_end: Some(end),
-        ..on(None)
-    };
+    let request =
+        wire::SetMaintenanceModeRequest { message: Some("survives".to_owned()), scheduled_end: Some(end), ..on(None) };
     set(&site, request).await;
     set(&site, on(Some(&site.namespace))).await;
     site.server.crash_and_restart().await;

@@ -12,9 +12,22 @@ use tonic::Code;
 const ROLES: [(&str, &[&str]); 3] = [
     (
         "admin",
-        &["config:*", "session:*", "namespace:*", "backend:read", "operational:*", "audit:read", "tokens:manage", "access:*", "nodes:*"],
+        &[
+            "config:*",
+            "session:*",
+            "namespace:*",
+            "backend:read",
+            "operational:*",
+            "audit:read",
+            "tokens:manage",
+            "access:*",
+            "nodes:*",
+        ],
     ),
-    ("operator", &["config:read", "session:read", "session:terminate", "backend:read", "operational:maintenance", "audit:read"]),
+    (
+        "operator",
+        &["config:read", "session:read", "session:terminate", "backend:read", "operational:maintenance", "audit:read"],
+    ),
     ("viewer", &["config:read", "session:read", "backend:read", "audit:read"]),
 ];
 
@@ -38,8 +51,17 @@ const PERMISSIONS: [(&str, &[&str]); 19] = [
     (
         "access:manage",
         &[
-            "CreateApiKey", "RotateApiKey", "RevokeApiKey", "CreateClientKey", "RevokeClientKey", "CreateRole", "UpdateRole",
-            "DeleteRole", "CreateBinding", "DeleteBinding", "WhoCan",
+            "CreateApiKey",
+            "RotateApiKey",
+            "RevokeApiKey",
+            "CreateClientKey",
+            "RevokeClientKey",
+            "CreateRole",
+            "UpdateRole",
+            "DeleteRole",
+            "CreateBinding",
+            "DeleteBinding",
+            "WhoCan",
         ],
     ),
     ("access:read", &["ListApiKeys", "ListClientKeys", "ListRoles", "ListBindings"]),
@@ -49,8 +71,16 @@ const PERMISSIONS: [(&str, &[&str]); 19] = [
 
 /// What concerns the installation, so that a grant in one namespace does not reach it.
 const INSTALLATION: [&str; 10] = [
-    "CreateNamespace", "RotateApiKey", "CreateRole", "UpdateRole", "DeleteRole", "ListRoles", "CreateBinding", "DeleteBinding",
-    "ListBindings", "WhoCan",
+    "CreateNamespace",
+    "RotateApiKey",
+    "CreateRole",
+    "UpdateRole",
+    "DeleteRole",
+    "ListRoles",
+    "CreateBinding",
+    "DeleteBinding",
+    "ListBindings",
+    "WhoCan",
 ];
 /// What names no namespace and shows a bound caller its own part.
 const FILTERED: [&str; 6] = ["ListNamespaces", "GetBackendStatus", "ListBackends", "ListApiKeys", "WhoAmI", "CanI"];
@@ -77,13 +107,18 @@ struct Targets {
 impl Targets {
     async fn new(site: &Site) -> Self {
         let config = site.config(Pattern::KeyValue).await;
-        let client_keys = prism_proto::admin::v1::ListClientKeysRequest { namespace: Some(site.namespace.clone()), ..Default::default() };
+        let client_keys = prism_proto::admin::v1::ListClientKeysRequest {
+            namespace: Some(site.namespace.clone()),
+            ..Default::default()
+        };
         Self {
             namespace: site.namespace.clone(),
             session: site.session_of(&config).await.id,
             config,
             api_key: site.admin.create_api_key("viewer", Some(&site.namespace), None).await.api_key.unwrap().key_id,
-            client_key: site.admin.access().list_client_keys(client_keys).await.unwrap().into_inner().client_keys[0].key_id.clone(),
+            client_key: site.admin.access().list_client_keys(client_keys).await.unwrap().into_inner().client_keys[0]
+                .key_id
+                .clone(),
         }
     }
 
@@ -91,22 +126,25 @@ impl Targets {
     fn request(&self, method: &str) -> Value {
         let namespace = &self.namespace;
         match method {
-            "ListConfigs" | "ListSessions" | "ListClientKeys" | "GetMetrics" | "GetMaintenanceStatus" => json!({"namespace": namespace}),
+            "ListConfigs"
+            | "ListSessions"
+            | "ListClientKeys"
+            | "GetMetrics"
+            | "GetMaintenanceStatus"
+            | "SetMaintenanceMode"
+            | "CreateApiKey"
+            | "CreateClientKey" => json!({"namespace": namespace}),
             "GetAuditLog" => json!({"namespace": namespace, "limit": 1}),
-            "GetConfig" => json!({"name": self.config}),
+            "GetConfig" | "UpdateConfig" => json!({"name": self.config}),
             "CreateConfig" => json!({"config": {"namespace": namespace}}),
-            "UpdateConfig" => json!({"name": self.config}),
             "DeleteConfig" => json!({"name": self.config, "etag": "stale"}),
             "GetSession" => json!({"sessionId": self.session}),
             "TerminateSession" => json!({"sessionId": self.session, "reason": "\u{7}"}),
-            "GetNamespace" => json!({"name": namespace}),
-            "CreateNamespace" => json!({"name": namespace}),
+            "GetNamespace" | "CreateNamespace" => json!({"name": namespace}),
             "UpdateNamespace" => json!({"name": namespace, "etag": "stale"}),
             "DeleteNamespace" => json!({"name": namespace, "validateOnly": true}),
             "GetBackendStatus" => json!({"backendType": "sqlite"}),
-            "SetMaintenanceMode" => json!({"namespace": namespace}),
             "DrainConnections" => json!({"namespace": namespace, "validateOnly": true}),
-            "CreateApiKey" | "CreateClientKey" => json!({"namespace": namespace}),
             "RevokeApiKey" => json!({"keyId": self.api_key}),
             "RevokeClientKey" => json!({"keyId": self.client_key}),
             _ => json!({}),
@@ -126,7 +164,10 @@ struct Caller<'a> {
 async fn call(caller: &Caller<'_>, rule: &MethodRule, id: &str) -> Result<(), Failure> {
     let message = prism_proto::from_json(&rule.input, &caller.targets.request(&rule.method)).unwrap();
     let headers = caller.admin.headers.clone().with("x-request-id", id);
-    raw::call(&caller.admin.channel, &headers, &rule.path, message).await.map(drop).map_err(|status| Failure::from(&status))
+    raw::call(&caller.admin.channel, &headers, &rule.path, message)
+        .await
+        .map(drop)
+        .map_err(|status| Failure::from(&status))
 }
 
 #[test]
@@ -165,10 +206,16 @@ async fn every_verdict_equals_the_table_and_every_refusal_is_in_the_audit_log() 
     ];
     for (role, _) in ROLES {
         let admin = site.admin.with_role(role, None).await;
-        callers.push(Caller { name: role, admin, targets: &mine, allowed: Box::new(move |rule| holds(role, permission_of(&rule.method))) });
+        callers.push(Caller {
+            name: role,
+            admin,
+            targets: &mine,
+            allowed: Box::new(move |rule| holds(role, permission_of(&rule.method))),
+        });
     }
 
-    let rules: Vec<_> = rules().unwrap().into_iter().filter(|rule| rule.service.starts_with("prism.admin.v1.")).collect();
+    let rules: Vec<_> =
+        rules().unwrap().into_iter().filter(|rule| rule.service.starts_with("prism.admin.v1.")).collect();
     assert_eq!(rules.len(), 37, "AdminService has 20 RPCs, AccessService 17");
     let (mut verdicts, mut refusals, mut wrong) = (0, BTreeMap::new(), Vec::new());
     for caller in &callers {
@@ -187,7 +234,12 @@ async fn every_verdict_equals_the_table_and_every_refusal_is_in_the_audit_log() 
         }
     }
     assert!(wrong.is_empty(), "{} of {verdicts} verdicts differ from the table:\n{}", wrong.len(), wrong.join("\n"));
-    println!("{verdicts} verdicts of {} RPCs × {} kinds of callers, {} refusals", rules.len(), callers.len(), refusals.len());
+    println!(
+        "{verdicts} verdicts of {} RPCs × {} kinds of callers, {} refusals",
+        rules.len(),
+        callers.len(),
+        refusals.len()
+    );
 
     let log = site.admin.whole_log().await;
     prism_e2e::audit::verify(&log);
@@ -212,7 +264,8 @@ async fn every_verdict_equals_the_table_and_every_refusal_is_in_the_audit_log() 
 async fn rpcs_of_later_versions_are_unimplemented_for_everyone() {
     let server = Prism::start(Options::new()).await;
     let admin = server.admin();
-    let rules: Vec<_> = rules().unwrap().into_iter().filter(|rule| rule.service.starts_with("prism.cluster.v1.")).collect();
+    let rules: Vec<_> =
+        rules().unwrap().into_iter().filter(|rule| rule.service.starts_with("prism.cluster.v1.")).collect();
     assert_eq!(rules.len(), 5);
     for rule in &rules {
         for headers in [admin.headers.clone(), Headers::none()] {

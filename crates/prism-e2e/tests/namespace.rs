@@ -1,12 +1,15 @@
 //! Namespaces: contract §8 "namespace status", §9 "DeleteNamespace", "READ_ONLY, writes are", "data of a namespace".
 
-use prism_e2e::site::unique;
 use prism_e2e::operations::All;
+use prism_e2e::rows;
+use prism_e2e::site::{config, unique};
 use prism_e2e::wait::next;
 use prism_e2e::{Options, Pattern, Refused as _, Shared, Site, data};
 use prism_proto::admin::v1 as wire;
 use prism_proto::admin::v1::NamespaceStatus::{Active, ReadOnly, Suspended};
-use prism_proto::{keyvalue::v1 as kv, queue::v1 as queue, session::v1 as life};
+use prism_proto::{
+    keyvalue::v1 as kv, queue::v1 as queue, reader::v1 as reader, session::v1 as life, transact::v1 as transact,
+};
 use tonic::{Code, Status};
 
 static SERVER: Shared = Shared::new();
@@ -46,7 +49,10 @@ async fn a_namespace_is_made_read_and_changed_part_by_part() {
     let changed = site.admin.service().update_namespace(change.clone()).await.unwrap().into_inner();
     assert!(changed.updated_at.is_some());
     let changed = changed.namespace.unwrap();
-    assert_eq!((changed.description.as_str(), changed.quota, changed.created_at), ("second", Some(quota), made.created_at));
+    assert_eq!(
+        (changed.description.as_str(), changed.quota, changed.created_at),
+        ("second", Some(quota), made.created_at)
+    );
     assert_ne!(changed.etag, made.etag);
     assert_eq!(site.admin.service().update_namespace(change).await.refused().code, Code::Aborted, "the etag is old");
     assert_eq!(get(&site, &name).await.unwrap(), changed);
@@ -109,7 +115,11 @@ async fn read_only_refuses_every_write_of_the_contract_and_no_read() {
     site.admin.set_status(&site.namespace, ReadOnly).await;
     for (name, outcome) in all.writes().await {
         let refused = outcome.refused();
-        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "NAMESPACE_READ_ONLY"), "{name}");
+        assert_eq!(
+            (refused.code, refused.reason.as_str()),
+            (Code::FailedPrecondition, "NAMESPACE_READ_ONLY"),
+            "{name}"
+        );
     }
     for (name, outcome) in all.reads().await {
         outcome.unwrap_or_else(|status| panic!("{name} is a read: {status}"));
@@ -132,7 +142,11 @@ async fn suspended_allows_heartbeat_and_close_only() {
     next("the end of the stream", &mut stream).await.refused().is(Code::FailedPrecondition, "NAMESPACE_SUSPENDED");
     for (name, outcome) in all.writes().await.into_iter().chain(all.reads().await) {
         let refused = outcome.refused();
-        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "NAMESPACE_SUSPENDED"), "{name}");
+        assert_eq!(
+            (refused.code, refused.reason.as_str()),
+            (Code::FailedPrecondition, "NAMESPACE_SUSPENDED"),
+            "{name}"
+        );
     }
     let config = site.config(Pattern::KeyValue).await;
     let refused = site.open(data::named(&site.key, &config)).await.refused();
@@ -160,6 +174,37 @@ async fn data_belongs_to_instance_namespace_and_name() {
     let request = queue::GetTopicInfoRequest { topic: "t".to_owned(), ..Default::default() };
     assert_eq!(first.queue().get_topic_info(request.clone()).await.unwrap().into_inner().message_count, 1);
     assert_eq!(other.queue().get_topic_info(request).await.refused().code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn tables_and_mailboxes_belong_to_their_namespace_too() {
+    let (one, two) = (site().await, site().await);
+    let writer = one.session(Pattern::Transact).await;
+    let mailbox = transact::MailboxWrite { mailbox_id: "m".to_owned(), ..Default::default() };
+    let write = rows::write(transact::WriteMode::Insert, rows::item("a", "x", 1.0, 1.0));
+    writer.transact().write(transact::WriteRequest { mailbox: Some(mailbox), ..write }).await.unwrap();
+    for (site, expected) in [(&one, 1), (&two, 0)] {
+        let reader = site.session(Pattern::Reader).await;
+        let request = reader::CountRequest { collection: "items".to_owned(), ..Default::default() };
+        assert_eq!(reader.reader().count(request).await.unwrap().into_inner().count, expected);
+        let session = site.session(Pattern::Transact).await;
+        let request = transact::ReadMailboxRequest { mailbox_id: "m".to_owned(), ..Default::default() };
+        let mut messages = session.transact().read_mailbox(request).await.unwrap().into_inner();
+        assert_eq!(next("the mailbox", &mut messages).await.is_some(), expected == 1);
+    }
+}
+
+#[tokio::test]
+async fn the_longest_names_are_names() {
+    let site = site().await;
+    let digits = |name: String| format!("{}{name}", std::process::id());
+    for name in [digits("a".repeat(50)), "0".to_owned(), digits("-a-".to_owned()) + "b"] {
+        let name: String = name.chars().take(63).collect();
+        site.admin.create_namespace(&name).await;
+    }
+    let longest: String = format!("a{}z", "._-x".repeat(40)).chars().take(127).chain(['z']).collect();
+    site.configure(config(&longest, &site.namespace, Pattern::KeyValue)).await;
+    site.session_of(&longest).await.put("a", b"1").await.unwrap();
 }
 
 #[tokio::test]

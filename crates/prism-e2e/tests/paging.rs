@@ -20,7 +20,11 @@ async fn site() -> Site {
 type Page = (Vec<String>, String, i32);
 
 /// Walks a whole list and checks that nothing is lost, nothing repeated, and every total exact.
-async fn walk<F: Future<Output = Result<Page, Status>>>(size: i32, expected: &BTreeSet<String>, page: impl Fn(i32, Option<String>) -> F) {
+async fn walk<F: Future<Output = Result<Page, Status>>>(
+    size: i32,
+    expected: &BTreeSet<String>,
+    page: impl Fn(i32, Option<String>) -> F,
+) {
     let (mut seen, mut token, mut pages) = (Vec::new(), None, 0);
     loop {
         let (names, next, total) = page(size, token).await.unwrap();
@@ -36,7 +40,11 @@ async fn walk<F: Future<Output = Result<Page, Status>>>(size: i32, expected: &BT
     let set: BTreeSet<_> = seen.iter().cloned().collect();
     assert_eq!(set.len(), seen.len(), "repeats at size {size}");
     assert_eq!(set, *expected, "losses at size {size}");
-    assert_eq!(pages, expected.len().div_ceil(size as usize).max(1), "an empty token is the only end, and there is no empty last page");
+    assert_eq!(
+        pages,
+        expected.len().div_ceil(size as usize).max(1),
+        "an empty token is the only end, and there is no empty last page"
+    );
 }
 
 async fn configs(admin: &Admin, request: wire::ListConfigsRequest) -> Result<Page, Status> {
@@ -79,14 +87,18 @@ async fn configs_250_page_without_loss_or_repeat() {
     site.admin.create_namespace(&other).await;
     for request in [
         in_namespace(&other, 7, token.clone()),
-        wire::ListConfigsRequest { pattern: Some(AccessPattern::Queue.into()), ..in_namespace(&site.namespace, 7, token.clone()) },
+        wire::ListConfigsRequest {
+            pattern: Some(AccessPattern::Queue.into()),
+            ..in_namespace(&site.namespace, 7, token.clone())
+        },
         wire::ListConfigsRequest { namespace: None, ..in_namespace("", 7, token.clone()) },
     ] {
         configs(&site.admin, request).await.refused().names(&["page_token"]);
     }
     // The same filter with another size is the same list.
     configs(&site.admin, in_namespace(&site.namespace, 9, token.clone())).await.unwrap();
-    let request = wire::ListSessionsRequest { namespace: Some(site.namespace.clone()), page_token: token, ..Default::default() };
+    let request =
+        wire::ListSessionsRequest { namespace: Some(site.namespace.clone()), page_token: token, ..Default::default() };
     sessions(&site.admin, request).await.refused().names(&["page_token"]);
 }
 
@@ -108,7 +120,10 @@ async fn sessions_250_page_without_loss_or_repeat() {
         let (admin, namespace) = (&site.admin, &site.namespace);
         move |page_size, page_token| {
             let status = status.map(Into::into);
-            sessions(admin, wire::ListSessionsRequest { namespace: Some(namespace.clone()), status, page_size, page_token })
+            sessions(
+                admin,
+                wire::ListSessionsRequest { namespace: Some(namespace.clone()), status, page_size, page_token },
+            )
         }
     };
     for size in [1, 7, 50, 1000] {
@@ -154,30 +169,64 @@ async fn keys_and_namespaces_page_too() {
     let who = site.admin.access().who_am_i(wire::WhoAmIRequest {}).await.unwrap().into_inner();
     let (mut api, mut namespaces) = (BTreeSet::from([who.credential_id]), BTreeSet::from([site.namespace.clone()]));
     let first = wire::ListClientKeysRequest::default();
-    let mut client: BTreeSet<_> =
-        site.admin.access().list_client_keys(first).await.unwrap().into_inner().client_keys.into_iter().map(|key| key.key_id).collect();
+    let mut client: BTreeSet<_> = site
+        .admin
+        .access()
+        .list_client_keys(first)
+        .await
+        .unwrap()
+        .into_inner()
+        .client_keys
+        .into_iter()
+        .map(|key| key.key_id)
+        .collect();
     for number in 0..10 {
         let name = format!("n{number}");
         site.admin.create_namespace(&name).await;
         api.insert(site.admin.create_api_key("viewer", None, None).await.api_key.unwrap().key_id);
-        let request = wire::CreateClientKeyRequest { name: name.clone(), namespace: name.clone(), permissions: vec!["read".to_owned()], ttl: None };
-        client.insert(site.admin.access().create_client_key(request).await.unwrap().into_inner().client_key.unwrap().key_id);
+        let request = wire::CreateClientKeyRequest {
+            name: name.clone(),
+            namespace: name.clone(),
+            permissions: vec!["read".to_owned()],
+            ttl: None,
+        };
+        client.insert(
+            site.admin.access().create_client_key(request).await.unwrap().into_inner().client_key.unwrap().key_id,
+        );
         namespaces.insert(name);
     }
     for size in [1, 7, 50] {
         walk(size, &api, async |page_size, page_token| {
-            let answer = site.admin.access().list_api_keys(wire::ListApiKeysRequest { page_size, page_token }).await?.into_inner();
-            Ok((answer.api_keys.into_iter().map(|key| key.key_id).collect(), answer.next_page_token, answer.total_count))
+            let answer = site
+                .admin
+                .access()
+                .list_api_keys(wire::ListApiKeysRequest { page_size, page_token })
+                .await?
+                .into_inner();
+            Ok((
+                answer.api_keys.into_iter().map(|key| key.key_id).collect(),
+                answer.next_page_token,
+                answer.total_count,
+            ))
         })
         .await;
         walk(size, &client, async |page_size, page_token| {
             let request = wire::ListClientKeysRequest { namespace: None, page_size, page_token };
             let answer = site.admin.access().list_client_keys(request).await?.into_inner();
-            Ok((answer.client_keys.into_iter().map(|key| key.key_id).collect(), answer.next_page_token, answer.total_count))
+            Ok((
+                answer.client_keys.into_iter().map(|key| key.key_id).collect(),
+                answer.next_page_token,
+                answer.total_count,
+            ))
         })
         .await;
         walk(size, &namespaces, async |page_size, page_token| {
-            let answer = site.admin.service().list_namespaces(wire::ListNamespacesRequest { page_size, page_token }).await?.into_inner();
+            let answer = site
+                .admin
+                .service()
+                .list_namespaces(wire::ListNamespacesRequest { page_size, page_token })
+                .await?
+                .into_inner();
             let names = answer.namespaces.into_iter().map(|namespace| namespace.name).collect();
             Ok((names, answer.next_page_token.unwrap_or_default(), answer.total_count))
         })
@@ -191,14 +240,24 @@ async fn sizes_and_tokens_out_of_bounds() {
     configs(&site.admin, in_namespace(&site.namespace, -1, None)).await.refused().names(&["page_size"]);
     for bad in ["nonsense", "AAAAAAAAAAAAAAAA", "not base64!", &"A".repeat(20_000)] {
         let refused = configs(&site.admin, in_namespace(&site.namespace, 1, Some(bad.to_owned()))).await.refused();
-        assert_eq!((refused.code, refused.fields.as_slice()), (Code::InvalidArgument, &["page_token".to_owned()][..]), "{bad:.20}");
+        assert_eq!(
+            (refused.code, refused.fields.as_slice()),
+            (Code::InvalidArgument, &["page_token".to_owned()][..]),
+            "{bad:.20}"
+        );
     }
     // An empty token is no token: it is what a client with a loop sends first.
     configs(&site.admin, in_namespace(&site.namespace, 1, Some(String::new()))).await.unwrap();
 }
 
-async fn keys(session: &Session, prefix: &str, page_size: i32, page_token: Option<String>) -> Result<(Vec<String>, String), Status> {
-    let request = ListRequest { prefix: prefix.to_owned(), page_size, page_token, keys_only: true, ..Default::default() };
+async fn keys(
+    session: &Session,
+    prefix: &str,
+    page_size: i32,
+    page_token: Option<String>,
+) -> Result<(Vec<String>, String), Status> {
+    let request =
+        ListRequest { prefix: prefix.to_owned(), page_size, page_token, keys_only: true, ..Default::default() };
     let answer = session.kv().list(request).await?.into_inner();
     Ok((answer.entries.into_iter().map(|entry| entry.key).collect(), answer.next_page_token.unwrap_or_default()))
 }

@@ -15,8 +15,11 @@ async fn site() -> Site {
 }
 
 async fn subscribe(session: &Session, pattern: &str, group: Option<&str>) -> Result<Streaming<Event>, Status> {
-    let request =
-        SubscribeRequest { topic_pattern: pattern.to_owned(), queue_group: group.map(ToOwned::to_owned), ..Default::default() };
+    let request = SubscribeRequest {
+        topic_pattern: pattern.to_owned(),
+        queue_group: group.map(ToOwned::to_owned),
+        ..Default::default()
+    };
     Ok(session.pub_sub().subscribe(request).await?.into_inner())
 }
 
@@ -48,10 +51,18 @@ async fn an_event_arrives_as_it_was_sent() {
     let session = site.session(Pattern::PubSub).await;
     let mut stream = subscribe(&session, "a.b", None).await.unwrap();
     let metadata = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
-    let request = PublishRequest { topic: "a.b".to_owned(), payload: vec![0, 255].into(), metadata: metadata.clone(), ..Default::default() };
+    let request = PublishRequest {
+        topic: "a.b".to_owned(),
+        payload: vec![0, 255].into(),
+        metadata: metadata.clone(),
+        ..Default::default()
+    };
     let answer = session.pub_sub().publish(request).await.unwrap().into_inner();
     let event = next("the event", &mut stream).await.unwrap().unwrap();
-    assert_eq!((event.payload.as_ref(), event.metadata, event.timestamp), (&[0, 255][..], metadata, answer.published_at));
+    assert_eq!(
+        (event.payload.as_ref(), event.metadata, event.timestamp),
+        (&[0, 255][..], metadata, answer.published_at)
+    );
     assert!(!event.subscription_id.is_empty());
 }
 
@@ -115,10 +126,12 @@ async fn unsubscribe_ends_a_subscription() {
     let site = site().await;
     let session = site.session(Pattern::PubSub).await;
     let unsubscribe = async |pattern: &str, id: Option<String>| {
-        let request = UnsubscribeRequest { topic_pattern: pattern.to_owned(), subscription_id: id, ..Default::default() };
+        let request =
+            UnsubscribeRequest { topic_pattern: pattern.to_owned(), subscription_id: id, ..Default::default() };
         session.pub_sub().unsubscribe(request).await.unwrap().into_inner().success
     };
-    let (mut one, mut two) = (subscribe(&session, "t", None).await.unwrap(), subscribe(&session, "t", None).await.unwrap());
+    let (mut one, mut two) =
+        (subscribe(&session, "t", None).await.unwrap(), subscribe(&session, "t", None).await.unwrap());
     publish(&session, "t").await;
     let first = next("an event", &mut one).await.unwrap().unwrap();
     next("an event", &mut two).await.unwrap().unwrap();

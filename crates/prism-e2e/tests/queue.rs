@@ -7,8 +7,8 @@ use prism_e2e::site::{config, unique, with_option};
 use prism_e2e::wait::{next, silent};
 use prism_e2e::{Options, Pattern, Refused as _, Session, Shared, Site};
 use prism_proto::queue::v1::{
-    AcknowledgeRequest, BatchMessage, CommitRequest, GetTopicInfoRequest, GetTopicInfoResponse, Message, PartitionPosition,
-    PublishBatchRequest, PublishRequest, SeekRequest, StartPosition, SubscribeRequest,
+    AcknowledgeRequest, BatchMessage, CommitRequest, GetTopicInfoRequest, GetTopicInfoResponse, Message,
+    PartitionPosition, PublishBatchRequest, PublishRequest, SeekRequest, StartPosition, SubscribeRequest,
 };
 use tonic::{Code, Status, Streaming};
 
@@ -56,7 +56,12 @@ async fn a_message_arrives_as_it_was_sent_offsets_from_0_attempts_from_1() {
     let site = site().await;
     let session = with(&site, &[]).await;
     let headers = BTreeMap::from([("kind".to_owned(), "order".to_owned())]);
-    let request = PublishRequest { topic: "t".to_owned(), payload: vec![0, 255, 10].into(), headers: headers.clone(), ..Default::default() };
+    let request = PublishRequest {
+        topic: "t".to_owned(),
+        payload: vec![0, 255, 10].into(),
+        headers: headers.clone(),
+        ..Default::default()
+    };
     let published = session.queue().publish(request).await.unwrap().into_inner();
     assert_eq!((published.offset, published.partition), (0, 0));
     let mut stream = session.subscribe("t", "g").await.unwrap();
@@ -95,7 +100,12 @@ async fn consumers_of_a_group_share_its_messages() {
     let mut one = session.subscribe("t", "g").await.unwrap();
     let mut two = session.subscribe("t", "g").await.unwrap();
     for number in 0..40 {
-        let request = PublishRequest { topic: "t".to_owned(), partition: Some(number % 4), payload: number.to_string().into(), ..Default::default() };
+        let request = PublishRequest {
+            topic: "t".to_owned(),
+            partition: Some(number % 4),
+            payload: number.to_string().into(),
+            ..Default::default()
+        };
         session.queue().publish(request).await.unwrap();
     }
     let (mut seen, mut counts) = (Vec::new(), [0, 0]);
@@ -155,7 +165,8 @@ async fn a_message_is_acknowledged_by_the_session_that_received_it() {
     let mut stream = session.subscribe("t", "g").await.unwrap();
     let message = receive(&mut stream).await;
     let acknowledge = async |session: &Session, ids: &[&str]| {
-        let request = AcknowledgeRequest { message_ids: ids.iter().map(|id| (*id).to_owned()).collect(), ..Default::default() };
+        let request =
+            AcknowledgeRequest { message_ids: ids.iter().map(|id| (*id).to_owned()).collect(), ..Default::default() };
         let answer = session.queue().acknowledge(request).await.unwrap().into_inner();
         (answer.success, answer.failed_ids)
     };
@@ -197,12 +208,23 @@ async fn commit_settles_everything_before_its_offset() {
     for _ in 0..3 {
         receive(&mut stream).await;
     }
-    let commit = CommitRequest { topic: "t".to_owned(), partition: 0, offset: 2, consumer_group: "g".to_owned(), ..Default::default() };
+    let commit = CommitRequest {
+        topic: "t".to_owned(),
+        partition: 0,
+        offset: 2,
+        consumer_group: "g".to_owned(),
+        ..Default::default()
+    };
     assert!(session.queue().commit(commit.clone()).await.unwrap().into_inner().success);
     drop(stream);
     let mut stream = session.subscribe("t", "g").await.unwrap();
     assert_eq!(receive(&mut stream).await.offset, 2, "the committed offset is the next one to deliver");
-    session.queue().commit(CommitRequest { consumer_group: String::new(), ..commit.clone() }).await.refused().names(&["consumer_group"]);
+    session
+        .queue()
+        .commit(CommitRequest { consumer_group: String::new(), ..commit.clone() })
+        .await
+        .refused()
+        .names(&["consumer_group"]);
     assert!(session.queue().commit(CommitRequest { partition: 9, ..commit }).await.is_err());
 }
 
@@ -236,7 +258,12 @@ async fn partitions_by_number_by_key_and_as_many_as_the_topic_was_made_with() {
     let site = site().await;
     let session = with(&site, &[("partitions", "4")]).await;
     let publish = async |key: Option<&str>, partition: Option<i32>| {
-        let request = PublishRequest { topic: "t".to_owned(), partition_key: key.map(ToOwned::to_owned), partition, ..Default::default() };
+        let request = PublishRequest {
+            topic: "t".to_owned(),
+            partition_key: key.map(ToOwned::to_owned),
+            partition,
+            ..Default::default()
+        };
         session.queue().publish(request).await.map(tonic::Response::into_inner)
     };
     assert_eq!(publish(None, Some(3)).await.unwrap().partition, 3);
@@ -263,14 +290,19 @@ async fn topic_info_tells_offsets_and_a_subscribe_makes_a_topic() {
     assert_eq!((partition.earliest_offset, partition.latest_offset, partition.message_count), (0, 0, 0));
     session.publish("t", b"1").await.unwrap();
     let partition = info(&session, "t").await.unwrap().partitions[0];
-    assert_eq!((partition.earliest_offset, partition.latest_offset, partition.message_count), (0, 1, 1), "the next to be written");
+    assert_eq!(
+        (partition.earliest_offset, partition.latest_offset, partition.message_count),
+        (0, 1, 1),
+        "the next to be written"
+    );
 }
 
 #[tokio::test]
 async fn a_batch_is_published_in_order() {
     let site = site().await;
     let session = with(&site, &[]).await;
-    let messages = (0..100).map(|number| BatchMessage { payload: format!("{number}").into(), ..Default::default() }).collect();
+    let messages =
+        (0..100).map(|number| BatchMessage { payload: format!("{number}").into(), ..Default::default() }).collect();
     let request = PublishBatchRequest { topic: "t".to_owned(), messages, ..Default::default() };
     let answer = session.queue().publish_batch(request).await.unwrap().into_inner();
     assert_eq!((answer.success_count, answer.failure_count), (100, 0));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prism_e2e::site::{config, unique, with_option};
 use prism_e2e::wait::{next, silent, until};
 use prism_e2e::{Admin, Options, Pattern, Prism, Refused as _, Session, Shared, Site, data};
 use prism_proto::admin::v1 as wire;
@@ -36,12 +37,18 @@ async fn a_session_is_listed_with_its_figures_and_never_with_its_token() {
     session.put("a", &[1; 1000]).await.unwrap();
     session.get("a").await.unwrap();
     let info = site.admin.session(&session.id).await;
-    assert_eq!((info.session_id.as_str(), info.client_id.as_str(), info.namespace.as_str()), (session.id.as_str(), "e2e", site.namespace.as_str()));
+    assert_eq!(
+        (info.session_id.as_str(), info.client_id.as_str(), info.namespace.as_str()),
+        (session.id.as_str(), "e2e", site.namespace.as_str())
+    );
     assert_eq!(info.status(), Active);
     assert_eq!((info.created_at, info.expires_at), (session.answer.created_at, session.answer.expires_at));
     let metrics = info.metrics.unwrap();
     assert_eq!((metrics.requests_total, metrics.active_streams), (2, 0));
-    assert!(metrics.bytes_received > 1000 && metrics.bytes_sent > 1000 && metrics.last_request.is_some(), "{metrics:?}");
+    assert!(
+        metrics.bytes_received > 1000 && metrics.bytes_sent > 1000 && metrics.last_request.is_some(),
+        "{metrics:?}"
+    );
     assert!(info.session_token.starts_with("prs_") && info.session_token != session.token);
     let masked = info.session_token.trim_end_matches('…');
     assert!(masked.len() < 20 && session.token.starts_with(masked), "{masked} identifies it and is not it");
@@ -133,10 +140,15 @@ async fn ended_sessions_stay_listed_as_long_as_the_setting_says() {
     .await;
 }
 
-async fn open_transaction(session: &Session) -> (tokio::sync::mpsc::Sender<transact::TransactionRequest>, tonic::Streaming<transact::TransactionResponse>) {
+async fn open_transaction(
+    session: &Session,
+) -> (tokio::sync::mpsc::Sender<transact::TransactionRequest>, tonic::Streaming<transact::TransactionResponse>) {
     use transact::transaction_request::Request;
     let (steps, received) = tokio::sync::mpsc::channel(8);
-    steps.send(transact::TransactionRequest { request: Some(Request::Begin(transact::BeginTransaction::default())) }).await.unwrap();
+    steps
+        .send(transact::TransactionRequest { request: Some(Request::Begin(transact::BeginTransaction::default())) })
+        .await
+        .unwrap();
     let stream = tokio_stream::wrappers::ReceiverStream::new(received);
     let mut answers = session.transact().transaction(stream).await.unwrap().into_inner();
     next("a start", &mut answers).await.unwrap().unwrap();
@@ -154,7 +166,12 @@ async fn force_cuts_streams_and_running_operations_and_the_token_is_dead() {
     cut.is(Code::Aborted, "SESSION_TERMINATED");
     assert_eq!(cut.metadata["reason"], "cut for the test");
     session.heartbeat().await.refused().is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
-    session.life().close_session(life::CloseSessionRequest::default()).await.refused().is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
+    session
+        .life()
+        .close_session(life::CloseSessionRequest::default())
+        .await
+        .refused()
+        .is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
     assert_eq!(site.admin.session(&session.id).await.status(), Terminated);
     assert!(site.admin.terminate(&session.id, true, "").await.success, "again is no error");
 }
@@ -209,12 +226,31 @@ async fn gently_what_runs_finishes_and_nothing_new_starts() {
 }
 
 #[tokio::test]
+async fn gently_a_subscription_ends_when_the_time_of_what_is_in_flight_is_up() {
+    let site = site().await;
+    let config = config(&unique("short"), &site.namespace, Pattern::Queue);
+    let name = site.configure(with_option(config, "ack_timeout_ms", "500")).await;
+    let session = site.session_of(&name).await;
+    session.publish("t", b"1").await.unwrap();
+    let mut stream = session.subscribe("t", "g").await.unwrap();
+    let message = next("a message", &mut stream).await.unwrap().unwrap();
+    site.admin.terminate(&session.id, false, "").await;
+    next("the end", &mut stream).await.refused().is(Code::Aborted, "SESSION_TERMINATED");
+    until("its end", async || (site.admin.session(&session.id).await.status() == Terminated).then_some(())).await;
+    let other = site.session_of(&name).await;
+    let mut stream = other.subscribe("t", "g").await.unwrap();
+    let again = next("it again", &mut stream).await.unwrap().unwrap();
+    assert_eq!((again.offset, again.attempt), (message.offset, 2));
+}
+
+#[tokio::test]
 async fn gently_an_open_transaction_finishes() {
+    use transact::transaction_request::Request;
+
     let site = site().await;
     let session = site.session(Pattern::Transact).await;
     let (steps, mut answers) = open_transaction(&session).await;
     assert_eq!(site.admin.terminate(&session.id, false, "").await.pending_operations, 1);
-    use transact::transaction_request::Request;
     let mailbox = transact::MailboxWrite { mailbox_id: "m".to_owned(), message: "kept".into(), ..Default::default() };
     let write = transact::WriteRequest { mailbox: Some(mailbox), ..Default::default() };
     for step in [Request::Write(write), Request::Commit(transact::CommitTransaction {})] {

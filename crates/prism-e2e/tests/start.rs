@@ -67,7 +67,8 @@ fn free_ports<const N: usize>() -> [u16; N] {
 async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     for attempt in 0.. {
         let [flag, env_data, env_admin, file] = free_ports();
-        let listen = format!("[listen]\nbind = \"127.0.0.1\"\ndata_port = {file}\nadmin_port = {file}\nmetrics_port = {file}\n");
+        let listen =
+            format!("[listen]\nbind = \"127.0.0.1\"\ndata_port = {file}\nadmin_port = {file}\nmetrics_port = {file}\n");
         let options = Options::new()
             .own_ports()
             .config(&listen)
@@ -120,7 +121,10 @@ async fn a_data_directory_in_use_is_refused_and_its_holder_undisturbed() {
     second.spawn();
     assert!(!second.exit().await.success());
     let dir = first.data_dir().display().to_string();
-    until("a refusal", || async { Some(()).filter(|()| second.log().contains("in use") && second.log().contains(&dir)) }).await;
+    until("a refusal", || async {
+        Some(()).filter(|()| second.log().contains("in use") && second.log().contains(&dir))
+    })
+    .await;
     assert!(first.data_dir().join("endpoints.json").exists());
     first.admin().access().who_am_i(WhoAmIRequest {}).await.unwrap();
 }
@@ -208,7 +212,8 @@ async fn clear_text_is_refused_by_the_admin_plane_always_and_by_the_data_plane_u
 
 #[tokio::test]
 async fn certificates_hold_the_names_of_the_contract_and_of_the_settings() {
-    let server = Prism::start(Options::new().config("[listen]\nnames = [\"prism.example.com\", \"192.0.2.7\"]\n")).await;
+    let server =
+        Prism::start(Options::new().config("[listen]\nnames = [\"prism.example.com\", \"192.0.2.7\"]\n")).await;
     let config = Arc::new(dial::tls_config(&server.data_dir().join("ca.pem")));
     for address in [server.endpoints().admin, server.endpoints().data] {
         for (name, good) in [

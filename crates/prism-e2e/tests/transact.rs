@@ -85,13 +85,22 @@ async fn insert_update_upsert_and_delete() {
 async fn both_writes_commit_or_neither() {
     let site = site().await;
     let session = site.session(Pattern::Transact).await;
-    let both = |id: &str| WriteRequest { mailbox: Some(mail("m", id)), ..write(WriteMode::Insert, item(id, "x", 0.0, 0.0)) };
+    let both =
+        |id: &str| WriteRequest { mailbox: Some(mail("m", id)), ..write(WriteMode::Insert, item(id, "x", 0.0, 0.0)) };
     let answer = send(&session, both("a")).await.unwrap();
     assert_eq!((affected(&answer), answer.mailbox_result.unwrap().sequence), (1, 1));
     assert_eq!(send(&session, both("a")).await.refused().code, Code::AlreadyExists);
     assert_eq!(mailbox(&session, all_of("m")).await.len(), 1, "the mailbox write went with the other");
     assert_eq!(send(&session, both("b")).await.unwrap().mailbox_result.unwrap().sequence, 2);
-    assert_eq!(send(&session, WriteRequest { mailbox: Some(mail("m", "alone")), ..Default::default() }).await.unwrap().mailbox_result.unwrap().sequence, 3);
+    assert_eq!(
+        send(&session, WriteRequest { mailbox: Some(mail("m", "alone")), ..Default::default() })
+            .await
+            .unwrap()
+            .mailbox_result
+            .unwrap()
+            .sequence,
+        3
+    );
     assert_eq!(rows(&site).await.len(), 2);
 }
 
@@ -106,7 +115,10 @@ async fn a_mailbox_is_read_in_sequence_after_an_exclusive_start_and_ends_at_its_
     }
     let all = mailbox(&session, all_of("m")).await;
     assert_eq!(all.iter().map(|message| message.sequence).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
-    assert_eq!((all[6].message.as_ref(), all[6].metadata["n"].as_str(), all[6].mailbox_id.as_str()), (&b"7"[..], "7", "m"));
+    assert_eq!(
+        (all[6].message.as_ref(), all[6].metadata["n"].as_str(), all[6].mailbox_id.as_str()),
+        (&b"7"[..], "7", "m")
+    );
     assert!(all.iter().all(|message| message.created_at.is_some() && !message.message_id.is_empty()));
     let some = mailbox(&session, ReadMailboxRequest { since_sequence: Some(38), ..all_of("m") }).await;
     assert_eq!(some.iter().map(|message| message.sequence).collect::<Vec<_>>(), [39, 40]);
@@ -278,10 +290,17 @@ async fn a_stream_that_does_not_keep_the_order_or_its_time_is_refused() {
     assert_eq!(slow.answer().await.refused().code, Code::DeadlineExceeded);
     let negative = TransactionOptions { timeout_ms: -1, ..Default::default() };
     let mut bad = Open::stream(&session).await;
-    bad.ask(Step::Begin(BeginTransaction { options: Some(negative), ..Default::default() })).await.refused().names(&["begin.options.timeout_ms"]);
+    bad.ask(Step::Begin(BeginTransaction { options: Some(negative), ..Default::default() }))
+        .await
+        .refused()
+        .names(&["begin.options.timeout_ms"]);
     let nobody = session.with_headers(prism_e2e::Headers::none());
     let mut stranger = Open::stream(&nobody).await;
-    stranger.ask(Step::Begin(BeginTransaction::default())).await.refused().is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
+    stranger
+        .ask(Step::Begin(BeginTransaction::default()))
+        .await
+        .refused()
+        .is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
     tokio::time::sleep(Duration::from_millis(50)).await;
     let reader = site.session(Pattern::Reader).await;
     let request = CountRequest { collection: "items".to_owned(), ..Default::default() };

@@ -3,6 +3,7 @@
 
 pub mod convert;
 pub mod files;
+mod idle;
 pub mod listener;
 pub mod metrics;
 pub mod request;

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use crate::idle::{Activity, BusyBody};
 use crate::metrics::Counter;
 use crate::request::Peer;
 use crate::shutdown::Shutdown;
@@ -75,6 +76,8 @@ pub struct ServeOptions {
     pub max_header_bytes: u32,
     /// A TLS handshake, and the first bytes after it, must be there in this time.
     pub handshake_timeout: Duration,
+    /// A connection without an open request for this long is closed; `None` = never.
+    pub idle_timeout: Option<Duration>,
     /// A silent connection is asked for a sign of life this often.
     pub keepalive_interval: Duration,
     /// A connection that gives no sign of life for this long is closed.
@@ -96,6 +99,7 @@ impl ServeOptions {
             max_streams: 1000,
             max_header_bytes: 16 * 1024,
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: None,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
             connections: Arc::default(),
@@ -262,12 +266,15 @@ where
     let address = peer.address;
     let received = Arc::new(AtomicUsize::new(0));
     let io = TokioIo::new(Counted { io, received: received.clone() });
+    let activity = Activity::new(server.options.idle_timeout);
+    let requests = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let mut service = service.clone();
+        let (mut service, busy) = (service.clone(), requests.begin());
         async move {
             poll_fn(|cx| service.poll_ready(cx)).await?;
-            service.call(request).await
+            let response = service.call(request).await?;
+            Ok::<_, Infallible>(response.map(|body| BusyBody::new(body, busy)))
         }
     });
     let mut connection = pin!(server.builder.serve_connection(io, service));
@@ -289,6 +296,12 @@ where
         tokio::select! {
             result = connection.as_mut() => return ended(result),
             () = announced => {}
+            () = activity.ceased() => {
+                connection.as_mut().graceful_shutdown();
+                // A request that came at the last moment is answered; who only waits is cut.
+                let grace = tokio::time::timeout(server.options.handshake_timeout, connection.as_mut());
+                return grace.await.map_or_else(|_| tracing::debug!(peer = %address, "an idle connection was cut"), ended);
+            }
         }
     }
     connection.as_mut().graceful_shutdown();

@@ -73,9 +73,11 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let directory = DataDir::open(&settings.data_dir).map_err(Failure::Start)?;
     let data = runtime("prism-data", settings.limits.data_threads)?;
     let admin = runtime("prism-admin", ADMIN_THREADS)?;
-    let result = admin.block_on(app::run(settings, directory, data.handle().clone()));
+    let result = admin.block_on(app::run(settings, &directory, data.handle().clone()));
     data.shutdown_timeout(LAST_WORK);
     admin.shutdown_timeout(LAST_WORK);
+    // The lock is given up last: until here work of this process could still write.
+    drop(directory);
     result.map_err(Failure::Start)
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,6 +14,9 @@ use prism_rpc::{Metrics, ServeOptions, metrics};
 
 /// Most connections of this port.
 const MAX_CONNECTIONS: usize = 256;
+
+/// A connection without an open request for this long makes room for others: probes must always find a place.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// In which part of its life the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,13 @@ impl Readiness {
 
 /// The bounds of the listener.
 pub fn options() -> ServeOptions {
-    ServeOptions { http1: true, max_connections: MAX_CONNECTIONS, max_streams: 32, ..ServeOptions::new("metrics") }
+    ServeOptions {
+        http1: true,
+        max_connections: MAX_CONNECTIONS,
+        max_streams: 32,
+        idle_timeout: Some(IDLE_TIMEOUT),
+        ..ServeOptions::new("metrics")
+    }
 }
 
 /// The routes.

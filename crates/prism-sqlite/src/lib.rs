@@ -16,6 +16,9 @@ pub use migrate::migrate;
 pub use reader::Readers;
 pub use writer::{Hook, Writer};
 
+/// Most connections that read a [`Database`] at the same time; more wait.
+const MAX_READERS: usize = 4;
+
 /// Opens a database for writing: WAL, `synchronous = FULL` (an answered commit is on the disk), foreign keys on; a new file is its owner's alone.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     // SQLite gives its side files the mode of the database. Where this fails, opening says why.
@@ -83,7 +86,7 @@ impl<H: Hook> Database<H> {
         Ok(Self {
             path: path.to_owned(),
             writer: Writer::spawn(name, connection, hook)?,
-            readers: Readers::new(path.to_owned()),
+            readers: Readers::new(path.to_owned(), MAX_READERS),
         })
     }
 }

@@ -7,9 +7,6 @@ use tokio::sync::Semaphore;
 
 use crate::{error, open_reader};
 
-/// Most connections that read one database at the same time; more wait.
-const MAX_READERS: usize = 4;
-
 /// Read-only connections of one database, opened on demand and kept.
 #[derive(Clone)]
 pub struct Readers(Arc<Inner>);
@@ -18,11 +15,14 @@ struct Inner {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    capacity: usize,
 }
 
 impl Readers {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Inner { path, idle: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(MAX_READERS)) }))
+    /// Readers of the database at `path`: at most `capacity` read at the same time, more wait.
+    pub fn new(path: PathBuf, capacity: usize) -> Self {
+        let permits = Arc::new(Semaphore::new(capacity));
+        Self(Arc::new(Inner { path, idle: Mutex::new(Vec::new()), permits, capacity }))
     }
 
     /// Runs `read` on a connection off the async threads. It sees every commit that was answered before the call.
@@ -57,11 +57,11 @@ impl Readers {
 
     /// Connections in use.
     pub fn active(&self) -> usize {
-        MAX_READERS - self.0.permits.available_permits().min(MAX_READERS)
+        self.0.capacity.saturating_sub(self.0.permits.available_permits())
     }
 
     /// Connections allowed.
     pub fn capacity(&self) -> usize {
-        MAX_READERS
+        self.0.capacity
     }
 }

@@ -162,6 +162,10 @@ impl<H: Hook> Committer<H> {
     }
 
     fn fill(&mut self, batch: &mut Vec<Box<dyn Job<H>>>) -> Result<bool> {
+        if !self.connection.is_autocommit() {
+            // An earlier rollback failed; without another there would never be a batch again.
+            self.execute("ROLLBACK")?;
+        }
         self.execute("BEGIN IMMEDIATE")?;
         let mut done = 0;
         let mut kept = false;

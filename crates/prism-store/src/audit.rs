@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use prism_core::limits::MAX_MAP_ENTRIES;
 use prism_core::permission::Reach;
 use prism_core::secret::redact;
 use prism_core::{Error, Result, UnixMillis};
@@ -11,7 +12,7 @@ use rusqlite::{Connection, named_params};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::tx::{Tx, all, corrupt, limited_to, one};
+use crate::tx::{Tx, all, corrupt, limited_to, one, present_only};
 
 /// What the door knows of a call when it writes its entry; sequence, time and hashes are added here.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -43,9 +44,11 @@ const MAX_TEXT_BYTES: usize = 2048;
 
 /// Without secrets, and not longer than an entry needs it.
 fn masked(text: String) -> String {
-    let mut text = match redact(&text) {
+    // Cut before it is searched: a secret that the cut divides still has its prefix, and is masked.
+    let mut text = match redact(&text[..text.floor_char_boundary(2 * MAX_TEXT_BYTES)]) {
         Cow::Owned(redacted) => redacted,
-        Cow::Borrowed(_) => text,
+        Cow::Borrowed(whole) if whole.len() == text.len() => text,
+        Cow::Borrowed(cut) => cut.to_owned(),
     };
     if text.len() > MAX_TEXT_BYTES {
         text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
@@ -72,6 +75,10 @@ pub struct EntryFilter {
 impl Tx<'_> {
     /// Appends the entry of this operation to the chain and returns its id.
     pub fn append_entry(&mut self, draft: EntryDraft) -> Result<String> {
+        if self.connection.is_autocommit() {
+            // The storage gave the transaction up; an entry now would stand without its change.
+            return Err(Error::unavailable("STORAGE_UNAVAILABLE", "the storage refused a write; nothing was changed"));
+        }
         let previous = self.one("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1", [], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
         })?;
@@ -90,6 +97,7 @@ impl Tx<'_> {
             metadata: draft
                 .metadata
                 .into_iter()
+                .take(MAX_MAP_ENTRIES)
                 .filter(|(_, value)| !value.is_empty())
                 .map(|(key, value)| (key, masked(value)))
                 .collect(),
@@ -126,7 +134,7 @@ impl Tx<'_> {
             named_params! {":id": id, ":limited": limited},
             |row| row.get(0),
         )?
-        .ok_or_else(|| Error::not_found(format!("audit entry {:?}", redact(id))))
+        .ok_or_else(|| Error::not_found("the audit entry named by resume_after"))
     }
 }
 
@@ -140,6 +148,7 @@ pub enum Order {
 }
 
 const FILTER: &str = "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
+    AND (NOT :present OR EXISTS (SELECT 1 FROM namespaces n WHERE n.name = audit.namespace AND n.created_at <= audit.timestamp))
     AND (:actor IS NULL OR actor = :actor) AND (:operation IS NULL OR operation = :operation)
     AND (:start IS NULL OR timestamp >= :start) AND (:end IS NULL OR timestamp < :end)";
 
@@ -160,7 +169,7 @@ pub(crate) fn read_entries(
         connection,
         &format!("SELECT entry FROM audit WHERE {bound} AND {FILTER} ORDER BY sequence {direction} LIMIT :limit"),
         named_params! {
-            ":from": from, ":limited": limited, ":actor": filter.actor, ":operation": filter.operation,
+            ":from": from, ":limited": limited, ":present": present_only(reach), ":actor": filter.actor, ":operation": filter.operation,
             ":start": filter.start.map(|at| at.0), ":end": filter.end.map(|at| at.0), ":limit": limit as i64,
         },
         |row| AuditLogEntry::decode(row.get_ref(0)?.as_bytes()?).map_err(corrupt),

@@ -42,7 +42,11 @@ pub enum Wanted {
     Revision(i64),
 }
 
-const FROM_LIVE: &str = "SELECT r.revision, r.config, c.created_at, r.created_at FROM configs c JOIN config_revisions r ON r.name = c.name";
+/// Revisions of an earlier config of the same name in another namespace, or in an earlier namespace of the same name, are not
+/// for those who see this one.
+const FROM_LIVE: &str = "SELECT r.revision, r.config, c.created_at, r.created_at FROM configs c
+    JOIN namespaces n ON n.name = c.namespace
+    JOIN config_revisions r ON r.name = c.name AND r.config ->> '$.namespace' = c.namespace AND r.created_at >= n.created_at";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<ConfigRow> {
     Ok(ConfigRow {

@@ -1,15 +1,21 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use prism_core::config::Config;
 use prism_core::control::{ClientIdentity, ControlPlane, NamespaceStatus, Snapshot};
 use prism_core::error::QuotaViolation;
 use prism_core::secret::{PresentedSecret, SecretKind, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
-use prism_core::{Error, NodeId, Result, UnixMillis};
+use prism_core::{ConfigName, Error, NodeId, Result, UnixMillis};
 use tokio::sync::watch;
 
 use crate::Store;
-use crate::tx::Tx;
+use crate::config::Wanted;
+use crate::tx::{Touched, Tx};
+
+/// When to come back where nobody has said when it will be over (contract §8 "maintenance").
+const RETRY: Duration = Duration::from_secs(30);
 
 #[async_trait]
 impl ControlPlane for Store {
@@ -27,6 +33,18 @@ impl ControlPlane for Store {
                 grant: found.grant,
             })
             .ok_or_else(|| Error::unauthenticated("CLIENT_KEY_INVALID", "the client key is not valid"))
+    }
+
+    async fn config_version(&self, name: &ConfigName, version: &str) -> Result<Option<Arc<Config>>> {
+        let (name, wanted) = (name.clone(), Wanted::Version(version.to_owned()));
+        self.database
+            .readers
+            .run(move |connection| {
+                // Nothing here depends on the time.
+                let tx = Tx { connection, touched: &mut Touched::default(), now: UnixMillis(0) };
+                Ok(tx.config(name.as_str(), &wanted)?.map(|row| row.config))
+            })
+            .await
     }
 
     async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, Token)> {
@@ -95,7 +113,12 @@ impl Tx<'_> {
         }
         if self.drains()?.iter().any(|scope| scope.covers(name, &request.node)) {
             return Err(Error::unavailable("DRAINING", "sessions are being drained here; retry later")
-                .retry_after(std::time::Duration::from_secs(30)));
+                .retry_after(RETRY));
+        }
+        if let Some((_, maintenance)) = self.maintenance()?.into_iter().rev().find(|(scope, _)| scope.is_empty() || scope == name.as_str()) {
+            let left = maintenance.ends_at.map_or(RETRY, |end| end.since(self.now));
+            let message = if maintenance.message.is_empty() { "under maintenance".to_owned() } else { maintenance.message };
+            return Err(Error::unavailable("MAINTENANCE", message).retry_after(left));
         }
         if row.namespace.status == NamespaceStatus::Suspended {
             return Err(Error::precondition("NAMESPACE_SUSPENDED", format!("namespace {name} is suspended by its operators")));

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use prism_core::limits::{IDEMPOTENCY_WINDOW, SessionPolicy};
 use prism_core::permission::Reach;
-use prism_core::secret::{PresentedSecret, Random};
+use prism_core::secret::{PresentedSecret, Random, SecretId};
 use prism_core::{Clock, Result};
 use prism_proto::admin::v1::AuditLogEntry;
 use prism_sqlite::Database;
@@ -97,6 +97,13 @@ impl Store {
     pub fn authenticate(&self, presented: &PresentedSecret<'_>) -> Option<Arc<ApiKeyRow>> {
         let keys = self.published.api_keys.load();
         keys.get(&presented.id).filter(|key| key.hash.matches(presented) && key.life.is_valid(self.clock.now())).cloned()
+    }
+
+    /// Whether the API key with this id is valid now.
+    pub fn is_valid_api_key(&self, id: &str) -> bool {
+        let keys = self.published.api_keys.load();
+        let key = SecretId::parse(id).and_then(|id| keys.get(&id).cloned());
+        key.is_some_and(|key| key.life.is_valid(self.clock.now()))
     }
 
     /// Removes what is past its time: ended sessions after `retain_ended`, idempotency keys after a day. Called now and then.

@@ -11,7 +11,7 @@ use prism_core::session::{
 use prism_core::{ConfigName, NamespaceName, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
-use crate::tx::{Tx, corrupt, limited_to};
+use crate::tx::{Tx, corrupt, limited_to, present_only};
 
 /// A session as stored: live, or ended and still listed.
 #[derive(Clone, Debug)]
@@ -102,8 +102,11 @@ impl Tx<'_> {
             SessionStatus::Expiring => 3,
             SessionStatus::Terminated => 4,
         });
+        let present = present_only(reach);
         let filter = format!(
             "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
+             AND (NOT :present OR EXISTS (
+                SELECT 1 FROM namespaces n WHERE n.name = sessions.namespace AND n.created_at <= sessions.created_at))
              AND (:status IS NULL OR {STATUS} = :status)"
         );
         let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
@@ -111,14 +114,14 @@ impl Tx<'_> {
         let rows = self.all(
             &format!("SELECT {COLUMNS} FROM sessions WHERE {filter} AND id > :after ORDER BY id LIMIT :limit"),
             named_params! {
-                ":limited": limited, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle,
+                ":limited": limited, ":present": present, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle,
                 ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1,
             },
             read,
         )?;
         let total = self.count(
             &format!("SELECT count(*) FROM sessions WHERE {filter}"),
-            named_params! {":limited": limited, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle},
+            named_params! {":limited": limited, ":present": present, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle},
         )?;
         Ok((rows, total))
     }

@@ -91,6 +91,11 @@ pub(crate) fn limited_to(reach: &Reach, namespace: Option<&str>) -> Option<Strin
     Some(serde_json::Value::from(names).to_string())
 }
 
+/// Whether what a namespace of the same name left behind stays out of sight: for everybody but the installation's operators.
+pub(crate) fn present_only(reach: &Reach) -> bool {
+    *reach != Reach::Installation
+}
+
 /// A value that the database holds and this version cannot read: a defect or a damaged file.
 pub(crate) fn corrupt(what: impl std::fmt::Display) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, format!("unreadable {what}").into())

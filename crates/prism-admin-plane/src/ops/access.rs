@@ -1,10 +1,11 @@
 //! WhoAmI, CanI: what any valid credential may ask about itself.
 
 use prism_core::permission::{Grant, Reach};
-use prism_core::{Error, NamespaceName, Result};
+use prism_core::{Error, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::Tx;
 
+use crate::convert;
 use crate::door::reach_of;
 use crate::op::{Caller, Done, Op, Place, Services};
 
@@ -67,6 +68,9 @@ const LISTS: &[&str] = &[
     "prism.admin.v1.AccessService/ListClientKeys",
 ];
 
+/// RPCs that concern the whole installation, whatever namespace they name.
+const INSTALLATION: &[&str] = &["prism.admin.v1.AdminService/CreateNamespace"];
+
 impl Op for CanI {
     type Request = wire::CanIRequest;
     type Response = wire::CanIResponse;
@@ -90,10 +94,9 @@ impl Op for CanI {
             .table
             .rule(&format!("/{rpc}"))
             .filter(|rule| rule.audit != prism_proto::rules::AuditClass::None)
-            .ok_or_else(|| Error::invalid("rpc", "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig"))?;
-        if let Some(namespace) = &request.namespace {
-            NamespaceName::parse("namespace", namespace)?;
-        }
+            .ok_or_else(|| Error::invalid("rpc", "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig"));
+        convert::all_of([convert::outcome(&rule), convert::namespace_filter(request.namespace.as_deref())])?;
+        let rule = rule?;
         let is_list = LISTS.contains(&rpc.as_str());
         Ok(Self { permission: rule.permission.clone(), rpc, namespace: request.namespace, is_list })
     }
@@ -105,7 +108,8 @@ impl Op for CanI {
             "node:self" => (false, "is for a node's own certificate".to_owned()),
             permission => {
                 let reach = reach_of(&caller.identity, permission)?;
-                let wanted = self.namespace.as_deref();
+                // Whom a namespace belongs to cannot make another one, whatever its name.
+                let wanted = self.namespace.as_deref().filter(|_| !INSTALLATION.contains(&self.rpc.as_str()));
                 let allowed = reach.includes(wanted) || (self.is_list && wanted.is_none() && reach != Reach::Nowhere);
                 let place = wanted.map_or_else(|| "the whole installation".to_owned(), |name| format!("namespace {name}"));
                 (allowed, if allowed { String::new() } else { format!("your grants do not include {permission} for {place}") })

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use prism_core::permission::Reach;
@@ -17,6 +18,8 @@ use crate::op::{Answer, Caller, Done, Op, Place, Services};
 const DEFAULT_LIMIT: usize = 100;
 /// Most entries of one answer; a larger `limit` is taken as this.
 const MAX_LIMIT: usize = 10_000;
+/// How often a stream that waits looks whether its credential still holds.
+const RECHECK: Duration = Duration::from_millis(500);
 /// Entries read at a time.
 const CHUNK: usize = 256;
 
@@ -38,6 +41,8 @@ pub struct AuditCursor {
     left: Option<usize>,
     /// Entries after this one are not for this stream; `None` = it follows.
     until: Option<u64>,
+    /// The key that a stream stands on; empty for the server itself.
+    credential_id: String,
 }
 
 impl Answer for AuditCursor {
@@ -117,6 +122,7 @@ impl Op for GetAuditLog {
             order,
             left: self.limit,
             until: (!self.follow).then_some(last as u64),
+            credential_id: caller.identity.credential_id.clone(),
         }))
     }
 }
@@ -152,11 +158,23 @@ impl Reader {
             if self.done || self.cursor.left == Some(0) {
                 return Ok(None);
             }
+            self.require_credential()?;
             self.read().await?;
-            if self.ready.is_empty() && !self.done && self.progress.changed().await.is_err() {
-                return Ok(None);
+            if self.ready.is_empty() && !self.done {
+                // A grant that was taken away ends the stream also when nothing happens that it would tell.
+                if let Ok(Err(_)) = tokio::time::timeout(RECHECK, self.progress.changed()).await {
+                    return Ok(None);
+                }
             }
         }
+    }
+
+    fn require_credential(&self) -> Result<()> {
+        let id = &self.cursor.credential_id;
+        if id.is_empty() || self.store.is_valid_api_key(id) {
+            return Ok(());
+        }
+        Err(Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is no longer valid"))
     }
 
     async fn read(&mut self) -> Result<()> {
@@ -166,10 +184,11 @@ impl Reader {
         let chunk = cursor.left.map_or(CHUNK, |left| left.min(CHUNK));
         let mut entries =
             self.store.audit_entries(cursor.filter.clone(), cursor.reach.clone(), cursor.order, chunk).await?;
-        let full = entries.len() == chunk;
         if let Some(until) = cursor.until {
+            let beyond = entries.last().is_some_and(|entry| entry.sequence >= until);
+            let forwards = matches!(cursor.order, Order::OldestAfter(_));
+            self.done = entries.len() < chunk || (forwards && beyond);
             entries.retain(|entry| entry.sequence <= until);
-            self.done = !full;
         }
         match (&mut cursor.order, entries.last()) {
             (Order::NewestBefore(at) | Order::OldestAfter(at), Some(entry)) => *at = entry.sequence as i64,

@@ -60,15 +60,25 @@ impl Op for GetBackendStatus {
         Ok(())
     }
 
-    fn execute(self, _: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+    fn execute(self, _: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
         let kind = self.kind.ok_or_else(|| Error::not_found(format!("backend:{}", self.name)))?;
         let reports: Vec<&BackendReport> = self.reports.iter().filter(|report| report.kind == kind).collect();
         Ok(Done::new(wire::GetBackendStatusResponse {
             backend_type: kind.name().to_owned(),
             health: summary(&reports),
-            instances: reports.into_iter().map(convert::backend_instance).collect(),
+            instances: reports.into_iter().map(|report| instance(report, caller.reach.includes(None))).collect(),
         }))
     }
+}
+
+/// Where a backend is and what all namespaces do with it is for those who may see all of them.
+fn instance(report: &BackendReport, sees_all: bool) -> wire::BackendInstance {
+    let mut instance = convert::backend_instance(report);
+    if !sees_all {
+        instance.endpoint.clear();
+        instance.metrics = None;
+    }
+    instance
 }
 
 /// `ListBackends`, by type.

@@ -128,8 +128,9 @@ impl Op for ListClientKeys {
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
         let filter = format!("client_keys\n{:?}", request.namespace);
-        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref())?;
-        Ok(Self { namespace: request.namespace, page })
+        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref());
+        convert::all_of([convert::namespace_filter(request.namespace.as_deref()), convert::outcome(&page)])?;
+        Ok(Self { namespace: request.namespace, page: page? })
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use prism_core::config::{AccessPattern, Config};
+use prism_core::limits::MAX_VERSION_BYTES;
 use prism_core::page::Page;
-use prism_core::{Error, Result};
+use prism_core::{ConfigName, Error, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert;
 use prism_rpc::convert::timestamp;
 use prism_store::{ConfigRow, Tx, Wanted};
 
+use crate::convert::{all_of, namespace_filter, outcome, text};
 use crate::op::{Caller, Done, Op, Place, Services};
 
 fn resource_of(name: &str) -> String {
@@ -23,7 +25,7 @@ fn place_of(name: &str, tx: &Tx<'_>) -> Result<Place> {
 }
 
 fn require_name(name: &str) -> Result<()> {
-    if name.is_empty() { Err(Error::invalid("name", "must be set")) } else { Ok(()) }
+    ConfigName::parse("name", name).map(|_| ())
 }
 
 /// Refuses when the caller's etag is not the current one.
@@ -63,15 +65,14 @@ impl Op for ListConfigs {
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        let pattern = match request.pattern {
-            None | Some(0) => None,
-            Some(number) => {
-                Some(convert::pattern(number).ok_or_else(|| Error::invalid("pattern", "is not a known access pattern"))?)
-            }
-        };
-        let filter = format!("configs\n{:?}\n{pattern:?}", request.namespace);
-        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref())?;
-        Ok(Self { namespace: request.namespace, pattern, page })
+        let unknown = || Error::invalid("pattern", "is not a known access pattern");
+        // 0 = unspecified = any.
+        let wanted = request.pattern.filter(|number| *number != 0);
+        let pattern = wanted.map(|number| convert::pattern(number).ok_or_else(unknown)).transpose();
+        let filter = format!("configs\n{:?}\n{wanted:?}", request.namespace);
+        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref());
+        all_of([namespace_filter(request.namespace.as_deref()), outcome(&pattern), outcome(&page)])?;
+        Ok(Self { namespace: request.namespace, pattern: pattern?, page: page? })
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
@@ -106,15 +107,15 @@ impl Op for GetConfig {
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        require_name(&request.name)?;
         let wanted = match (request.version, request.revision) {
-            (None, None) => Wanted::Current,
-            (Some(version), None) => Wanted::Version(version),
-            (None, Some(revision)) if revision >= 1 => Wanted::Revision(revision),
-            (None, Some(_)) => return Err(Error::invalid("revision", "must be at least 1")),
-            (Some(_), Some(_)) => return Err(Error::invalid("revision", "must not be given together with version")),
+            (None, None) => Ok(Wanted::Current),
+            (Some(version), None) => text("version", &version, MAX_VERSION_BYTES).map(|()| Wanted::Version(version)),
+            (None, Some(revision)) if revision >= 1 => Ok(Wanted::Revision(revision)),
+            (None, Some(_)) => Err(Error::invalid("revision", "must be at least 1")),
+            (Some(_), Some(_)) => Err(Error::invalid("revision", "must not be given together with version")),
         };
-        Ok(Self { name: request.name, wanted })
+        all_of([require_name(&request.name), outcome(&wanted)])?;
+        Ok(Self { name: request.name, wanted: wanted? })
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
@@ -156,7 +157,11 @@ fn require_same_namespace(existing: &ConfigRow, config: &Config) -> Result<()> {
     if existing.config.namespace == config.namespace {
         return Ok(());
     }
-    Err(Error::invalid("config.namespace", "cannot change; make a config of another name there"))
+    Err(namespace_change())
+}
+
+fn namespace_change() -> Error {
+    Error::invalid("config.namespace", "cannot change; make a config of another name there")
 }
 
 /// Lets the driver check a config, and makes what it needs unless the call only asks.
@@ -256,16 +261,26 @@ impl Op for UpdateConfig {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        require_name(&request.name)?;
-        let mut config = request.config.ok_or_else(|| Error::invalid("config", "must be set"))?;
-        if config.name.is_empty() {
-            config.name.clone_from(&request.name);
+        let name = require_name(&request.name);
+        // Said before it is looked up, so that nobody learns which namespaces there are.
+        let snapshot = services.snapshot();
+        if let (Some(existing), Some(config)) = (snapshot.configs.get(request.name.as_str()), &request.config)
+            && existing.config.namespace.as_str() != config.namespace
+        {
+            return Err(namespace_change());
         }
-        if config.name != request.name {
-            return Err(Error::invalid("config.name", "must be empty or equal to name"));
-        }
-        let config = Arc::new(proven(Some(config), services)?);
-        Ok(Self { config, validate_only: request.validate_only, etag: request.etag })
+        let mut same = Ok(());
+        let config = request.config.map(|mut config| {
+            if !config.name.is_empty() && config.name != request.name {
+                same = Err(Error::invalid("config.name", "must be empty or equal to name"));
+            }
+            // A stand-in, so that a wrong name is told once, under `name`.
+            config.name = if name.is_ok() { request.name } else { "placeholder".to_owned() };
+            config
+        });
+        let config = proven(config, services);
+        all_of([name, same, outcome(&config)])?;
+        Ok(Self { config: Arc::new(config?), validate_only: request.validate_only, etag: request.etag })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {

@@ -12,7 +12,7 @@ use prism_rpc::convert::from_duration;
 use prism_store::{DrainId, Tx};
 
 use crate::convert;
-use crate::door::{Admitted, Call, Door, conclude, gate, replay};
+use crate::door::{Admitted, Call, Door, Gate, Verdict, conclude, gate};
 use crate::identity::Identity;
 use crate::op::{Caller, Done, Op, Place, Services};
 
@@ -138,17 +138,38 @@ impl Door {
         let services = &self.services;
         services.node.caught_up(services.snapshot().revision).await;
         let outcome = services.node.drain(&op.scope, op.timeout, op.force).await;
-        let verdict = services
-            .store
-            .write(move |tx| {
+        let verdict = self.end_drain(&admitted, &op, id, outcome).await;
+        services.node.caught_up(services.snapshot().revision).await;
+        verdict.into_result()
+    }
+
+    /// Writes the outcome. A scope that stays closed because the disk was full for a moment would be worse than a late answer,
+    /// so this tries until it succeeds; the server's own end is the only other way out, and its next start settles the drain.
+    async fn end_drain(
+        &self,
+        admitted: &Admitted,
+        op: &DrainConnections,
+        id: DrainId,
+        outcome: DrainOutcome,
+    ) -> Verdict<wire::DrainConnectionsResponse> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let (op, key, draft) = (op.clone(), admitted.key.clone(), admitted.draft.clone());
+            let written = self.services.store.write(move |tx| {
                 tx.end_drain(id)?;
                 let done = op.describe(Done::new(answer(outcome)));
                 let done = done.detail("drained_count", outcome.drained).detail("remaining_count", outcome.remaining);
-                conclude(tx, admitted.key.as_ref(), admitted.draft, Ok(done))
-            })
-            .await?;
-        services.node.caught_up(services.snapshot().revision).await;
-        verdict.into_result()
+                conclude(tx, key.as_ref(), draft, Ok(done))
+            });
+            match written.await {
+                Ok(verdict) => return verdict,
+                Err(failed) => {
+                    tracing::error!(reason = failed.reason(), cause = ?failed.cause(), "the end of a drain could not be written; trying again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
     }
 
     async fn begin_drain(
@@ -162,11 +183,10 @@ impl Door {
         self.services
             .store
             .write(move |tx| {
-                if let Some(refused) = gate::<DrainConnections>(tx, &caller, &permission, &request, &mut draft)? {
-                    return Ok(Beginning::Refused(refused));
-                }
-                if let Some(earlier) = replay::<wire::DrainConnectionsResponse>(tx, key.as_ref(), &mut draft)? {
-                    return Ok(earlier.into_result().map_or_else(Beginning::Refused, Beginning::Answered));
+                match gate::<DrainConnections>(tx, &caller, &permission, &request, key.as_ref(), &mut draft)? {
+                    Gate::Open => {}
+                    Gate::Refused(refused) => return Ok(Beginning::Refused(refused)),
+                    Gate::Answered(response) => return Ok(Beginning::Answered(response)),
                 }
                 let begun = parsed.and_then(|op| {
                     tx.attempt(|tx| {

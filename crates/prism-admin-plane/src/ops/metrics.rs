@@ -50,13 +50,15 @@ impl Op for GetMetrics {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        let window = request.window.as_ref().map(|window| from_duration("window", window)).transpose()?.unwrap_or(DEFAULT_WINDOW);
-        if !(MIN_WINDOW..=MAX_WINDOW).contains(&window) {
-            return Err(Error::invalid("window", format!("must be {} to {} s", MIN_WINDOW.as_secs(), MAX_WINDOW.as_secs())));
-        }
+        let bounds = || Error::invalid("window", format!("must be {} to {} s", MIN_WINDOW.as_secs(), MAX_WINDOW.as_secs()));
+        let window = request.window.as_ref().map_or(Ok(DEFAULT_WINDOW), |window| from_duration("window", window));
+        let window = window.and_then(|window| {
+            if (MIN_WINDOW..=MAX_WINDOW).contains(&window) { Ok(window) } else { Err(bounds()) }
+        });
+        convert::all_of([convert::namespace_filter(request.namespace.as_deref()), convert::outcome(&window)])?;
         Ok(Self {
             namespace: request.namespace,
-            window,
+            window: window?,
             started_at: services.started_at,
             node: services.node.node_id().clone(),
             figures: NodeFigures::default(),
@@ -102,8 +104,8 @@ impl Op for GetMetrics {
                 node_id: self.node.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 started_at: Some(timestamp(self.started_at)),
-                resident_bytes: self.process.resident_bytes,
-                cpu_percent: self.process.cpu_percent,
+                resident_bytes: if sees_all { self.process.resident_bytes } else { 0 },
+                cpu_percent: if sees_all { self.process.cpu_percent } else { 0.0 },
             }),
         }))
     }

@@ -154,7 +154,7 @@ impl Op for CreateNamespace {
 
 fn describe<R>(done: Done<R>, row: &NamespaceRow) -> Done<R> {
     let quota = row.namespace.quota;
-    done.detail("status", format!("{:?}", row.namespace.status))
+    done.detail("status", row.namespace.status.name())
         .detail("max_sessions", quota.max_sessions)
         .detail("max_storage_bytes", quota.max_storage_bytes)
         .detail("max_rps", quota.max_rps)

@@ -51,9 +51,14 @@ impl Op for ListSessions {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        let status = request.status.map(convert::session_status).transpose()?.flatten();
-        let filter = format!("sessions\n{:?}\n{status:?}", request.namespace);
-        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref())?;
+        // 0 = unspecified = any.
+        let wanted = request.status.filter(|number| *number != 0);
+        let status = wanted.map(convert::session_status).transpose().map(Option::flatten);
+        let filter = format!("sessions\n{:?}\n{wanted:?}", request.namespace);
+        let page = Page::parse(&filter, request.page_size, request.page_token.as_deref());
+        let namespace = convert::namespace_filter(request.namespace.as_deref());
+        convert::all_of([namespace, convert::outcome(&status), convert::outcome(&page)])?;
+        let (status, page) = (status?, page?);
         Ok(Self { namespace: request.namespace, status, page, policy: services.store.policy().clone() })
     }
 
@@ -133,9 +138,9 @@ impl Op for TerminateSession {
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        let id = parse_id(&request.session_id)?;
-        convert::text("reason", &request.reason, MAX_TEXT_BYTES)?;
-        Ok(Self { id, force: request.force, reason: request.reason })
+        let id = parse_id(&request.session_id);
+        convert::all_of([convert::outcome(&id), convert::text("reason", &request.reason, MAX_TEXT_BYTES)])?;
+        Ok(Self { id: id?, force: request.force, reason: request.reason })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {

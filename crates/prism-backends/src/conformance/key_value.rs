@@ -10,7 +10,7 @@ use prism_core::config::AccessPattern;
 use prism_core::storage::StorageMeter;
 
 use super::Subject;
-use crate::driver::{KeyValue, PutEntry, Route};
+use crate::driver::{ENTRY_OVERHEAD, KeyValue, PutEntry, Route, entry_bytes};
 
 /// Keys that tempt a driver to compare by anything but bytes.
 pub(super) const AWKWARD_KEYS: &[&str] = &[
@@ -96,7 +96,7 @@ async fn reads_what_was_written(subject: &Subject) {
         let read = store.get("k").await.unwrap().unwrap();
         assert_eq!((&read.value[..], read.version, read.expires_at), (written, version, None));
     }
-    assert_eq!(meter.used(), 1 + (4 << 20));
+    assert_eq!(meter.used(), entry_bytes(1, 4 << 20));
     assert!(store.delete("k", None).await.unwrap());
     assert_eq!(store.get("k").await.unwrap(), None);
     assert_eq!(meter.used(), 0);
@@ -128,7 +128,7 @@ async fn checks_versions(subject: &Subject) {
         assert_eq!(store.delete("k", Some(wrong)).await.unwrap_err().reason(), "VERSION_MISMATCH");
     }
     assert_eq!(store.get("k").await.unwrap().unwrap().version, second);
-    assert_eq!(meter.used(), 2, "what was refused is not charged");
+    assert_eq!(meter.used(), entry_bytes(1, 1), "what was refused is not charged");
     assert!(store.delete("k", Some(second)).await.unwrap());
     assert!(!store.delete("k", Some(0)).await.unwrap(), "absent, as wanted");
     assert_eq!(store.delete("k", Some(second)).await.unwrap_err().reason(), "VERSION_MISMATCH");
@@ -173,13 +173,13 @@ async fn writes_batches_all_or_none(subject: &Subject) {
     let read: Vec<_> = read.iter().map(|entry| entry.as_ref().map(|entry| (&entry.value[..], entry.version))).collect();
     let (a, b) = ((&b"33"[..], versions[2]), (&b"2"[..], versions[1]));
     assert_eq!(read, [Some(b), Some(a), None, Some(a)]);
-    assert_eq!(meter.used(), 5);
+    assert_eq!(meter.used(), entry_bytes(1, 2) + entry_bytes(1, 1));
 
     let wrong = PutEntry { if_version: Some(0), ..entry("b", "x") };
     let refused = store.put_many(vec![entry("a", "x"), wrong, entry("c", "x")]).await.unwrap_err();
     assert_eq!(refused.reason(), "VERSION_MISMATCH");
     assert_eq!((value(&store, "a").await.unwrap(), value(&store, "c").await), (Bytes::from_static(b"33"), None));
-    assert_eq!(meter.used(), 5);
+    assert_eq!(meter.used(), entry_bytes(1, 2) + entry_bytes(1, 1));
 
     // The second entry of a key sees the first.
     let twice = |wanted| vec![entry("d", "1"), PutEntry { if_version: Some(wanted), ..entry("d", "2") }];
@@ -295,7 +295,7 @@ async fn keeps_namespaces_apart(subject: &Subject) {
 async fn keeps_to_the_quota(subject: &Subject) {
     let (store, meter) = open(subject, "kv-quota").await;
     meter.set_limit(1000);
-    store.put(entry("a", [0; 599])).await.unwrap();
+    store.put(entry("a", [0; 599 - ENTRY_OVERHEAD])).await.unwrap();
     let refused = store.put(entry("b", [0; 400])).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::ResourceExhausted);
     let quota = refused.quota_violation().unwrap();
@@ -303,32 +303,32 @@ async fn keeps_to_the_quota(subject: &Subject) {
     assert_eq!((value(&store, "b").await, meter.used()), (None, 600));
     let refused = store.put_many(vec![entry("c", "1"), entry("d", [0; 400])]).await.unwrap_err();
     assert_eq!((refused.kind(), value(&store, "c").await), (Kind::ResourceExhausted, None));
-    store.put(entry("a", [0; 999])).await.unwrap();
+    store.put(entry("a", [0; 999 - ENTRY_OVERHEAD])).await.unwrap();
     assert_eq!(meter.used(), 1000, "an overwrite is charged the difference");
-    store.put(entry("a", [0; 99])).await.unwrap();
+    store.put(entry("a", [0; 99 - ENTRY_OVERHEAD])).await.unwrap();
     assert_eq!(meter.used(), 100);
-    store.put(entry("b", [0; 899])).await.unwrap();
+    store.put(entry("b", [0; 899 - ENTRY_OVERHEAD])).await.unwrap();
     store.delete("a", None).await.unwrap();
-    store.put(entry("c", [0; 99])).await.unwrap();
+    store.put(entry("c", [0; 99 - ENTRY_OVERHEAD])).await.unwrap();
     assert_eq!(meter.used(), 1000);
     // Over its limit a namespace may still shrink.
     meter.set_limit(10);
     store.put(entry("b", "")).await.unwrap();
     assert!(store.delete("c", None).await.unwrap());
-    assert_eq!(meter.used(), 1);
+    assert_eq!(meter.used(), entry_bytes(1, 0));
 }
 
 async fn gives_expired_room_back(subject: &Subject) {
     let (store, meter) = open(subject, "kv-room").await;
-    meter.set_limit(1000);
+    meter.set_limit(100 * entry_bytes(2, 8));
     let soon = Some(subject.clock.now() + Duration::from_secs(1));
     let many = (0..90).map(|n| PutEntry { expires_at: soon, ..entry(&format!("{n:02}"), [0; 8]) }).collect();
     store.put_many(many).await.unwrap();
-    assert_eq!(meter.used(), 900);
+    assert_eq!(meter.used(), 90 * entry_bytes(2, 8));
     subject.pass(Duration::from_secs(1)).await;
-    store.put(entry("large", [0; 990])).await.unwrap();
+    store.put(entry("large", [0; 7000])).await.unwrap();
     assert_eq!(keys(&store, "").await, ["large"]);
-    assert!(meter.used() <= 1000);
+    assert_eq!(meter.used(), entry_bytes(5, 7000));
 }
 
 async fn refuses_handles_of_a_removed_namespace(subject: &Subject) {

@@ -208,6 +208,13 @@ async fn a_rehearsal_keeps_nothing(transact: &dyn Transact, reader: &dyn Reader)
     let many = vec![told[0].clone(); 256];
     let refused = transact.rehearse("t-1", &many, &insert).await.unwrap_err();
     assert_eq!(refused.reason(), "TRANSACTION_TOO_LARGE");
+    let large = message("box", &[7; 3 << 20]);
+    let told = rehearsed(transact, "t-large", std::slice::from_ref(&large)).await;
+    let refused = transact.rehearse("t-large", &told, &large).await.unwrap_err();
+    assert_eq!(refused.reason(), "TRANSACTION_TOO_LARGE", "bytes count over all writes");
+    let twice = vec![told[0].clone(); 2];
+    let refused = transact.commit("t-large", twice, TransactOptions::default()).await.unwrap_err();
+    assert_eq!(refused.reason(), "TRANSACTION_TOO_LARGE");
 }
 
 /// The writes with the outcomes that their rehearsal gives.

@@ -69,6 +69,14 @@ pub trait KeyValue: Send + Sync + 'static {
 /// Most bytes of values that one `get_many` returns.
 pub const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
 
+/// What an entry is charged beside its key and value, in bytes: small ones cost too.
+pub const ENTRY_OVERHEAD: usize = 64;
+
+/// What an entry of `key` and `value` bytes is charged against the namespace's quota.
+pub fn entry_bytes(key: usize, value: usize) -> i64 {
+    (key + value + ENTRY_OVERHEAD) as i64
+}
+
 /// RESOURCE_EXHAUSTED `BATCH_TOO_LARGE`: the values asked for together pass [`MAX_BATCH_BYTES`].
 pub fn batch_too_large() -> Error {
     let bound = MAX_BATCH_BYTES / (1024 * 1024);

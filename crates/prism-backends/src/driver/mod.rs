@@ -16,7 +16,9 @@ use prism_core::control::Health;
 use prism_core::storage::StorageMeter;
 use prism_core::{Error, InstanceName, NamespaceName, Result};
 
-pub use key_value::{Entry, KeyPage, KeyValue, MAX_BATCH_BYTES, PutEntry, batch_too_large, version_mismatch};
+pub use key_value::{
+    ENTRY_OVERHEAD, Entry, KeyPage, KeyValue, MAX_BATCH_BYTES, PutEntry, batch_too_large, entry_bytes, version_mismatch,
+};
 pub use pub_sub::{Event, PubSub, PubSubSubscription, topic_matches, validate_topic, validate_topic_pattern};
 pub use queue::{
     ConsumerId, Delivery, PartitionInfo, Publication, Published, Queue, QueueSubscription, StartPosition,

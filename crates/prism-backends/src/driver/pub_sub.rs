@@ -35,10 +35,20 @@ pub struct PubSubSubscription {
 #[async_trait]
 pub trait PubSub: Send + Sync + 'static {
     /// Publishes to everyone who listens now, and to one member of each queue group; returns the event's id and time.
-    async fn publish(&self, topic: &str, payload: Bytes, metadata: BTreeMap<String, String>) -> Result<(String, UnixMillis)>;
+    async fn publish(
+        &self,
+        topic: &str,
+        payload: Bytes,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<(String, UnixMillis)>;
 
     /// Subscribes `session` to `pattern`; live when this returns.
-    async fn subscribe(&self, session: SessionId, pattern: &str, queue_group: Option<&str>) -> Result<PubSubSubscription>;
+    async fn subscribe(
+        &self,
+        session: SessionId,
+        pattern: &str,
+        queue_group: Option<&str>,
+    ) -> Result<PubSubSubscription>;
 
     /// Ends `session`'s subscriptions to `pattern`, or the one with this id; `false` when there was none.
     async fn unsubscribe(&self, session: SessionId, pattern: &str, subscription_id: Option<&str>) -> Result<bool>;

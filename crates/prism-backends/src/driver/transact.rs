@@ -141,7 +141,12 @@ pub trait Transact: Send + Sync + 'static {
 
     /// Commits `writes` in order, all or none; ABORTED `TRANSACTION_CONFLICT` when an outcome is no longer the one that
     /// was rehearsed.
-    async fn commit(&self, transaction_id: &str, writes: Vec<(WriteSet, WriteOutcome)>, options: TransactOptions) -> Result<()>;
+    async fn commit(
+        &self,
+        transaction_id: &str,
+        writes: Vec<(WriteSet, WriteOutcome)>,
+        options: TransactOptions,
+    ) -> Result<()>;
 
     /// Reads a mailbox after `since` (exclusive), at most `limit` entries.
     async fn read_mailbox(&self, mailbox_id: &str, since: i64, limit: usize) -> Result<Vec<MailboxEntry>>;

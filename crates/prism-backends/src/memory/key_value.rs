@@ -10,7 +10,8 @@ use prism_core::storage::StorageMeter;
 use prism_core::{Clock, Error, NamespaceName, Result, UnixMillis};
 
 use crate::driver::{
-    Entry, KeyPage, KeyValue, MAX_BATCH_BYTES, PutEntry, batch_too_large, namespace_removed, version_mismatch,
+    Entry, KeyPage, KeyValue, MAX_BATCH_BYTES, PutEntry, batch_too_large, entry_bytes, namespace_removed,
+    version_mismatch,
 };
 
 /// Expired entries that a write removes besides its own work: more than it can make, so that they cannot pile up.
@@ -38,7 +39,7 @@ struct Index {
     expiry: BTreeSet<(UnixMillis, Arc<str>)>,
     /// The version given last.
     version: u64,
-    /// Bytes of keys and values.
+    /// Bytes charged for all entries.
     bytes: i64,
 }
 
@@ -47,7 +48,7 @@ fn lives(entry: &Entry, clock: &Clock) -> bool {
 }
 
 fn size(key: &str, value: &Bytes) -> i64 {
-    (key.len() + value.len()) as i64
+    entry_bytes(key.len(), value.len())
 }
 
 impl MemoryKeyValue {
@@ -55,7 +56,7 @@ impl MemoryKeyValue {
         Self { clock, meter, entries: DashMap::new(), index: RwLock::default(), closed: AtomicBool::new(false) }
     }
 
-    /// Bytes of keys and values.
+    /// Bytes charged for all entries.
     pub(super) fn stored(&self) -> i64 {
         self.index.read().unwrap_or_else(PoisonError::into_inner).bytes
     }

@@ -18,8 +18,13 @@ use crate::driver::{Event, PubSub, PubSubSubscription, namespace_removed, topic_
 
 /// Most events that wait for one subscriber.
 const MAX_WAITING_EVENTS: usize = 1024;
-/// Most bytes that wait for one subscriber: large events must not fill the memory. One event always fits.
-const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes that wait for one subscriber: large events must not fill the memory. One event fits whatever its size.
+const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
+/// Most bytes that wait for all subscribers of a namespace; an event counts once, however many wait for it.
+const MAX_NAMESPACE_BYTES: usize = 64 * 1024 * 1024;
+/// A subscriber may have this part of the bytes that are left of a namespace's: those who do not keep up leave some for those
+/// who do, whatever their number.
+const SHARE_OF_THE_REST: usize = 4;
 /// What an event takes besides its texts and payload, roughly.
 const EVENT_OVERHEAD: usize = 256;
 /// A subscriber that loses events is mentioned in the log at most this often.
@@ -34,6 +39,8 @@ pub(super) struct MemoryPubSub {
 #[derive(Default)]
 struct Hub {
     subscribers: RwLock<Subscribers>,
+    /// Bytes of the events that wait for anybody.
+    waiting_bytes: Arc<AtomicUsize>,
     closed: AtomicBool,
 }
 
@@ -52,7 +59,7 @@ struct Subscriber {
     session: SessionId,
     pattern: String,
     group: Option<String>,
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<Arc<Waiting>>,
     waiting_bytes: Arc<AtomicUsize>,
     /// Events lost since the last warning.
     lost: AtomicU64,
@@ -65,21 +72,41 @@ fn is_wild(pattern: &str) -> bool {
     pattern.split('.').any(|part| matches!(part, "*" | ">"))
 }
 
-fn size(event: &Event) -> usize {
-    let metadata: usize = event.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
-    event.payload.len() + event.topic.len() + metadata + EVENT_OVERHEAD
+/// An event on its way. All who wait for it share it; it gives its room back with the last of them.
+struct Waiting {
+    event: Event,
+    bytes: usize,
+    /// What the namespace has left with this one in it; `None` = it does not fit.
+    left: Option<usize>,
+    in_all: Arc<AtomicUsize>,
+}
+
+impl Waiting {
+    fn new(event: Event, in_all: &Arc<AtomicUsize>) -> Arc<Self> {
+        let metadata: usize = event.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let bytes = event.payload.len() + event.topic.len() + metadata + EVENT_OVERHEAD;
+        let before = in_all.fetch_add(bytes, Ordering::Relaxed);
+        let left = MAX_NAMESPACE_BYTES.checked_sub(before + bytes);
+        Arc::new(Self { event, bytes, left, in_all: Arc::clone(in_all) })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.in_all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Subscriber {
     /// Hands the event over unless too much waits already.
-    fn offer(&self, event: &Event) -> bool {
-        let size = size(event);
-        let before = self.waiting_bytes.fetch_add(size, Ordering::Relaxed);
-        let fits = before == 0 || before + size <= MAX_WAITING_BYTES;
-        if fits && self.sender.try_send(event.clone()).is_ok() {
+    fn offer(&self, event: &Arc<Waiting>) -> bool {
+        let Some(left) = event.left else { return false };
+        let before = self.waiting_bytes.fetch_add(event.bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + event.bytes <= MAX_WAITING_BYTES.min(left / SHARE_OF_THE_REST);
+        if fits && self.sender.try_send(Arc::clone(event)).is_ok() {
             return true;
         }
-        self.waiting_bytes.fetch_sub(size, Ordering::Relaxed);
+        self.waiting_bytes.fetch_sub(event.bytes, Ordering::Relaxed);
         false
     }
 
@@ -137,13 +164,14 @@ impl Subscribers {
         exact.iter().chain(self.wild.iter().filter(move |subscriber| topic_matches(&subscriber.pattern, topic)))
     }
 
-    fn publish(&self, event: &Event) {
+    fn publish(&self, event: &Arc<Waiting>) {
+        let (topic, now) = (&event.event.topic, event.event.timestamp);
         let mut groups: BTreeMap<&str, Vec<&Arc<Subscriber>>> = BTreeMap::new();
-        for subscriber in self.matching(&event.topic) {
+        for subscriber in self.matching(topic) {
             match &subscriber.group {
                 Some(group) => groups.entry(group).or_default().push(subscriber),
                 None if subscriber.offer(event) => {}
-                None => subscriber.count_lost(event.timestamp),
+                None => subscriber.count_lost(now),
             }
         }
         for (group, members) in groups {
@@ -154,7 +182,7 @@ impl Subscribers {
             if !in_turn.any(|member| member.offer(event))
                 && let Some(member) = members.get(first)
             {
-                member.count_lost(event.timestamp);
+                member.count_lost(now);
             }
         }
     }
@@ -168,7 +196,7 @@ impl Hub {
 
 /// The receiving end; it leaves the hub when it is dropped.
 struct Events {
-    receiver: mpsc::Receiver<Event>,
+    receiver: mpsc::Receiver<Arc<Waiting>>,
     waiting_bytes: Arc<AtomicUsize>,
     hub: Arc<Hub>,
     id: String,
@@ -179,11 +207,11 @@ impl Stream for Events {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        let received = self.receiver.poll_recv(context);
-        if let Poll::Ready(Some(event)) = &received {
-            self.waiting_bytes.fetch_sub(size(event), Ordering::Relaxed);
-        }
-        received
+        self.receiver.poll_recv(context).map(|received| {
+            let waiting = received?;
+            self.waiting_bytes.fetch_sub(waiting.bytes, Ordering::Relaxed);
+            Some(waiting.event.clone())
+        })
     }
 }
 
@@ -226,8 +254,9 @@ impl PubSub for MemoryPubSub {
         if self.hub.closed.load(Ordering::SeqCst) {
             return Err(namespace_removed());
         }
-        subscribers.publish(&event);
-        Ok((event.event_id, event.timestamp))
+        let (id, now) = (event.event_id.clone(), event.timestamp);
+        subscribers.publish(&Waiting::new(event, &self.hub.waiting_bytes));
+        Ok((id, now))
     }
 
     async fn subscribe(
@@ -295,6 +324,36 @@ mod tests {
             kept += 1;
         }
         assert_eq!(kept, 2);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_for_the_namespace_and_leaves_room_for_who_keeps_up() {
+        let events = MemoryPubSub::new(Clock::system());
+        let waiting = || events.hub.waiting_bytes.load(Ordering::Relaxed);
+        let mut slow = Vec::new();
+        for n in 0..200 {
+            let topic = format!("slow.{n}");
+            slow.push(events.subscribe(SessionId::generate(), &topic, None).await.unwrap());
+            for _ in 0..20 {
+                events.publish(&topic, Bytes::from(vec![0; 512 * 1024]), BTreeMap::new()).await.unwrap();
+            }
+        }
+        assert!((MAX_NAMESPACE_BYTES / 2..=MAX_NAMESPACE_BYTES).contains(&waiting()), "{}", waiting());
+        drop(slow.split_off(100));
+        let mut keeps_up = events.subscribe(SessionId::generate(), "t", None).await.unwrap();
+        for _ in 0..100 {
+            publish(&events, 64 * 1024).await;
+            keeps_up.events.next().await.unwrap();
+        }
+        drop(slow);
+        assert_eq!(waiting(), 0);
+        let many =
+            futures::future::join_all((0..100).map(|_| events.subscribe(SessionId::generate(), "t", None))).await;
+        publish(&events, 4 << 20).await;
+        assert!(waiting() < 5 << 20, "one event counts once");
+        for subscription in many {
+            subscription.unwrap().events.next().await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use prism_core::storage::{Charge, StorageMeter};
 use prism_core::{Clock, Error, NamespaceName, Result};
@@ -19,6 +20,11 @@ const USAGE: &str = "
     INSERT INTO _prism_usage VALUES (0);
 ";
 
+/// Most scans that run at the same time; more wait. Reads of single messages and keys never wait for them.
+const MAX_SCANS: usize = 2;
+/// How long closing waits for the write that runs.
+const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const REMOVED: u8 = 2;
@@ -29,6 +35,8 @@ pub(crate) struct Space {
     pub(crate) namespace: NamespaceName,
     pub(crate) clock: Clock,
     database: Database<Growth>,
+    /// A pool of their own for queries that a client wrote, which may take long.
+    scans: prism_sqlite::Readers,
     state: Arc<AtomicU8>,
 }
 
@@ -69,7 +77,8 @@ impl Space {
         let name = format!("data:{namespace}");
         let growth = |_: &Connection| Ok(Growth { meter, bytes: 0, charges: Vec::new() });
         let database = Database::open(path, &name, MIGRATIONS, growth)?;
-        Ok(Self { namespace, clock, database, state: Arc::new(AtomicU8::new(OPEN)) })
+        let scans = prism_sqlite::Readers::new(path.to_owned(), MAX_SCANS);
+        Ok(Self { namespace, clock, database, scans, state: Arc::new(AtomicU8::new(OPEN)) })
     }
 
     /// Runs `work` in the next group commit. It returns its result and by how many bytes the stored data grew (negative:
@@ -95,22 +104,36 @@ impl Space {
             .await
     }
 
-    /// Readers that see every answered write.
+    /// Readers that see every answered write, for what is quick.
     pub(crate) fn readers(&self) -> Readers<'_> {
-        Readers(self)
+        Readers { space: self, pool: &self.database.readers }
+    }
+
+    /// Readers for what may take long.
+    pub(crate) fn scans(&self) -> Readers<'_> {
+        Readers { space: self, pool: &self.scans }
     }
 
     /// Refuses reads and writes from now on, and returns when the write that runs is done. `removed`: the namespace's data
     /// is about to be removed, otherwise the backend is shutting down.
-    pub(crate) async fn close(&self, removed: bool) {
+    ///
+    /// UNAVAILABLE `NAMESPACE_BUSY` when that write takes longer than 10 s; the refusals stand.
+    pub(crate) async fn close(&self, removed: bool) -> Result<()> {
         self.state.fetch_max(if removed { REMOVED } else { CLOSED }, Ordering::SeqCst);
         // A barrier: its answer comes after the batch before it. It fails only when the writer is gone, which is as good.
-        let _ = self.database.writer.run(|_, _| Ok(())).await;
+        let barrier = self.database.writer.run(|_, _| Ok(()));
+        match tokio::time::timeout(CLOSES_WITHIN, barrier).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::unavailable("NAMESPACE_BUSY", "a write of the namespace takes too long; try again")),
+        }
     }
 }
 
-/// The readers of a space, for as long as it is open.
-pub(crate) struct Readers<'a>(&'a Space);
+/// Readers of a space, for as long as it is open.
+pub(crate) struct Readers<'a> {
+    space: &'a Space,
+    pool: &'a prism_sqlite::Readers,
+}
 
 impl Readers<'_> {
     /// Runs `read` on a read-only connection off the async threads. It sees every write that was answered before the call.
@@ -118,10 +141,8 @@ impl Readers<'_> {
         &self,
         read: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let state = Arc::clone(&self.0.state);
-        self.0
-            .database
-            .readers
+        let state = Arc::clone(&self.space.state);
+        self.pool
             .run(move |connection| {
                 // Asked after the connection was opened: once a namespace is removed, its path may belong to a new one.
                 admit(&state)?;
@@ -132,17 +153,17 @@ impl Readers<'_> {
 
     /// Connections in use.
     pub(crate) fn active(&self) -> usize {
-        self.0.database.readers.active()
+        self.pool.active()
     }
 
     /// Connections open and unused.
     pub(crate) fn idle(&self) -> usize {
-        self.0.database.readers.idle()
+        self.pool.idle()
     }
 
     /// Connections allowed.
     pub(crate) fn capacity(&self) -> usize {
-        self.0.database.readers.capacity()
+        self.pool.capacity()
     }
 }
 

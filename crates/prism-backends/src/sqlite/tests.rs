@@ -6,7 +6,7 @@ use prism_core::{Kind, UnixMillis};
 use super::*;
 use crate::conformance::Subject;
 use crate::conformance::key_value::{entry, open};
-use crate::driver::PutEntry;
+use crate::driver::{PutEntry, entry_bytes};
 
 fn clock() -> Clock {
     Clock::manual(UnixMillis(1_700_000_000_000))
@@ -38,13 +38,13 @@ async fn what_was_answered_survives_a_restart() {
         // Dropped without `close`, as a crash would.
     };
     let subject = subject(folder.path()).await;
-    assert_eq!(subject.backend.stored().await.unwrap(), [(namespace("orders"), 6)]);
+    assert_eq!(subject.backend.stored().await.unwrap(), [(namespace("orders"), entry_bytes(1, 5))]);
     let (store, meter) = open(&subject, "orders").await;
     let read = store.get("k").await.unwrap().unwrap();
     assert_eq!((&read.value[..], read.version), (&b"value"[..], version));
     assert!(store.put(entry("gone", "y")).await.unwrap() > version, "versions go on");
-    assert_eq!(meter.used(), 5);
-    assert_eq!(subject.backend.stored().await.unwrap(), [(namespace("orders"), 11)]);
+    assert_eq!(meter.used(), entry_bytes(4, 1));
+    assert_eq!(subject.backend.stored().await.unwrap(), [(namespace("orders"), entry_bytes(1, 5) + entry_bytes(4, 1))]);
     subject.backend.close().await;
     assert_eq!(store.get("k").await.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(store.put(entry("k", "")).await.unwrap_err().kind(), Kind::Unavailable);
@@ -61,7 +61,7 @@ async fn what_has_expired_gives_its_room_back_by_itself() {
     let many = (0..1200).map(|n| PutEntry { expires_at: soon, ..entry(&format!("{n:04}"), "x") }).collect();
     store.put_many(many).await.unwrap();
     backend.sweep().await;
-    assert_eq!(meter.used(), 6000);
+    assert_eq!(meter.used(), 1200 * entry_bytes(4, 1));
     subject.pass(Duration::from_secs(1)).await;
     backend.sweep().await;
     assert_eq!(meter.used(), 0);
@@ -87,7 +87,7 @@ async fn a_removed_namespace_leaves_no_files() {
     assert_eq!(new.get("k").await.unwrap().unwrap().value, "new");
     new.put(entry("k", "newer")).await.unwrap();
     subject.backend.close().await;
-    assert_eq!(usage(&folder.path().join("orders.db")).unwrap(), 6);
+    assert_eq!(usage(&folder.path().join("orders.db")).unwrap(), entry_bytes(1, 5));
 }
 
 #[tokio::test]
@@ -134,6 +134,39 @@ async fn a_cancelled_opening_or_removal_leaves_one_space_for_each_namespace() {
     }
 }
 
+#[tokio::test]
+async fn a_stuck_write_does_not_hold_up_removal_or_shutdown() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let backend = backend(folder.path(), &clock).await;
+    let orders = namespace("orders");
+    let space = backend.space(&orders, &StorageMeter::new(orders.clone())).await.unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let stuck = tokio::spawn(async move {
+        let work = move |_: &_| {
+            let _ = begun.send(());
+            let _ = released.recv();
+            Ok(((), 0))
+        };
+        space.write(work).await
+    });
+    has_begun.await.unwrap();
+    tokio::time::pause();
+    let refused = backend.remove_namespace(&orders).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.reason()), (Kind::Unavailable, "NAMESPACE_BUSY"));
+    assert!(backend.path(&orders).exists());
+    let space = backend.space(&orders, &StorageMeter::new(orders.clone())).await.unwrap();
+    assert_eq!(space.readers().run(|_| Ok(())).await.unwrap_err().reason(), "NAMESPACE_REMOVED");
+    drop(space);
+    backend.close().await;
+    tokio::time::resume();
+    release.send(()).unwrap();
+    stuck.await.unwrap().unwrap();
+    backend.remove_namespace(&orders).await.unwrap();
+    assert!(!backend.path(&orders).exists());
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn the_folder_is_closed_to_others() {
@@ -174,7 +207,7 @@ async fn a_broken_file_does_not_hide_the_others() {
     std::fs::write(folder.path().join("Not A Namespace.db"), []).unwrap();
     let mut stored = subject.backend.stored().await.unwrap();
     stored.sort();
-    assert_eq!(stored, [(namespace("empty"), 0), (namespace("good"), 2)]);
+    assert_eq!(stored, [(namespace("empty"), 0), (namespace("good"), entry_bytes(1, 1))]);
 }
 
 const ITEMS: &str = "CREATE TABLE IF NOT EXISTS items (id TEXT PRIMARY KEY, name TEXT)";

@@ -31,9 +31,9 @@ pub enum Command {
     Tail(Tail),
     /// Check that the log is one unbroken chain from its first entry on
     ///
-    /// Reads the live server, with --data-dir also one that is stopped, or with --file an export. Exit
-    /// code 11 and the sequence at the first break. A chain alone cannot show that its end was cut off: keep the printed witness somewhere
-    /// else, and give it to the next check.
+    /// Reads the live server, with --data-dir also one that is stopped, or with --file an export. Exit code 11 and the
+    /// sequence at the first break. A chain alone cannot show that its end was cut off: keep the printed witness
+    /// somewhere else, and give it to the next check.
     Verify(Verify),
     /// Print the whole log, oldest first, one entry in proto3 JSON per line
     Export,
@@ -197,7 +197,7 @@ impl Verify {
         match (&self.file, folder.map(stopped::database).transpose()?.flatten()) {
             (Some(path), _) => check_file(path, &mut verifier)?,
             (None, Some(database)) => stopped::check(&database, &mut verifier)?,
-            (None, None) => check_live(&console.client().await?, &mut verifier).await?,
+            (None, None) => check_live(&Self::live(console).await?, &mut verifier).await?,
         }
         let (count, head) = verifier.finish().map_err(|broken| is_broken(broken.to_string()))?;
         let head = hex::encode(head);
@@ -208,6 +208,13 @@ impl Verify {
                 .field("head", &head)
                 .field("witness", if count == 0 { "-".to_owned() } else { format!("{count}:{head}") })
                 .render("")
+        })
+    }
+
+    async fn live(console: &Console) -> Result<Client> {
+        console.client().await.map_err(|failure| match failure.exit() {
+            Exit::Unreachable => failure.hint("the log of a stopped server is checked with --data-dir DIR"),
+            _ => failure,
         })
     }
 }

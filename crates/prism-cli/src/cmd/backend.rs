@@ -40,7 +40,7 @@ impl Command {
             Self::List(paging) => {
                 let answer = pages::fetch(&client, ListBackendsRequest::default(), paging).await?;
                 note_rest(answer.backends.len(), answer.next_page_token.as_deref(), answer.total_count);
-                console.printer.message(&answer, |answer| table(&answer.backends))
+                console.printer.listing(&answer, "backends", |answer| table(&answer.backends))
             }
             Self::Status { backend_type } => {
                 let request = GetBackendStatusRequest { backend_type: backend_type.to_lowercase() };

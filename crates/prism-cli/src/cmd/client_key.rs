@@ -28,6 +28,7 @@ pub enum Command {
     },
     /// Revoke a key
     Revoke {
+        /// Id as `client-key list` shows it
         #[arg(value_name = "KEY_ID")]
         id: String,
     },
@@ -96,7 +97,7 @@ async fn list(console: &Console, scope: Scope, paging: Paging) -> Result<()> {
     let request = ListClientKeysRequest { namespace: scope.namespace, ..ListClientKeysRequest::default() };
     let answer = pages::fetch(&client, request, paging).await?;
     note_rest(answer.client_keys.len(), Some(&answer.next_page_token), answer.total_count);
-    console.printer.message(&answer, |answer| table(&answer.client_keys))
+    console.printer.listing(&answer, "clientKeys", |answer| table(&answer.client_keys))
 }
 
 async fn revoke(console: &Console, key_id: String) -> Result<()> {
@@ -115,7 +116,7 @@ fn table(keys: &[ClientKey]) -> String {
             key.name.clone(),
             key.namespace.clone(),
             key.permissions.join(","),
-            if key.revoked { "revoked" } else { "valid" }.to_owned(),
+            text::key_state(key.revoked, key.expires_at.as_ref()).to_owned(),
             text::time(key.created_at.as_ref()),
             text::time(key.expires_at.as_ref()),
             text::time(key.last_used_at.as_ref()),

@@ -37,6 +37,7 @@ pub enum Command {
     },
     /// Show a configuration; `-o yaml` prints what `config update -f` reads
     Get {
+        /// Name of the configuration
         name: String,
         /// Newest revision with this version string [default: the current revision]
         #[arg(long = "version", value_name = "VERSION", conflicts_with = "revision")]
@@ -69,6 +70,7 @@ pub enum Command {
     },
     /// Delete a configuration; running sessions stay, new ones do not start
     Delete {
+        /// Name of the configuration
         name: String,
         /// Delete it only if this is still its tag
         #[arg(long)]
@@ -161,7 +163,7 @@ async fn list(console: &Console, scope: Scope, pattern: Option<AccessPattern>, p
     };
     let answer = pages::fetch(&client, request, paging).await?;
     note_rest(answer.configs.len(), answer.next_page_token.as_deref(), answer.total_count);
-    console.printer.message(&answer, |answer| table(&answer.configs))
+    console.printer.listing(&answer, "configs", |answer| table(&answer.configs))
 }
 
 async fn get(console: &Console, request: GetConfigRequest) -> Result<()> {

@@ -20,16 +20,23 @@ pub enum Command {
     /// List the contexts
     List,
     /// Use a context from now on, where no server's data directory is at hand
-    Use { name: String },
+    Use {
+        /// Name of the context
+        name: String,
+    },
     /// Make or change a context from --endpoint, --ca, --token-file, --user or --data-dir
     Set(Set),
     /// Remove a context
-    Remove { name: String },
+    Remove {
+        /// Name of the context
+        name: String,
+    },
 }
 
 /// `context set`.
 #[derive(Args, Debug)]
 pub struct Set {
+    /// Name of the context
     #[arg(value_parser = parse_name)]
     name: String,
     /// Keep the token itself in the context, instead of the path of its file

@@ -23,6 +23,7 @@ pub enum Command {
     List(Paging),
     /// Revoke a key
     Revoke {
+        /// Id as `key list` shows it
         #[arg(value_name = "KEY_ID")]
         id: String,
     },
@@ -81,7 +82,7 @@ async fn list(console: &Console, paging: Paging) -> Result<()> {
     let client = console.client().await?;
     let answer = pages::fetch(&client, ListApiKeysRequest::default(), paging).await?;
     note_rest(answer.api_keys.len(), Some(&answer.next_page_token), answer.total_count);
-    console.printer.message(&answer, |answer| table(&answer.api_keys))
+    console.printer.listing(&answer, "apiKeys", |answer| table(&answer.api_keys))
 }
 
 async fn revoke(console: &Console, key_id: String) -> Result<()> {
@@ -101,7 +102,7 @@ fn table(keys: &[ApiKey]) -> String {
             key.roles.join(","),
             key.namespace.clone().unwrap_or_else(|| "all".to_owned()),
             key.user.clone().unwrap_or_else(|| "shared".to_owned()),
-            if key.revoked { "revoked" } else { "valid" }.to_owned(),
+            text::key_state(key.revoked, key.expires_at.as_ref()).to_owned(),
             text::time(key.created_at.as_ref()),
             text::time(key.expires_at.as_ref()),
             text::time(key.last_used_at.as_ref()),

@@ -22,7 +22,10 @@ pub enum Command {
     /// List namespaces
     List(Paging),
     /// Show one namespace
-    Get { name: String },
+    Get {
+        /// Name of the namespace
+        name: String,
+    },
     /// Create a namespace
     Create(Create),
     /// Change description, status or single quotas; what is not given stays
@@ -99,6 +102,7 @@ impl Create {
 #[group(id = "change", required = true, multiple = true,
         args = ["description", "status", "sessions", "rps", "storage"])]
 pub struct Update {
+    /// Name of the namespace
     name: String,
     /// Sentence for people
     #[arg(long, value_name = "TEXT")]
@@ -139,6 +143,7 @@ impl Update {
 /// `namespace delete`.
 #[derive(Args, Debug)]
 pub struct Delete {
+    /// Name of the namespace
     name: String,
     /// Delete its configs and end its sessions too
     #[arg(long)]
@@ -174,7 +179,7 @@ async fn list(console: &Console, paging: Paging) -> Result<()> {
     let client = console.client().await?;
     let answer = pages::fetch(&client, ListNamespacesRequest::default(), paging).await?;
     note_rest(answer.namespaces.len(), answer.next_page_token.as_deref(), answer.total_count);
-    console.printer.message(&answer, |answer| table(&answer.namespaces))
+    console.printer.listing(&answer, "namespaces", |answer| table(&answer.namespaces))
 }
 
 async fn get(console: &Console, name: String) -> Result<()> {

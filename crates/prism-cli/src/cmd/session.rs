@@ -30,6 +30,7 @@ pub enum Command {
     },
     /// Show one session
     Get {
+        /// Id as `session list` shows it
         #[arg(value_name = "SESSION_ID")]
         id: String,
     },
@@ -52,6 +53,7 @@ impl Command {
 /// `session terminate`.
 #[derive(Args, Debug)]
 pub struct Terminate {
+    /// Id as `session list` shows it
     #[arg(value_name = "SESSION_ID")]
     id: String,
     /// Cut streams and running operations; the token is dead at once
@@ -87,7 +89,7 @@ async fn list(console: &Console, scope: Scope, status: Option<SessionStatus>, pa
     };
     let answer = pages::fetch(&client, request, paging).await?;
     note_rest(answer.sessions.len(), answer.next_page_token.as_deref(), answer.total_count);
-    console.printer.message(&answer, |answer| table(&answer.sessions))
+    console.printer.listing(&answer, "sessions", |answer| table(&answer.sessions))
 }
 
 async fn get(console: &Console, session_id: String) -> Result<()> {

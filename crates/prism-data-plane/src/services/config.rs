@@ -19,7 +19,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::admission::client_identity;
-use crate::call::Context;
+use crate::call::{self, Context};
 use crate::cause;
 use crate::decision::{Act, Leaving};
 use crate::fields::Fields;
@@ -40,7 +40,8 @@ impl ConfigService for Service {
     }
 
     async fn get_config(&self, request: Request<GetConfigRequest>) -> Result<Response<GetConfigResponse>, Status> {
-        self.call(Rpc::GetConfig, request, |namespace, request| async move { self.get(&namespace, &request) }).await
+        self.call(Rpc::GetConfig, request, |namespace, request| async move { self.get(&namespace, &request).await })
+            .await
     }
 
     async fn validate_config(
@@ -69,12 +70,13 @@ impl Service {
         let (metadata, extensions, message) = request.into_parts();
         let context = Context::new(rpc, &metadata, &extensions);
         let fail = |error: &Error| context.status(error);
-        let mut caller = self.caller(rpc, &metadata).await.map_err(|error| fail(&error))?;
+        let caller = self.caller(rpc, &metadata, context.deadline).await;
+        let mut caller = caller.map_err(|error| fail(&error))?;
         let namespace = match &caller {
             Caller::Session(permit) => permit.session().namespace().name().clone(),
             Caller::Key(namespace, _) => namespace.clone(),
         };
-        let outcome = work(namespace, message).await;
+        let outcome = call::within(context.deadline, work(namespace, message)).await;
         match &mut caller {
             Caller::Session(permit) if outcome.is_ok() => permit.succeeded(),
             Caller::Session(_) => {}
@@ -86,7 +88,7 @@ impl Service {
         outcome.map(Response::new).map_err(|error| fail(&error))
     }
 
-    async fn caller(&self, rpc: Rpc, metadata: &MetadataMap) -> Result<Caller> {
+    async fn caller(&self, rpc: Rpc, metadata: &MetadataMap, deadline: Option<Instant>) -> Result<Caller> {
         let started = Instant::now();
         let gate = &self.0.gate;
         if metadata.contains_key(TOKEN_HEADER) {
@@ -94,7 +96,7 @@ impl Service {
         }
         gate.follow();
         let identified = match bearer(metadata) {
-            Some(key) => client_identity(&self.0, key).await,
+            Some(key) => call::within(deadline, client_identity(&self.0, key)).await,
             None => Err(Error::unauthenticated(
                 "CREDENTIAL_REQUIRED",
                 "present a session token in x-session-token, or a client key as authorization: Bearer",
@@ -140,20 +142,28 @@ impl Service {
         Ok(answer)
     }
 
-    fn get(&self, namespace: &NamespaceName, request: &GetConfigRequest) -> Result<GetConfigResponse> {
+    async fn get(&self, namespace: &NamespaceName, request: &GetConfigRequest) -> Result<GetConfigResponse> {
         let mut fields = Fields::new();
         let name = fields.keep(ConfigName::parse("name", &request.name));
         if let Some(version) = &request.version {
             fields.text("version", version, 0, MAX_VERSION_BYTES);
         }
         fields.finish()?;
+        let absent = || Error::not_found(format_args!("config:{}", request.name));
         let version = request.version.as_deref().filter(|version| !version.is_empty());
         let snapshot = self.0.gate.namespaces.snapshot();
-        name.and_then(|name| snapshot.configs.get(&name))
-            .filter(|revision| revision.config.namespace == *namespace)
-            .filter(|revision| version.is_none_or(|version| revision.config.version == version))
-            .map(|revision| GetConfigResponse { config: Some(config_to_proto(&revision.config)) })
-            .ok_or_else(|| Error::not_found(format_args!("config:{}", request.name)))
+        let current =
+            name.as_ref().and_then(|name| snapshot.configs.get(name)).map(|revision| Arc::clone(&revision.config));
+        let current = current.filter(|config| config.namespace == *namespace).ok_or_else(absent)?;
+        let found = match version {
+            // An earlier revision, which only the control plane has.
+            Some(version) if current.version != version => {
+                self.0.control.config_version(&current.name, version).await?
+            }
+            _ => Some(current),
+        };
+        let found = found.filter(|config| config.namespace == *namespace).ok_or_else(absent)?;
+        Ok(GetConfigResponse { config: Some(config_to_proto(&found)) })
     }
 
     async fn validate(

@@ -12,10 +12,11 @@ use prism_proto::session::v1::{
     SessionMetrics, SessionStatus,
 };
 use prism_rpc::convert::{config_to_proto, from_duration, timestamp};
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use crate::admission;
-use crate::call::Context;
+use crate::call::{self, Context};
 use crate::plane::Plane;
 use crate::rpc::Rpc;
 use crate::session::Session;
@@ -33,8 +34,10 @@ impl SessionService for Service {
         let (metadata, extensions, message) = request.into_parts();
         let context = Context::new(Rpc::CreateSession, &metadata, &extensions);
         // A task of its own: an admission that has become durable must reach the map of sessions, even when the client is gone.
-        let task = tokio::spawn(admission::create(Arc::clone(&self.0), message, started));
-        let outcome = task.await.unwrap_or_else(|lost| Err(Error::internal(lost)));
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(admission::create(Arc::clone(&self.0), message, started, answer));
+        let answered = async { answered.await.unwrap_or_else(|lost| Err(Error::internal(lost))) };
+        let outcome = call::within(context.deadline, answered).await;
         outcome.map(Response::new).map_err(|error| context.status(&error))
     }
 
@@ -112,7 +115,7 @@ impl Service {
         }
     }
 
-    async fn refresh(&self, session: &Session, request: &RefreshSessionRequest) -> Result<UnixMillis> {
+    async fn refresh(&self, session: &Arc<Session>, request: &RefreshSessionRequest) -> Result<UnixMillis> {
         let missing = || Error::invalid("extension", "must be more than 0");
         let extension = from_duration("extension", request.extension.as_ref().ok_or_else(missing)?)?;
         if extension == Duration::ZERO {
@@ -123,8 +126,7 @@ impl Service {
         let current = session.expires_at();
         let wanted = (gate.clock.now() + extension).min(latest);
         if wanted > current {
-            self.0.control.extend_session(session.id(), wanted).await?;
-            session.extend(wanted);
+            self.0.extend(session, wanted).await?;
         }
         Ok(session.expires_at())
     }

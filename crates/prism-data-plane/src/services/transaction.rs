@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prism_backends::driver::{Transact, TransactOptions, WriteOutcome, WriteSet};
-use prism_core::limits::MAX_BATCH;
 use prism_core::secret::{self, SecretKind};
 use prism_core::{Error, Kind, Result};
 use prism_proto::transact::v1 as wire;
@@ -21,15 +20,13 @@ use tonic::{Request, Response, Streaming};
 use super::transact::{self, DEFAULT_TIMEOUT};
 use crate::call::{self, Context};
 use crate::fields::Fields;
-use crate::gate::{self, Gate};
+use crate::gate::{self, Gate, Permit};
 use crate::rpc::Rpc;
 use crate::session::Session;
 use crate::stream::{self, Feed, Kind as StreamKind, Outlet, Responses};
 
 /// How long a stream may be open before it begins its transaction.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
-/// Most writes of one transaction.
-const MAX_WRITES: usize = MAX_BATCH;
 /// A transaction may hold this many times the largest message.
 const MAX_MESSAGES: usize = 4;
 
@@ -44,30 +41,68 @@ pub fn start(gate: Arc<Gate>, request: Request<Inbound>) -> Response<Responses<w
     Response::new(responses)
 }
 
-async fn run(gate: Arc<Gate>, metadata: MetadataMap, inbound: Inbound, feed: Feed<wire::TransactionResponse>) {
-    let outcome = tokio::select! {
+async fn run(gate: Arc<Gate>, metadata: MetadataMap, mut inbound: Inbound, mut feed: Feed<wire::TransactionResponse>) {
+    let settled = tokio::select! {
         biased;
         () = feed.client_gone() => return,
         () = call::passed(feed.context().deadline) => Err(call::deadline_exceeded()),
-        outcome = serve(&gate, &metadata, inbound, &feed) => outcome,
+        settled = serve(&gate, &metadata, &mut inbound, &feed) => settled,
+    };
+    let outcome = match settled {
+        Ok(settled) => settled.finish(&mut feed).await,
+        Err(error) => Err(error),
     };
     feed.finish(outcome, false);
+}
+
+/// A transaction whose client has said all that it has to say.
+struct Settled {
+    permit: Permit,
+    end: End,
+}
+
+/// What a transaction comes to.
+enum End {
+    Commit(Box<Open>),
+    RolledBack(&'static str),
+}
+
+impl Settled {
+    /// Commits, or does not, and answers. A commit that has begun is cut by nothing: it counts as running until it is done, and
+    /// who still listens hears how it ended.
+    async fn finish(mut self, feed: &mut Feed<wire::TransactionResponse>) -> Result<()> {
+        let answer = match self.end {
+            End::Commit(mut open) => {
+                open.commit().await?;
+                Answer::Committed(wire::TransactionCommitted { success: true })
+            }
+            End::RolledBack(reason) => Answer::RolledBack(wire::TransactionRolledBack { reason: reason.to_owned() }),
+        };
+        let answer = wire::TransactionResponse { response: Some(answer) };
+        self.permit.session().sent(answer.encoded_len());
+        self.permit.succeeded();
+        // Released before the client can see the end, and whether it ever reads it or not.
+        drop(self.permit);
+        feed.send_last(answer);
+        Ok(())
+    }
 }
 
 async fn serve(
     gate: &Arc<Gate>,
     metadata: &MetadataMap,
-    mut inbound: Inbound,
+    inbound: &mut Inbound,
     feed: &Feed<wire::TransactionResponse>,
-) -> Result<()> {
-    let begin = match tokio::time::timeout(BEGIN_WITHIN, first(&mut inbound, gate.limits.max_message_bytes())).await {
+) -> Result<Settled> {
+    let begin = match tokio::time::timeout(BEGIN_WITHIN, first(inbound, gate.limits.max_message_bytes())).await {
         Ok(Ok(begin)) => begin,
         refused => {
             gate.count_stranger(Rpc::Transaction, Duration::ZERO, false);
-            return refused.unwrap_or_else(|_| Err(call::deadline_exceeded())).map(|_| ());
+            let refused = refused.map_or_else(|_| Some(call::deadline_exceeded()), Result::err);
+            return Err(refused.unwrap_or_else(|| Error::internal("a refusal was lost")));
         }
     };
-    let mut permit = gate.enter(&begin.session_token, metadata, Rpc::Transaction)?;
+    let permit = gate.enter(&begin.session_token, metadata, Rpc::Transaction)?;
     let session = Arc::clone(permit.session());
     session.received(begin.encoded_len());
     let mut fields = Fields::new();
@@ -85,22 +120,13 @@ async fn serve(
         hash: Sha256::new(),
     };
     let talk = Conversation { gate: Arc::clone(gate), outlet: feed.outlet(&session), session, open };
-    let outcome = tokio::select! {
+    let end = tokio::select! {
         biased;
         error = stream::forbidden(gate, &permit, StreamKind::Finite) => Err(error),
         () = tokio::time::sleep(timeout) => Err(call::deadline_exceeded()),
-        outcome = talk.run(&mut inbound) => outcome,
-    };
-    // A commit that has begun is not cut: its client must hear how it ended.
-    let outcome = match outcome {
-        Ok(Some(talk)) => talk.commit().await,
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if outcome.is_ok() {
-        permit.succeeded();
-    }
-    outcome
+        end = talk.run(inbound) => end,
+    }?;
+    Ok(Settled { permit, end })
 }
 
 async fn first(inbound: &mut Inbound, most_bytes: usize) -> Result<wire::BeginTransaction> {
@@ -141,8 +167,8 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// Talks until the transaction is rolled back, or is to be committed: then it is returned.
-    async fn run(mut self, inbound: &mut Inbound) -> Result<Option<Self>> {
+    /// Talks until it is clear what the transaction comes to.
+    async fn run(mut self, inbound: &mut Inbound) -> Result<End> {
         self.answer(Answer::Started(wire::TransactionStarted { transaction_id: self.open.id.clone() })).await;
         loop {
             let step = next(inbound, self.gate.limits.max_message_bytes()).await?;
@@ -153,27 +179,11 @@ impl Conversation {
                     let outcome = self.write(request).await?;
                     self.answer(Answer::WriteResult(transact::response(outcome, false))).await;
                 }
-                Some(Step::Commit(_)) => return Ok(Some(self)),
-                Some(Step::Rollback(_)) => {
-                    self.rolled_back("requested").await;
-                    return Ok(None);
-                }
-                None => {
-                    self.rolled_back("the stream ended without a commit").await;
-                    return Ok(None);
-                }
+                Some(Step::Commit(_)) => return Ok(End::Commit(Box::new(self.open))),
+                Some(Step::Rollback(_)) => return Ok(End::RolledBack("requested")),
+                None => return Ok(End::RolledBack("the stream ended without a commit")),
             }
         }
-    }
-
-    async fn commit(mut self) -> Result<()> {
-        self.open.commit().await?;
-        self.answer(Answer::Committed(wire::TransactionCommitted { success: true })).await;
-        Ok(())
-    }
-
-    async fn rolled_back(&self, reason: &str) {
-        self.answer(Answer::RolledBack(wire::TransactionRolledBack { reason: reason.to_owned() })).await;
     }
 
     async fn answer(&self, answer: Answer) {
@@ -209,11 +219,12 @@ impl Conversation {
 impl Open {
     async fn write(&mut self, writes: WriteSet, bytes: usize, digest: [u8; 32]) -> Result<WriteOutcome> {
         self.bytes += bytes;
-        if self.writes.len() >= MAX_WRITES || self.bytes > self.most_bytes {
+        // How many writes there may be is the driver's to say.
+        if self.bytes > self.most_bytes {
             return Err(Error::new(
                 Kind::ResourceExhausted,
                 "TRANSACTION_TOO_LARGE",
-                format!("a transaction may have {MAX_WRITES} writes and {} bytes", self.most_bytes),
+                format!("a transaction may have {} bytes", self.most_bytes),
             ));
         }
         self.hash.update(digest);

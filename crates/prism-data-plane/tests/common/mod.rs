@@ -42,8 +42,21 @@ pub struct FakeControl {
     pub ended: Mutex<Vec<(SessionId, EndReason)>>,
     pub reported: Mutex<Vec<SessionReport>>,
     pub failing: AtomicBool,
+    pub hold: watch::Sender<Hold>,
+    /// Revisions of configs that are not current any more, oldest first.
+    pub earlier: Mutex<Vec<Arc<prism_core::config::Config>>>,
     clock: Clock,
-    max_age: Duration,
+    /// How long a session lives at first.
+    pub life: Mutex<Duration>,
+}
+
+/// Where changes of the control state wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    Nowhere,
+    Before,
+    /// When they are durable, before they are answered.
+    After,
 }
 
 impl FakeControl {
@@ -88,6 +101,11 @@ impl FakeControl {
         self.ended.lock().unwrap().iter().find(|(ended, _)| ended.to_string() == id).map(|(_, reason)| *reason)
     }
 
+    async fn held(&self, at: Hold) -> Result<()> {
+        let _ = self.hold.subscribe().wait_for(|hold| *hold != at).await;
+        self.check()
+    }
+
     fn check(&self) -> Result<()> {
         if self.failing.load(Ordering::SeqCst) { Err(Error::unavailable("STORE", "the store is down")) } else { Ok(()) }
     }
@@ -105,8 +123,20 @@ impl ControlPlane for FakeControl {
         known.map(|(_, identity)| identity.clone()).ok_or_else(|| Error::unauthenticated("NO", "no"))
     }
 
+    async fn config_version(
+        &self,
+        name: &ConfigName,
+        version: &str,
+    ) -> Result<Option<Arc<prism_core::config::Config>>> {
+        self.held(Hold::Before).await?;
+        let current = self.snapshot.borrow().configs.get(name).map(|revision| Arc::clone(&revision.config));
+        let earlier = self.earlier.lock().unwrap();
+        let mut all = current.iter().chain(earlier.iter().rev().filter(|config| config.name.as_str() == name.as_str()));
+        Ok(all.find(|config| config.version == version).cloned())
+    }
+
     async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, Token)> {
-        self.check()?;
+        self.held(Hold::Before).await?;
         let secret = Random::system().secret(SecretKind::Session);
         let now = self.clock.now();
         let record = SessionRecord {
@@ -121,12 +151,13 @@ impl ControlPlane for FakeControl {
             grant: request.grant,
             credential_id: request.credential_id,
             created_at: now,
-            expires_at: now + self.max_age,
+            expires_at: now + *self.life.lock().unwrap(),
             last_activity: now,
             terminating: None,
             figures: SessionFigures::default(),
         };
         self.live.lock().unwrap().insert(record.id, record.clone());
+        self.held(Hold::After).await?;
         Ok((record, secret.token))
     }
 
@@ -135,19 +166,19 @@ impl ControlPlane for FakeControl {
     }
 
     async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()> {
-        self.check()?;
+        self.held(Hold::Before).await?;
         if let Some(record) = self.live.lock().unwrap().get_mut(&id) {
             record.expires_at = expires_at;
         }
-        Ok(())
+        self.held(Hold::After).await
     }
 
     async fn end_session(&self, last: SessionReport, reason: EndReason) -> Result<()> {
-        self.check()?;
+        self.held(Hold::Before).await?;
         if self.live.lock().unwrap().remove(&last.id).is_some() {
             self.ended.lock().unwrap().push((last.id, reason));
         }
-        Ok(())
+        self.held(Hold::After).await
     }
 
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
@@ -205,7 +236,9 @@ impl Node {
             reported: Mutex::default(),
             failing: AtomicBool::new(false),
             clock: setup.clock.clone(),
-            max_age: setup.policy.max_age,
+            life: Mutex::new(setup.policy.max_age),
+            hold: watch::Sender::new(Hold::Nowhere),
+            earlier: Mutex::default(),
         });
         let key = control.key("default", true, true);
         let node = Self::run(control, setup, key, Arc::new(tempfile::tempdir().unwrap())).await;
@@ -311,7 +344,7 @@ fn snapshot() -> Snapshot {
     snapshot
 }
 
-fn draft(
+pub fn draft(
     name: &str,
     namespace: &str,
     pattern: AccessPattern,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use prism_core::secret::Random;
@@ -18,6 +19,9 @@ use super::planes::Planes;
 use crate::endpoints::Endpoints;
 use crate::monitoring;
 use crate::settings::{Certificate, Settings};
+
+/// An admin connection without an open request for this long makes room for others: operators must always find a place.
+const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Bound sockets that nobody serves yet.
 pub struct Listeners {
@@ -119,6 +123,7 @@ impl Listeners {
             tls: Some(security.admin.config.clone()),
             http1: true,
             max_connections: settings.limits.max_connections,
+            idle_timeout: Some(ADMIN_IDLE_TIMEOUT),
             refused: refused.clone(),
             ..ServeOptions::new("admin")
         };

@@ -23,18 +23,18 @@ use planes::Planes;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long answers may take to leave after that. What is open longer (a health watch for one) never ends by itself.
 const LINGER: Duration = Duration::from_secs(2);
-/// How often what is past its time is removed from the control state.
-const SWEEP_EVERY: Duration = Duration::from_mins(1);
+/// How often what is past its time is removed from the control state: at least a second apart, at most a minute.
+const SWEEP_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 /// Serves until a signal asks for the end. The caller's runtime is the admin plane's; the data plane runs on `data`, so that
 /// neither can starve the other (architecture, law 7).
-pub async fn run(settings: Settings, directory: DataDir, data: Handle) -> Result<(), String> {
+pub async fn run(settings: Settings, directory: &DataDir, data: Handle) -> Result<(), String> {
     let mut signals = Signals::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
     let folder = directory.path();
     endpoints::remove(folder).map_err(|error| format!("a stale endpoints.json cannot be removed: {error}"))?;
     let readiness = Readiness::default();
     let (background, until_the_end) = Shutdown::new();
-    let start = start(&settings, &directory, &data, &readiness, until_the_end);
+    let start = start(&settings, directory, &data, &readiness, until_the_end);
     let (planes, mut serving) = tokio::select! {
         started = start => started?,
         received = signals.next() => {
@@ -82,7 +82,8 @@ async fn start(
     let serving = listeners.serve(&parts, routes, data, (admin_trigger, admin_shutdown)).await?;
     self_check::data_plane(addresses.data, &security, &authority).await?;
     self_check::admin_plane(addresses.admin, &security, &authority).await?;
-    planes.spawn_sweeps(SWEEP_EVERY, until_the_end);
+    let (often, seldom) = SWEEP_EVERY;
+    planes.spawn_sweeps(settings.session.retain_ended.clamp(often, seldom), until_the_end);
     if settings.dev {
         dev::provision(planes.admin(), planes.store(), folder).await?;
     }

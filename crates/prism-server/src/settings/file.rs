@@ -184,6 +184,8 @@ pub struct Limits {
     pub max_connections: Option<Whole<1, 1_000_000>>,
     /// Per plane.
     pub max_in_flight: Option<Whole<1, 1_000_000>>,
+    /// Most live sessions of one node.
+    pub max_sessions: Option<Whole<1, 10_000_000>>,
     /// Per session.
     pub max_streams_per_session: Option<Whole<1, 10_000>>,
     /// Threads.

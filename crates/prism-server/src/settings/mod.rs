@@ -233,10 +233,11 @@ fn session(section: &file::Session) -> Result<SessionPolicy, String> {
         max_age: section.max_age.map_or(default.max_age, |span| span.0),
         retain_ended: section.retain_ended.map_or(default.retain_ended, |span| span.0),
     };
-    if policy.idle_after > policy.idle_timeout {
+    // Who sets one of a pair need not know the default of the other; only what was said twice can contradict itself.
+    if section.idle_after.is_some() && section.idle_timeout.is_some() && policy.idle_after > policy.idle_timeout {
         return Err("session.idle_after: must not be longer than session.idle_timeout".to_owned());
     }
-    if policy.expiring_within >= policy.max_age {
+    if section.expiring_within.is_some() && section.max_age.is_some() && policy.expiring_within >= policy.max_age {
         return Err("session.expiring_within: must be shorter than session.max_age".to_owned());
     }
     Ok(policy)
@@ -249,6 +250,7 @@ fn limits(section: &file::Limits) -> Limits {
         max_value_bytes: section.max_value_bytes.map_or(default.max_value_bytes, |whole| whole.0),
         max_connections: section.max_connections.map_or(default.max_connections, |whole| whole.0),
         max_in_flight: section.max_in_flight.map_or(default.max_in_flight, |whole| whole.0),
+        max_sessions: section.max_sessions.map_or(default.max_sessions, |whole| whole.0),
         max_streams_per_session: section
             .max_streams_per_session
             .map_or(default.max_streams_per_session, |whole| whole.0),

@@ -10,6 +10,7 @@ pub(super) async fn run(subject: &Subject) {
     a_silent_consumer_loses_its_messages(subject).await;
     a_late_acknowledgement_counts_until_someone_else_has_it(subject).await;
     only_the_receiver_acknowledges(subject).await;
+    an_acknowledgement_is_for_one_group(subject).await;
     what_is_in_flight_is_bounded(subject).await;
     stopping_lets_what_is_in_flight_land(subject).await;
     stopping_waits_no_longer_than_the_timeout(subject).await;
@@ -163,6 +164,35 @@ async fn only_the_receiver_acknowledges(subject: &Subject) {
     let mut second = consume(&queue, consumer.session, "other-group", StartPosition::Committed, 10).await;
     let both = second.take(2).await;
     assert!(consumer.acknowledge(&queue, &both).await.is_empty());
+}
+
+async fn an_acknowledgement_is_for_one_group(subject: &Subject) {
+    let queue = open(subject, "d-one-group").await;
+    let published = fill(&queue, 3).await;
+    let session = SessionId::generate();
+    let mut one = consume(&queue, session, "one", StartPosition::Committed, 10).await;
+    let in_one = one.take(3).await;
+    assert!(in_one.iter().zip(&published).all(|(delivery, place)| delivery.message_id == place.message_id));
+    let mut two = consume(&queue, session, "two", StartPosition::Committed, 10).await;
+    let in_two = two.take(3).await;
+    assert!(ids(&in_one).iter().all(|id| !ids(&in_two).contains(id)), "each delivery has an id of its own");
+    assert!(one.acknowledge(&queue, &in_one[..2]).await.is_empty());
+    assert!(two.acknowledge(&queue, &in_two[1..2]).await.is_empty());
+    assert_eq!((one.subscription.in_flight(), two.subscription.in_flight()), (1, 2));
+    // Without its first group too: what is out of it is still known by its id.
+    drop(one);
+    let mut late = consume(&queue, session, "three", StartPosition::Committed, 10).await;
+    let in_three = late.take(3).await;
+    assert!(late.acknowledge(&queue, &in_one[2..]).await.is_empty(), "late, and of the first group");
+    assert_eq!((two.subscription.in_flight(), late.subscription.in_flight()), (2, 3));
+    assert_eq!(late.acknowledge(&queue, &in_one).await, ids(&in_one), "nothing is settled twice");
+    let forged = format!("{}-0", in_two[0].message_id);
+    assert_eq!(queue.acknowledge(session, vec![forged.clone()]).await.unwrap(), [forged]);
+    assert!(late.acknowledge(&queue, &in_three).await.is_empty());
+    drop((two, late));
+    assert!(subscribe(&queue, "one").await.is_silent().await);
+    assert_eq!(subscribe(&queue, "two").await.numbers(2).await, [0, 2]);
+    assert!(subscribe(&queue, "three").await.is_silent().await);
 }
 
 async fn what_is_in_flight_is_bounded(subject: &Subject) {

@@ -27,8 +27,8 @@ use crate::sqlite::space::Space;
 
 /// Default of option `ack_timeout_ms`.
 const ACK_TIMEOUT_MS: i64 = 30_000;
-/// Default of option `retention_ms`: seven days.
-const RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
+/// Default of option `retention_ms`: messages are kept.
+const KEEP_EVERYTHING: i64 = 0;
 /// Longest time between two looks for messages past their retention.
 const TRIM_EVERY: Duration = Duration::from_mins(1);
 /// Shortest time between two looks.
@@ -42,7 +42,7 @@ pub(crate) struct Coordinator {
     loading: Mutex<()>,
     publisher: Arc<Combiner<Publisher>>,
     acknowledger: Arc<Combiner<Acknowledger>>,
-    /// The shortest retention that a handle has asked for since the queue was opened, in milliseconds.
+    /// The shortest retention of the topics made since the queue was opened, in milliseconds.
     shortest_retention: AtomicI64,
     shorter: Arc<Notify>,
     tidying: AbortHandle,
@@ -63,7 +63,7 @@ impl Coordinator {
             publisher: Combiner::new(Arc::clone(&space), Publisher { clock: space.clock.clone() }),
             acknowledger: Combiner::new(Arc::clone(&space), Acknowledger),
             tidying: runtime.spawn(tidy_until_dropped(Weak::clone(coordinator), Arc::clone(&shorter))).abort_handle(),
-            shortest_retention: AtomicI64::new(RETENTION_MS),
+            shortest_retention: AtomicI64::new(i64::MAX),
             shorter,
             topics: RwLock::default(),
             loading: Mutex::new(()),
@@ -73,16 +73,12 @@ impl Coordinator {
 
     /// The queue as sessions with this config see it.
     pub(crate) fn handle(self: &Arc<Self>, config: &Config) -> Arc<dyn Queue> {
-        let retention_ms = config.option_i64("retention_ms", RETENTION_MS);
-        if retention_ms < self.shortest_retention.fetch_min(retention_ms, Ordering::Relaxed) {
-            self.shorter.notify_one();
-        }
         let millis = |option, default| u64::try_from(config.option_i64(option, default)).unwrap_or(0);
         Arc::new(EmbeddedQueue {
             coordinator: Arc::clone(self),
             partitions: usize::try_from(config.option_i64("partitions", 1)).unwrap_or(1).max(1),
             ack_timeout: Duration::from_millis(millis("ack_timeout_ms", ACK_TIMEOUT_MS)),
-            retention_ms,
+            retention_ms: config.option_i64("retention_ms", KEEP_EVERYTHING),
         })
     }
 
@@ -118,7 +114,13 @@ impl Coordinator {
         let make = move |connection: &_| {
             log::find_or_make(connection, &name, partitions, retention_ms, MAX_PARTITIONS).map(|record| (record, 0))
         };
-        self.space.write(make).await
+        let made = self.space.write(make).await?;
+        if retention_ms != KEEP_EVERYTHING
+            && retention_ms < self.shortest_retention.fetch_min(retention_ms, Ordering::Relaxed)
+        {
+            self.shorter.notify_one();
+        }
+        Ok(made)
     }
 
     /// Messages of `ids` that `session` holds, as they are to be settled, each with which of `ids` it is about.
@@ -136,19 +138,19 @@ impl Coordinator {
         drop(topics);
         let mut held: Vec<(Settle, Vec<usize>)> = Vec::new();
         for (topic, wanted) in named {
-            let messages: Vec<_> = wanted.iter().map(|(_, id)| (id.partition as usize, id.offset)).collect();
+            let (numbers, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
             for group in topic.groups() {
                 let mut of_group: HashMap<(usize, i64), (Vec<i64>, Vec<usize>)> = HashMap::new();
-                let epochs = group.begin_settle(session, &messages);
-                for ((epoch, (index, offset)), (number, _)) in epochs.into_iter().zip(&messages).zip(&wanted) {
+                let epochs = group.begin_settle(session, &wanted);
+                for ((epoch, id), number) in epochs.into_iter().zip(&wanted).zip(&numbers) {
                     let Some(epoch) = epoch else { continue };
-                    let (offsets, numbers) = of_group.entry((*index, epoch)).or_default();
-                    offsets.push(*offset);
-                    numbers.push(*number);
+                    let (offsets, about) = of_group.entry((id.partition as usize, epoch)).or_default();
+                    offsets.push(id.offset);
+                    about.push(*number);
                 }
-                for ((index, epoch), (offsets, numbers)) in of_group {
+                for ((index, epoch), (offsets, about)) in of_group {
                     let Ok(partition) = topic.log.partition(index).map(|partition| partition.id) else { continue };
-                    held.push((Settle { group: Arc::clone(&group), index, partition, epoch, offsets }, numbers));
+                    held.push((Settle { group: Arc::clone(&group), index, partition, epoch, offsets }, about));
                 }
             }
         }
@@ -203,9 +205,9 @@ struct EmbeddedQueue {
     coordinator: Arc<Coordinator>,
     /// For topics made through this handle.
     partitions: usize,
-    ack_timeout: Duration,
-    /// For topics published to through this handle.
+    /// For topics made through this handle; 0 = keeps everything.
     retention_ms: i64,
+    ack_timeout: Duration,
 }
 
 impl EmbeddedQueue {
@@ -213,19 +215,18 @@ impl EmbeddedQueue {
         self.coordinator.topic(topic, Some((self.partitions, self.retention_ms))).await
     }
 
-    fn publish_item(&self, topic: &Arc<Topic>, messages: Arc<[(usize, Publication)]>) -> Publish {
-        Publish { topic: Arc::clone(topic), retention_ms: self.retention_ms, messages }
-    }
-
     /// One result for each message.
     async fn store(&self, topic: &Arc<Topic>, messages: Vec<(usize, Publication)>) -> Result<Vec<Result<Published>>> {
         let publisher = &self.coordinator.publisher;
         let messages: Arc<[_]> = messages.into();
-        match publisher.submit(self.publish_item(topic, Arc::clone(&messages))).await {
+        match publisher.submit(Publish { topic: Arc::clone(topic), messages: Arc::clone(&messages) }).await {
             Ok(places) => Ok(places.into_iter().map(Ok).collect()),
             // Together they are too much; each on its own, in order, some may fit.
             Err(refused) if refused.kind() == Kind::ResourceExhausted => {
-                let alone = |message: &(usize, Publication)| self.publish_item(topic, Arc::from([message.clone()]));
+                let alone = |message: &(usize, Publication)| Publish {
+                    topic: Arc::clone(topic),
+                    messages: Arc::from([message.clone()]),
+                };
                 let waiting: Vec<_> = messages.iter().map(|message| publisher.enqueue(alone(message))).collect();
                 let mut results = Vec::with_capacity(waiting.len());
                 for result in waiting {
@@ -251,7 +252,7 @@ impl Queue for EmbeddedQueue {
     async fn publish(&self, topic: &str, message: Publication) -> Result<Published> {
         let topic = self.made(topic).await?;
         let index = topic.log.route(&message)?;
-        one(self.coordinator.publisher.submit(self.publish_item(&topic, Arc::from([(index, message)]))).await)
+        one(self.coordinator.publisher.submit(Publish { topic, messages: Arc::from([(index, message)]) }).await)
     }
 
     async fn publish_many(&self, topic: &str, messages: Vec<Publication>) -> Result<Vec<Result<Published>>> {

@@ -69,14 +69,21 @@ impl Group {
         max_in_flight: usize,
         ack_timeout: Duration,
     ) -> Option<Subscription> {
-        let mut shared = self.lock();
-        let id = shared.state.join(session, max_in_flight, ack_timeout)?;
-        if std::mem::replace(&mut shared.dispatching, true) {
-            self.news.notify_one();
-        } else {
-            tokio::spawn(Arc::clone(self).dispatch());
-        }
-        Some(Subscription { group: Arc::clone(self), id })
+        self.log.members.enter(session, self, |plain| {
+            let mut shared = self.lock();
+            let id = shared.state.join(session, plain, max_in_flight, ack_timeout)?;
+            if std::mem::replace(&mut shared.dispatching, true) {
+                self.news.notify_one();
+            } else {
+                tokio::spawn(Arc::clone(self).dispatch());
+            }
+            Some(Subscription { group: Arc::clone(self), id, session, plain })
+        })
+    }
+
+    /// Whether `session` may settle a message by its plain id.
+    pub(super) fn holds_plain(&self, session: SessionId) -> bool {
+        self.lock().state.holds_plain(session)
     }
 
     async fn dispatch(self: Arc<Self>) {
@@ -124,11 +131,15 @@ impl Group {
         self.news.notify_one();
     }
 
-    /// Starts to settle what of `messages` (partition index, offset) this session took last: for each the epoch of its
-    /// delivery, or `None`.
-    pub(super) fn begin_settle(&self, session: SessionId, messages: &[(usize, i64)]) -> Vec<Option<i64>> {
+    /// Starts to settle what of `ids` this session took last under that very id: for each the epoch of its delivery, or
+    /// `None`.
+    pub(super) fn begin_settle(&self, session: SessionId, ids: &[MessageId]) -> Vec<Option<i64>> {
         let state = &mut self.lock().state;
-        messages.iter().map(|(index, offset)| state.begin_settle(*index, *offset, session)).collect()
+        let begin = |id: &MessageId| match id.group {
+            Some(group) if group != self.id => None,
+            group => state.begin_settle(id.partition as usize, id.offset, session, group.is_none()),
+        };
+        ids.iter().map(begin).collect()
     }
 
     /// Ends what [`Group::begin_settle`] started.
@@ -197,7 +208,8 @@ impl Group {
                 let taken = taken?;
                 let partition = taken.partition as i32;
                 let Stored { offset, timestamp, headers, payload } = taken.message;
-                let message_id = MessageId { topic: self.log.id, partition, offset }.to_string();
+                let group = if taken.plain { None } else { Some(self.id) };
+                let message_id = MessageId { topic: self.log.id, partition, offset, group }.to_string();
                 Ok(Delivery { message_id, payload, headers, offset, partition, timestamp, attempt: taken.attempt })
             })
         })
@@ -208,6 +220,8 @@ impl Group {
 pub(super) struct Subscription {
     group: Arc<Group>,
     id: u64,
+    session: SessionId,
+    plain: bool,
 }
 
 impl QueueSubscription for Subscription {
@@ -229,6 +243,7 @@ impl QueueSubscription for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.group.lock().state.leave(self.id, Instant::now());
+        self.group.log.members.leave(self.session, self.plain);
         self.group.news.notify_one();
     }
 }

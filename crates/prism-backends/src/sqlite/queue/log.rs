@@ -48,8 +48,6 @@ fn weight(headers: &BTreeMap<String, String>, payload: &Bytes) -> usize {
 /// Messages for one topic, each with the index of its partition.
 pub(super) struct Append<'a> {
     pub(super) log: &'a Log,
-    /// The retention that its publisher wants; the last publisher's holds.
-    pub(super) retention_ms: i64,
     pub(super) messages: &'a [(usize, Publication)],
 }
 
@@ -87,12 +85,6 @@ pub(super) fn append<'a>(
             *next += 1;
             grown += bytes;
             of_append.push(offset);
-        }
-        if append.retention_ms != append.log.retention_ms() {
-            connection
-                .prepare_cached("UPDATE _prism_queue_topics SET retention_ms = ?2 WHERE id = ?1")
-                .and_then(|mut update| update.execute([append.log.id, append.retention_ms]))
-                .map_err(error)?;
         }
         offsets.push(of_append);
     }
@@ -246,14 +238,14 @@ pub(super) struct Stale {
 /// Partitions with something to trim at `now`, at most 64, and the shortest retention of all topics, if there is one.
 pub(super) fn stale(connection: &Connection, now: UnixMillis) -> Result<(Vec<Stale>, Option<i64>)> {
     let shortest = connection
-        .query_row("SELECT min(retention_ms) FROM _prism_queue_topics", [], |row| row.get(0))
+        .query_row("SELECT min(retention_ms) FROM _prism_queue_topics WHERE retention_ms > 0", [], |row| row.get(0))
         .map_err(error)?;
     let mut select = connection
         .prepare_cached(
             "SELECT t.id, p.id FROM _prism_queue_topics t
              JOIN _prism_queue_partitions p ON p.topic = t.id AND p.earliest < p.next
              JOIN _prism_queue_messages m ON m.id = (p.id << ?2) + p.earliest
-             WHERE m.timestamp < ?1 - t.retention_ms LIMIT 64",
+             WHERE t.retention_ms > 0 AND m.timestamp < ?1 - t.retention_ms LIMIT 64",
         )
         .map_err(error)?;
     let rows = select
@@ -309,29 +301,29 @@ pub(super) fn trim(connection: &Connection, stale: Stale, now: UnixMillis) -> Re
     Ok((earliest - first == TRIM_BATCH as i64, -freed))
 }
 
-/// Where a topic's log is kept: its id, its retention, and for each partition id, earliest and next offset.
+/// Where a topic's log is kept: its id, and for each partition id, earliest and next offset.
 pub(super) struct LogRecord {
     pub(super) id: i64,
-    pub(super) retention_ms: i64,
     pub(super) partitions: Vec<(i64, i64, i64)>,
 }
 
 /// The topic called `name`, if there is one.
 pub(super) fn find(connection: &Connection, name: &str) -> Result<Option<LogRecord>> {
     let found = connection
-        .prepare_cached("SELECT id, retention_ms FROM _prism_queue_topics WHERE name = ?1")
-        .and_then(|mut select| select.query_row([name], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .prepare_cached("SELECT id FROM _prism_queue_topics WHERE name = ?1")
+        .and_then(|mut select| select.query_row([name], |row| row.get(0)).optional())
         .map_err(error)?;
-    let Some((id, retention_ms)) = found else { return Ok(None) };
+    let Some(id) = found else { return Ok(None) };
     let mut select = connection
         .prepare_cached("SELECT id, earliest, next FROM _prism_queue_partitions WHERE topic = ?1 ORDER BY number")
         .map_err(error)?;
     let rows = select.query_map([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).map_err(error)?;
     let partitions = rows.collect::<rusqlite::Result<_>>().map_err(error)?;
-    Ok(Some(LogRecord { id, retention_ms, partitions }))
+    Ok(Some(LogRecord { id, partitions }))
 }
 
-/// The topic called `name`, made with `partitions` when it does not exist.
+/// The topic called `name`; when it does not exist it is made with `partitions` and `retention_ms` (0 = keeps everything),
+/// which it has for ever.
 ///
 /// RESOURCE_EXHAUSTED when the namespace would have more than `max_partitions` partitions in all topics together.
 pub(super) fn find_or_make(

@@ -9,6 +9,7 @@ mod combine;
 mod coordinator;
 mod group;
 mod log;
+mod members;
 mod message_id;
 mod partition;
 mod positions;

@@ -13,6 +13,8 @@ pub(super) struct Held {
     pub(super) attempts: i32,
     /// The session that took it last; only that one may acknowledge it.
     pub(super) last: Option<SessionId>,
+    /// Whether that session knows it by its plain id.
+    pub(super) plain: bool,
     /// The subscription that has it now.
     pub(super) owner: Option<u64>,
     pub(super) phase: Phase,

@@ -17,7 +17,6 @@ pub(super) struct Publisher {
 /// Messages of one caller for one topic.
 pub(super) struct Publish {
     pub(super) topic: Arc<Topic>,
-    pub(super) retention_ms: i64,
     /// Each with the index of its partition.
     pub(super) messages: Arc<[(usize, Publication)]>,
 }
@@ -28,17 +27,13 @@ impl Combined for Publisher {
 
     fn apply(&self, connection: &Connection, items: &[Arc<Publish>]) -> Result<(Vec<Self::Answer>, i64)> {
         let timestamp = self.clock.now();
-        let appends = items.iter().map(|item| Append {
-            log: &item.topic.log,
-            retention_ms: item.retention_ms,
-            messages: &item.messages,
-        });
+        let appends = items.iter().map(|item| Append { log: &item.topic.log, messages: &item.messages });
         let (offsets, grown) = log::append(connection, appends, timestamp)?;
         let published = items.iter().zip(offsets).map(|(item, offsets)| {
             let placed = item.messages.iter().zip(offsets);
             let published = placed.map(|((index, _), offset)| {
                 let partition = *index as i32;
-                let message_id = MessageId { topic: item.topic.log.id, partition, offset }.to_string();
+                let message_id = MessageId { topic: item.topic.log.id, partition, offset, group: None }.to_string();
                 Published { message_id, offset, partition, timestamp }
             });
             published.collect()
@@ -55,7 +50,6 @@ impl Combined for Publisher {
                     partition.raise(place.offset + 1);
                 }
             }
-            log.set_retention_ms(item.retention_ms);
             let groups = item.topic.groups();
             if groups.is_empty() {
                 continue;

@@ -3,7 +3,7 @@
 /// A message's key is its partition's id in the high bits and its offset in the low 40 (see `log::row_id`), so that an append
 /// touches one B-tree and a fetch is one range. A partition's next offset has its own column: it does not go back when all
 /// messages are trimmed. `committed` is the lowest offset that is not settled; `_prism_queue_acks` holds what is settled
-/// beyond it. `epoch` counts the seeks of a position: an acknowledgement of a delivery from before a seek is recognised by it.
+/// beyond it. A topic with `retention_ms` 0 keeps everything. `epoch` counts the seeks of a position: an acknowledgement of a delivery from before a seek is recognised by it.
 pub(crate) const SCHEMA: &str = "
     CREATE TABLE _prism_queue_topics (
         id           INTEGER PRIMARY KEY,

@@ -53,6 +53,8 @@ pub(super) enum Step {
 pub(super) struct Taken {
     pub(super) partition: usize,
     pub(super) attempt: i32,
+    /// Whether its id is plain.
+    pub(super) plain: bool,
     pub(super) message: Stored,
 }
 
@@ -73,13 +75,19 @@ impl State {
     }
 
     /// Adds a subscription; `None` when the group is retired.
-    pub(super) fn join(&mut self, session: SessionId, max_in_flight: usize, ack_timeout: Duration) -> Option<u64> {
+    pub(super) fn join(
+        &mut self,
+        session: SessionId,
+        plain: bool,
+        max_in_flight: usize,
+        ack_timeout: Duration,
+    ) -> Option<u64> {
         if self.retired {
             return None;
         }
         let id = self.next_subscriber;
         self.next_subscriber += 1;
-        self.subscribers.insert(id, Subscriber::new(session, max_in_flight, ack_timeout));
+        self.subscribers.insert(id, Subscriber::new(session, plain, max_in_flight, ack_timeout));
         Some(id)
     }
 
@@ -155,7 +163,7 @@ impl State {
         };
         subscriber.in_flight += 1;
         let deadline = now + subscriber.ack_timeout;
-        let (session, hungry) = (subscriber.session, subscriber.is_hungry());
+        let (session, plain, hungry) = (subscriber.session, subscriber.plain, subscriber.is_hungry());
         let held = self.partitions.get_mut(partition).and_then(|partition| partition.held.get_mut(&message.offset));
         let attempt = held.map_or(1, |held| {
             if let Phase::Assigned(deadline) = held.phase {
@@ -163,11 +171,12 @@ impl State {
             }
             held.attempts = held.attempts.saturating_add(1);
             held.last = Some(session);
+            held.plain = plain;
             held.phase = Phase::Delivered(deadline);
             held.attempts
         });
         self.timers.insert((deadline, partition, message.offset));
-        (Poll::Ready(Some(Ok(Taken { partition, attempt, message }))), hungry)
+        (Poll::Ready(Some(Ok(Taken { partition, attempt, plain, message }))), hungry)
     }
 
     /// Takes back what is over time, hands out what is ready, and says what to do next.
@@ -215,6 +224,7 @@ impl State {
         let held = partition.held.entry(offset).or_insert(Held {
             attempts: 0,
             last: None,
+            plain: false,
             owner: None,
             phase: Phase::Waiting,
         });
@@ -288,11 +298,19 @@ impl State {
         }
     }
 
-    /// Starts to settle a message that `session` took last; answers the epoch of its delivery. `None`: not this session's.
-    pub(super) fn begin_settle(&mut self, index: usize, offset: i64, session: SessionId) -> Option<i64> {
+    /// Whether `session` knows a message by its plain id and may settle it.
+    pub(super) fn holds_plain(&self, session: SessionId) -> bool {
+        let mut held = self.partitions.iter().flat_map(|partition| partition.held.values());
+        !self.retired && held.any(|held| held.plain && held.last == Some(session))
+    }
+
+    /// Starts to settle a message that `session` took last under an id of this form; answers the epoch of its delivery.
+    /// `None`: not this session's.
+    pub(super) fn begin_settle(&mut self, index: usize, offset: i64, session: SessionId, plain: bool) -> Option<i64> {
         let partition = self.partitions.get_mut(index)?;
         let epoch = partition.epoch;
-        let held = partition.held.get_mut(&offset).filter(|held| held.last == Some(session))?;
+        let theirs = |held: &&mut Held| held.last == Some(session) && held.plain == plain;
+        let held = partition.held.get_mut(&offset).filter(theirs)?;
         match held.phase {
             Phase::Settling => {}
             // It counts as in flight until it is durable.

@@ -16,6 +16,8 @@ const OUTBOX_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) session: SessionId,
+    /// Whether its message ids are plain.
+    pub(super) plain: bool,
     pub(super) ack_timeout: Duration,
     pub(super) max_in_flight: usize,
     /// Taken and not settled.
@@ -34,9 +36,10 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(session: SessionId, max_in_flight: usize, ack_timeout: Duration) -> Self {
+    pub(super) fn new(session: SessionId, plain: bool, max_in_flight: usize, ack_timeout: Duration) -> Self {
         Self {
             session,
+            plain,
             ack_timeout,
             max_in_flight,
             in_flight: 0,

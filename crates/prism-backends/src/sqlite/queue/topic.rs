@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::group::Group;
 use super::log::LogRecord;
+use super::members::Members;
 use super::{MAX_GROUPS_PER_TOPIC, positions};
 use crate::driver::Publication;
 use crate::sqlite::space::Space;
@@ -20,7 +21,7 @@ const KEEP_IDLE_GROUPS: Duration = Duration::from_mins(10);
 pub(super) struct Log {
     pub(super) id: i64,
     pub(super) partitions: Vec<LogPartition>,
-    retention_ms: AtomicI64,
+    pub(super) members: Members,
     /// Messages without a key that were given a partition.
     dealt: AtomicUsize,
 }
@@ -49,17 +50,9 @@ impl Log {
         Self {
             id: record.id,
             partitions: partitions.map(|(id, _, next)| LogPartition { id, latest: AtomicI64::new(next) }).collect(),
-            retention_ms: AtomicI64::new(record.retention_ms),
+            members: Members::default(),
             dealt: AtomicUsize::new(0),
         }
-    }
-
-    pub(super) fn retention_ms(&self) -> i64 {
-        self.retention_ms.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_retention_ms(&self, retention_ms: i64) {
-        self.retention_ms.store(retention_ms, Ordering::Relaxed);
     }
 
     pub(super) fn partition(&self, index: usize) -> Result<&LogPartition> {
@@ -147,9 +140,11 @@ impl Topic {
         Ok(group)
     }
 
-    /// Forgets the groups that nobody uses any more.
+    /// Forgets the groups and sessions that nobody uses any more.
     pub(super) fn retire_idle(&self, now: Instant) {
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| !group.retire(now, KEEP_IDLE_GROUPS));
+        drop(groups);
+        self.log.members.forget_idle();
     }
 }

@@ -45,7 +45,7 @@ impl SqliteReader {
         let caller = Caller(Arc::default());
         let waits = Arc::clone(&caller.0);
         self.space
-            .readers()
+            .scans()
             .run(move |connection| {
                 if !waits.lock().unwrap_or_else(PoisonError::into_inner).start(connection) {
                     return Err(Error::new(Kind::Aborted, "CANCELLED", "the caller has gone"));

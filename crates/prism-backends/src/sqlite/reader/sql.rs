@@ -13,6 +13,11 @@ const MAX_DEPTH: usize = 32;
 const MAX_LIST: usize = 1000;
 /// Most values of a whole filter; SQLite binds at most 32,766.
 const MAX_VALUES: usize = 20_000;
+/// Longest operand of CONTAINS and STARTS_WITH, and longest operands of all CONTAINS of a filter together, in bytes: a search
+/// takes time in proportion to the product of value and operand, and cannot be stopped within one row.
+const MAX_PART_BYTES: usize = 4096;
+/// Most CONTAINS of a filter.
+const MAX_SEARCHES: usize = 32;
 /// Most sort criteria.
 const MAX_SORT: usize = 32;
 /// Most columns of a view that break ties.
@@ -30,6 +35,16 @@ pub(super) struct Condition<'a> {
 /// NULL is as in SQL: a comparison with a NULL column neither holds nor fails, so NOT does not turn it into a match; ask for
 /// NULL with EQUALS or NOT_EQUALS NULL, or IN with NULL among the values.
 pub(super) fn filter<'a>(table: &Table, filter: &'a Filter) -> Result<Condition<'a>> {
+    let (mut searches, mut searched) = (0, 0);
+    measure(filter, MAX_DEPTH, &mut |part| {
+        searches += 1;
+        searched += part.len();
+    });
+    if searches > MAX_SEARCHES || searched > MAX_PART_BYTES {
+        return Err(invalid(format!(
+            "has more than {MAX_SEARCHES} CONTAINS, or their texts are longer than {MAX_PART_BYTES} bytes together"
+        )));
+    }
     let mut values = Vec::new();
     let sql = compile(table, filter, MAX_DEPTH, &mut values)?;
     Ok(Condition { sql, values })
@@ -37,6 +52,18 @@ pub(super) fn filter<'a>(table: &Table, filter: &'a Filter) -> Result<Condition<
 
 fn invalid(description: impl Into<String>) -> Error {
     Error::invalid("filter", description)
+}
+
+/// Shows the operands of CONTAINS to `each`. What is nested deeper than `depth` is refused later.
+fn measure(filter: &Filter, depth: usize, each: &mut impl FnMut(&str)) {
+    match filter {
+        Filter::Field { operator: Operator::Contains, value: Value::Text(part), .. } => each(part),
+        Filter::Field { .. } => {}
+        Filter::Composite { filters, .. } if depth > 0 => {
+            filters.iter().for_each(|part| measure(part, depth - 1, each));
+        }
+        Filter::Composite { .. } => {}
+    }
 }
 
 fn compile<'a>(table: &Table, filter: &'a Filter, depth: usize, values: &mut Vec<ValueRef<'a>>) -> Result<String> {
@@ -72,9 +99,20 @@ fn compare<'a>(column: &str, operator: Operator, value: &'a Value, values: &mut 
         // By bytes: case counts, `%` and `_` are plain characters, and a NUL does not end the text.
         Operator::Contains | Operator::StartsWith => {
             let Value::Text(part) = value else { return Err(invalid("CONTAINS and STARTS_WITH take text")) };
+            if part.len() > MAX_PART_BYTES {
+                return Err(invalid(format!("CONTAINS and STARTS_WITH take at most {MAX_PART_BYTES} bytes")));
+            }
+            if operator == Operator::StartsWith {
+                values.push(ValueRef::Integer(part.len() as i64));
+            }
             values.push(ValueRef::Blob(part.as_bytes()));
-            let place = if operator == Operator::Contains { "> 0" } else { "= 1" };
-            return Ok(format!("(instr(CAST({column} AS BLOB), ?) {place})"));
+            return Ok(match operator {
+                Operator::Contains => format!("(instr(CAST({column} AS BLOB), ?) > 0)"),
+                // `substr` of an empty value is NULL, which would be as good as an unknown one.
+                _ => format!(
+                    "(CASE WHEN {column} IS NOT NULL THEN ifnull(substr(CAST({column} AS BLOB), 1, ?), x'') = ? END)"
+                ),
+            });
         }
         Operator::Equals => "=",
         Operator::NotEquals => "<>",

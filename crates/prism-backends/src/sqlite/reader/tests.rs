@@ -234,19 +234,68 @@ async fn pages_use_the_index() {
 #[tokio::test]
 async fn a_query_stops_when_its_caller_has_gone() {
     let fixture = Fixture::new("CREATE TABLE t (x TEXT)").await;
-    fixture.execute(&rows("INSERT INTO t SELECT hex(zeroblob(500)) FROM n", 20000)).await;
+    fixture.execute(&rows("INSERT INTO t SELECT hex(zeroblob(500)) FROM n", 40000)).await;
     let reader = fixture.reader(&["t"]);
     let needle = Filter::Field { field: "x".to_owned(), operator: Operator::Contains, value: text("1") };
-    let slow = Filter::Composite { operator: crate::driver::LogicalOperator::Or, filters: vec![needle; 900] };
+    let slow = Filter::Composite { operator: crate::driver::LogicalOperator::Or, filters: vec![needle; 32] };
     let call = reader.count("t", Some(slow));
     assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
     let given_back = async {
-        while fixture.space.readers().idle() == 0 {
+        while fixture.space.scans().idle() == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(2), given_back).await.expect("nothing runs for those who left");
-    assert_eq!(reader.count("t", None).await.unwrap(), 20000, "the connection is as good as new");
+    assert_eq!(reader.count("t", None).await.unwrap(), 40000, "the connection is as good as new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_keep_nobody_else_waiting() {
+    let fixture = Fixture::new("CREATE TABLE t (x TEXT)").await;
+    fixture.execute(&rows("INSERT INTO t SELECT hex(zeroblob(500)) FROM n", 40000)).await;
+    let needle = Filter::Field { field: "x".to_owned(), operator: Operator::Contains, value: text("1") };
+    let slow = Filter::Composite { operator: crate::driver::LogicalOperator::Or, filters: vec![needle; 32] };
+    let scans: Vec<_> = (0..20)
+        .map(|_| {
+            let (reader, slow) = (fixture.reader(&["t"]), slow.clone());
+            tokio::spawn(async move { reader.count("t", Some(slow)).await })
+        })
+        .collect();
+    while fixture.space.scans().active() < fixture.space.scans().capacity() {
+        tokio::task::yield_now().await;
+    }
+    fixture.space.readers().run(|_| Ok(())).await.unwrap();
+    assert!(scans.iter().all(|scan| !scan.is_finished()), "a quick read overtakes them all");
+    scans.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn what_a_search_costs_is_bounded() {
+    let fixture = Fixture::new("CREATE TABLE t (x TEXT)").await;
+    fixture.insert("t", &[text(&"a".repeat(1 << 20))]).await;
+    let reader = fixture.reader(&["t"]);
+    let part = |operator, bytes: usize| Filter::Field {
+        field: "x".to_owned(),
+        operator,
+        value: text(&("a".repeat(bytes - 1) + "b")),
+    };
+    let and = |filters| Filter::Composite { operator: crate::driver::LogicalOperator::And, filters };
+    for accepted in [
+        part(Operator::Contains, 4096),
+        and(vec![part(Operator::StartsWith, 4096); 40]),
+        and(vec![part(Operator::Contains, 128); 32]),
+    ] {
+        assert_eq!(reader.count("t", Some(accepted)).await.unwrap(), 0);
+    }
+    for bad in [
+        part(Operator::Contains, 4097),
+        part(Operator::StartsWith, 4097),
+        and(vec![part(Operator::Contains, 1); 33]),
+        and(vec![part(Operator::Contains, 2049); 2]),
+    ] {
+        let refused = reader.count("t", Some(bad)).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.fields()[0].field.as_str()), (Kind::InvalidArgument, "filter"));
+    }
 }
 
 /// SQLite's order of storage classes, for values that are not text of a special collation.

@@ -6,6 +6,7 @@
 mod rules;
 mod tokens;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use prism_core::config::{Config, is_table_name};
@@ -19,8 +20,16 @@ const FIELD: &str = "config.backend.options.schema";
 /// Most tables and indices of one namespace: an empty one takes disk space that no quota counts.
 const MAX_OBJECTS: usize = 1024;
 
-/// Functions of CHECK, DEFAULT and index expressions: none makes more bytes than it gets, but for those that
-/// [`rules::check`] looks at.
+/// Most indices of one table, with those that constraints make, and most columns of all of them together: each keeps a copy
+/// of its columns, which no quota counts.
+const MAX_INDICES: i64 = 16;
+const MAX_INDEXED_COLUMNS: i64 = 32;
+/// Most columns and functions that the CHECKs and the index expressions of one table name: all are worked out for every row
+/// written, by the namespace's one writer.
+const MAX_OPERANDS: usize = 100;
+
+/// Functions of CHECK, DEFAULT and index expressions: each takes time in proportion to what it gets, and makes no more bytes
+/// than it gets, but for those that [`rules::check`] looks at.
 const FUNCTIONS: &[&str] = &[
     "->",
     "->>",
@@ -31,17 +40,14 @@ const FUNCTIONS: &[&str] = &[
     "current_timestamp",
     "date",
     "datetime",
-    "glob",
     "hex",
     "ifnull",
     "iif",
-    "instr",
     "json_extract",
     "json_type",
     "json_valid",
     "julianday",
     "length",
-    "like",
     "lower",
     "ltrim",
     "max",
@@ -95,13 +101,20 @@ pub(crate) fn rehearse(schema: &Schema, path: &Path) -> Result<()> {
         scratch.execute_batch(&sql).map_err(error)?;
     }
     scratch.authorizer(Some(authorize)).map_err(error)?;
-    apply(schema, &scratch)?;
+    run(schema, &scratch)?;
     scratch.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).map_err(error)?;
-    check_objects(&scratch)
+    check_objects(&scratch)?;
+    check_costs(&scratch)
 }
 
-/// Runs the schema, which [`rehearse`] has accepted.
+/// Runs the schema, which [`rehearse`] has accepted, where it is to stay.
 pub(crate) fn apply(schema: &Schema, connection: &Connection) -> Result<()> {
+    run(schema, connection)?;
+    // Once more: another schema may have come in between.
+    check_costs(connection)
+}
+
+fn run(schema: &Schema, connection: &Connection) -> Result<()> {
     for (index, sql) in schema.statements.iter().enumerate() {
         // One statement by construction; `execute` refuses to run a second one.
         connection.execute(sql, []).map_err(|cause| explain(index, cause))?;
@@ -160,6 +173,40 @@ fn check_objects(scratch: &Connection) -> Result<()> {
     if objects.len() > MAX_OBJECTS {
         let message = format!("the namespace would have more than {MAX_OBJECTS} tables and indices");
         return Err(Error::invalid(FIELD, message));
+    }
+    Ok(())
+}
+
+/// Looks at what every write to a table costs beside the row itself, by all schemas together.
+fn check_costs(connection: &Connection) -> Result<()> {
+    let mut operands: BTreeMap<String, usize> = BTreeMap::new();
+    for object in objects(connection)?.into_iter().filter(|object| is_table_name(&object.table)) {
+        // What is not the user's own is not in a form that a schema may have.
+        let statements = object.sql.as_deref().map_or(Ok(Vec::new()), tokens::statements);
+        let cost =
+            statements.unwrap_or_default().iter().map(|statement| rules::operands(&statement.tokens)).sum::<usize>();
+        *operands.entry(object.table).or_default() += cost;
+    }
+    let mut select = connection
+        .prepare(
+            "SELECT count(DISTINCT l.name), count(*) FROM pragma_index_list(?1) l, pragma_index_xinfo(l.name) x WHERE x.cid <> -1",
+        )
+        .map_err(error)?;
+    for (table, operands) in operands {
+        let (indices, columns): (i64, i64) =
+            select.query_row([&table], |row| Ok((row.get(0)?, row.get(1)?))).map_err(error)?;
+        let too_much = if indices > MAX_INDICES || columns > MAX_INDEXED_COLUMNS {
+            format!(
+                "{table} would have {indices} indices of {columns} columns together; the most are {MAX_INDICES} and {MAX_INDEXED_COLUMNS}"
+            )
+        } else if operands > MAX_OPERANDS {
+            format!(
+                "the CHECKs and indices of {table} would name {operands} columns and functions; the most are {MAX_OPERANDS}"
+            )
+        } else {
+            continue;
+        };
+        return Err(Error::invalid(FIELD, too_much));
     }
     Ok(())
 }

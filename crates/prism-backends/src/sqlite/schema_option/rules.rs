@@ -5,6 +5,10 @@ use super::tokens::{Statement, Token};
 /// What a schema may contain, for messages.
 const ALLOWED: &str =
     "only CREATE TABLE IF NOT EXISTS name (…) and CREATE [UNIQUE] INDEX IF NOT EXISTS name ON table (…) are allowed";
+/// Operators that take time in proportion to the product of their operands.
+const MATCHERS: [&str; 4] = ["LIKE", "GLOB", "REGEXP", "MATCH"];
+/// Words of expressions that cannot be names.
+const OPERATORS: [&str; 11] = ["AND", "OR", "NOT", "NULL", "IS", "IN", "BETWEEN", "CASE", "WHEN", "THEN", "ELSE"];
 /// Most random bytes of one default value.
 const MAX_RANDOM_BYTES: u32 = 64;
 
@@ -21,18 +25,54 @@ pub(super) fn check(statement: &Statement<'_>) -> Result<(), String> {
         }
     }
     let mut depth = 0;
+    // The depth that a DEFAULT is at; within it all is constant, and so no larger than the schema.
+    let mut constant = None;
     for (index, token) in body.iter().enumerate() {
+        let behind = body.get(index + 1..).unwrap_or_default();
         match token {
             Token::Symbol('(') => depth += 1,
-            Token::Symbol(')') => depth -= 1,
+            Token::Symbol(')') => {
+                depth -= 1;
+                constant = constant.filter(|at| *at < depth);
+            }
+            Token::Symbol('|') if constant.is_none() && behind.first() == Some(&Token::Symbol('|')) => {
+                return Err("|| is allowed in DEFAULT only".to_owned());
+            }
+            token if token.is("DEFAULT") && behind.first() == Some(&Token::Symbol('(')) => constant = Some(depth),
+            token if MATCHERS.iter().any(|matcher| token.is(matcher)) => {
+                return Err("LIKE, GLOB, REGEXP and MATCH are not allowed".to_owned());
+            }
             token if token.is("AS") && depth < 2 => return Err("generated columns are not allowed".to_owned()),
             // A deferred violation would surface only at the group commit, and take other writes down with it.
-            token if token.is("DEFERRED") => return Err("foreign keys must be checked at once, not deferred".to_owned()),
-            token if token.is("ON") => check_action(body.get(index + 1..).unwrap_or_default())?,
-            token => check_function(token, body.get(index + 1..).unwrap_or_default())?,
+            token if token.is("DEFERRED") => {
+                return Err("foreign keys must be checked at once, not deferred".to_owned());
+            }
+            token if token.is("ON") => check_action(behind)?,
+            token => check_function(token, behind, constant.is_some())?,
         }
     }
     Ok(())
+}
+
+/// How many columns and functions the expressions of a statement name that are worked out for every row: CHECKs, and
+/// whatever an index says.
+pub(super) fn operands(tokens: &[Token<'_>]) -> usize {
+    let index = !tokens.iter().take(2).any(|token| token.is("TABLE"));
+    let (mut depth, mut check, mut count) = (0, None, 0);
+    for token in tokens {
+        match token {
+            Token::Symbol('(') => depth += 1,
+            Token::Symbol(')') => {
+                depth -= 1;
+                check = check.filter(|at| *at < depth);
+            }
+            token if token.is("CHECK") => check = Some(depth),
+            Token::Word(word) if OPERATORS.iter().any(|operator| word.eq_ignore_ascii_case(operator)) => {}
+            Token::Word(_) | Token::Quoted(_) if depth > 0 && (index || check.is_some()) => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// Proves how the statement begins, and returns what follows the name it defines or indexes.
@@ -78,8 +118,9 @@ fn check_action(behind_on: &[Token<'_>]) -> Result<(), String> {
     Ok(())
 }
 
-/// `hex(randomblob(16))` is how SQLite makes ids, but both can make any number of bytes.
-fn check_function(token: &Token<'_>, behind: &[Token<'_>]) -> Result<(), String> {
+/// `hex(randomblob(16))` is how SQLite makes ids, but both can make any number of bytes; so can a format of `strftime` that a
+/// row gives. Functions that search take time in proportion to the product of their arguments.
+fn check_function(token: &Token<'_>, behind: &[Token<'_>], constant: bool) -> Result<(), String> {
     let name = token.name().unwrap_or_default().to_ascii_lowercase();
     if behind.first() != Some(&Token::Symbol('(')) {
         return Ok(());
@@ -97,6 +138,26 @@ fn check_function(token: &Token<'_>, behind: &[Token<'_>]) -> Result<(), String>
         "hex" if !argument.is_some_and(|argument| argument.is("randomblob")) => {
             Err("hex takes randomblob(…) only here".to_owned())
         }
+        "strftime" if !constant => Err("strftime is allowed in DEFAULT only".to_owned()),
+        "instr" | "like" | "glob" => Err(format!("{name} is not allowed")),
+        "trim" | "ltrim" | "rtrim" if has_two_arguments(behind) => Err(format!("{name} takes one argument only here")),
         _ => Ok(()),
     }
+}
+
+/// Whether there is a comma between the parenthesis that `behind` begins with and its counterpart.
+fn has_two_arguments(behind: &[Token<'_>]) -> bool {
+    let mut depth = 0;
+    for token in behind {
+        match token {
+            Token::Symbol('(') => depth += 1,
+            Token::Symbol(')') => depth -= 1,
+            Token::Symbol(',') if depth == 1 => return true,
+            _ => {}
+        }
+        if depth == 0 {
+            return false;
+        }
+    }
+    false
 }

@@ -16,8 +16,10 @@ fn tables_and_indices_are_accepted() {
         "create table if not exists a (x INTEGER PRIMARY KEY AUTOINCREMENT, y TEXT NOT NULL UNIQUE) strict;
          create unique index if not exists a_y on a (lower(y), x desc) where y is not null;",
         "CREATE TABLE IF NOT EXISTS \"a\" (x TEXT PRIMARY KEY DEFAULT 'CREATE VIEW; DROP', \"order\" TEXT) WITHOUT ROWID, STRICT",
-        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (length(x) < 9 AND x LIKE '%@%' AND CAST(x AS INTEGER) > 0))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (length(x) < 9 AND lower(x) <> 'x' AND CAST(x AS INTEGER) > 0))",
         "CREATE TABLE IF NOT EXISTS a (x TEXT DEFAULT (lower(hex(randomblob(16)))), at TEXT DEFAULT CURRENT_TIMESTAMP)",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT DEFAULT (lower(hex(randomblob(4))) || '-' || hex(randomblob(2))) CHECK (trim(x) <> ''),
+            at TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), kind TEXT CHECK (kind IN ('a', 'b', 'c')), \"like\" TEXT)",
         "CREATE TABLE IF NOT EXISTS a (id INTEGER PRIMARY KEY);
          CREATE TABLE IF NOT EXISTS b (a INTEGER REFERENCES a (id) ON DELETE RESTRICT ON UPDATE NO ACTION)",
         "/* c */ CREATE /* c */ TABLE -- c\n IF NOT EXISTS a(x);;",
@@ -82,6 +84,23 @@ fn anything_else_is_refused() {
         "CREATE TABLE IF NOT EXISTS a (x DEFAULT (printf('%1000000000d', 1)))",
         "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT GENERATED ALWAYS AS (x || x))",
         "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT AS (x || x) STORED)",
+        // Expressions that take minutes for one row.
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (x LIKE '%@%'))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (x NOT like y))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (x GLOB '*a*b*'))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (x REGEXP 'a'))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (x MATCH 'a'))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (instr(x, y) = 0))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (\"instr\" (x, y) = 0))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (like(x, y)))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK ([glob](x, y)))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT DEFAULT (replace(replace('aa', 'a', 'aa'), 'a', 'aa')))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (trim(x, y) = ''))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT, y TEXT CHECK (ltrim(lower(x), y) = ''))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT DEFAULT (rtrim('aaaaaaaa', 'ba')))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (length(x || x || x) > 0))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT DEFAULT ('a') CHECK (length(x || x || x) > 0))",
+        "CREATE TABLE IF NOT EXISTS a (x TEXT CHECK (strftime(x, 'now') <> ''))",
         // Writes that change other rows.
         "CREATE TABLE IF NOT EXISTS a (x PRIMARY KEY ON CONFLICT REPLACE)",
         "CREATE TABLE IF NOT EXISTS a (x REFERENCES a (x) ON DELETE CASCADE)",
@@ -145,6 +164,29 @@ fn a_namespace_has_a_bounded_number_of_tables() {
         (0..=MAX_OBJECTS).fold(String::new(), |all, n| all + &format!("CREATE TABLE IF NOT EXISTS t{n} (x);"));
     let refused = accept(&many).unwrap_err();
     assert!(refused.message().contains("1024"), "{refused}");
+}
+
+#[test]
+fn what_a_row_costs_is_bounded_over_all_schemas() {
+    let check = |times: usize| format!("CHECK ({})", vec!["x <> upper(x)"; times].join(" AND "));
+    let table = |times| format!("CREATE TABLE IF NOT EXISTS a (x TEXT {});", check(times));
+    accept(&table(33)).unwrap();
+    let index = |n: usize, what: &str| format!("CREATE INDEX IF NOT EXISTS i{n} ON a ({what});");
+    let indices = |count: usize| (0..count).map(|n| index(n, "x")).collect::<String>();
+    accept(&(table(1) + &indices(16))).unwrap();
+    for bad in [
+        table(34),
+        table(33) + &index(0, "lower(x)"),
+        table(1) + &indices(17),
+        table(1) + &index(0, &["x"; 33].join(", ")),
+        format!("CREATE TABLE IF NOT EXISTS a (x TEXT, UNIQUE ({}))", ["x"; 33].join(", ")),
+    ] {
+        assert_eq!(accept(&bad).expect_err(&bad).fields()[0].field, FIELD);
+    }
+    let connection = Connection::open_in_memory().unwrap();
+    apply(&Schema::parse(&table(33)).unwrap(), &connection).unwrap();
+    let more = Schema::parse(&index(0, "lower(x)")).unwrap();
+    assert!(apply(&more, &connection).is_err(), "what others have made counts");
 }
 
 /// Pieces of SQL that an attacker would put together.

@@ -3,8 +3,10 @@
 pub(super) enum Token<'a> {
     /// A keyword or a bare name.
     Word(&'a str),
-    /// A name in `"…"`, `` `…` `` or `[…]`, or a string: SQLite takes a string for a name where it wants one.
+    /// A name in `"…"`, `` `…` `` or `[…]`.
     Quoted(String),
+    /// A string. SQLite takes it for a name where it wants one, but never within an expression.
+    Text(String),
     /// A number.
     Number(&'a str),
     /// Anything else of one character.
@@ -21,7 +23,7 @@ impl Token<'_> {
     pub(super) fn name(&self) -> Option<&str> {
         match self {
             Token::Word(word) => Some(word),
-            Token::Quoted(text) => Some(text),
+            Token::Quoted(text) | Token::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -113,7 +115,8 @@ impl<'a> Scanner<'a> {
         Ok(Some(match first {
             'a'..='z' | 'A'..='Z' | '_' => Token::Word(self.take(in_word)),
             '0'..='9' => Token::Number(self.take(in_word)),
-            '"' | '`' | '\'' => Token::Quoted(self.quoted(first)?),
+            '"' | '`' => Token::Quoted(self.quoted(first)?),
+            '\'' => Token::Text(self.quoted(first)?),
             '[' => {
                 let begin = self.at + 1;
                 self.skip_behind("]", "a name in brackets")?;
@@ -160,7 +163,7 @@ mod tests {
         let script = "a ';' -- ;\n b; /* ; */ ; [x;y] \"p\"\"q\" 1e5";
         let statements = statements(script).unwrap();
         assert_eq!(statements.len(), 2);
-        assert_eq!(statements[0].tokens, [Token::Word("a"), Token::Quoted(";".to_owned()), Token::Word("b")]);
+        assert_eq!(statements[0].tokens, [Token::Word("a"), Token::Text(";".to_owned()), Token::Word("b")]);
         assert_eq!(statements[0].sql, "a ';' -- ;\n b");
         let second = [Token::Quoted("x;y".to_owned()), Token::Quoted("p\"q".to_owned()), Token::Number("1e5")];
         assert_eq!(statements[1].tokens, second);

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::space::Space;
-use crate::driver::{MailboxEntry, Record, Transact, TransactOptions, WriteOutcome, WriteSet};
+use crate::driver::{MailboxEntry, Record, Transact, TransactOptions, Value, WriteOutcome, WriteSet};
 use idempotency::Outcome;
 
 /// Mailboxes, and the outcomes of writes that carried an idempotency key.
@@ -44,6 +44,8 @@ pub(crate) const SCHEMA: &str = "
 
 /// Most writes of one transaction: each is run again with every one that follows, and again at the commit.
 const MAX_WRITES: usize = 256;
+/// Most bytes of one transaction's writes and of what they generated, for the same reason.
+const MAX_TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
 
 /// Writes to the allowed tables and the mailboxes of one namespace.
 pub(crate) struct SqliteTransact {
@@ -101,7 +103,7 @@ impl Transact for SqliteTransact {
         earlier: &[(WriteSet, WriteOutcome)],
         next: &WriteSet,
     ) -> Result<WriteOutcome> {
-        check_count(earlier.len() + 1)?;
+        check_size(earlier, Some(next))?;
         check(next)?;
         let (transaction_id, earlier, next) = (transaction_id.to_owned(), earlier.to_vec(), next.clone());
         let tables = Arc::clone(&self.tables);
@@ -124,7 +126,7 @@ impl Transact for SqliteTransact {
         writes: Vec<(WriteSet, WriteOutcome)>,
         options: TransactOptions,
     ) -> Result<()> {
-        check_count(writes.len())?;
+        check_size(&writes, None)?;
         writes.iter().try_for_each(|(writes, _)| check(writes))?;
         let transaction_id = transaction_id.to_owned();
         let tables = Arc::clone(&self.tables);
@@ -151,15 +153,41 @@ fn check(writes: &WriteSet) -> Result<()> {
     Ok(())
 }
 
-fn check_count(writes: usize) -> Result<()> {
-    if writes > MAX_WRITES {
+/// RESOURCE_EXHAUSTED `TRANSACTION_TOO_LARGE` when a transaction has more than the one writer may be asked to run again and
+/// again.
+fn check_size(writes: &[(WriteSet, WriteOutcome)], next: Option<&WriteSet>) -> Result<()> {
+    let count = writes.len() + usize::from(next.is_some());
+    let earlier = writes.iter().map(|(writes, outcome)| {
+        let generated = outcome.data.as_ref().map_or(0, |data| record_bytes(&data.generated_values));
+        write_bytes(writes) + generated
+    });
+    if count > MAX_WRITES || earlier.sum::<usize>() + next.map_or(0, write_bytes) > MAX_TRANSACTION_BYTES {
         return Err(Error::new(
             Kind::ResourceExhausted,
             "TRANSACTION_TOO_LARGE",
-            format!("a transaction has at most {MAX_WRITES} writes"),
+            format!("a transaction has at most {MAX_WRITES} writes of {MAX_TRANSACTION_BYTES} bytes together"),
         ));
     }
     Ok(())
+}
+
+fn write_bytes(writes: &WriteSet) -> usize {
+    let data = writes.data.as_ref().map_or(0, |data| record_bytes(&data.record));
+    let mailbox = writes.mailbox.as_ref().map_or(0, |message| {
+        let metadata = message.metadata.iter().map(|(key, value)| key.len() + value.len());
+        message.message.len() + metadata.sum::<usize>()
+    });
+    data + mailbox
+}
+
+fn record_bytes(record: &Record) -> usize {
+    let value = |value: &Value| match value {
+        Value::Text(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len(),
+        // A list is refused before it is written.
+        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Real(_) | Value::List(_) => 8,
+    };
+    record.iter().map(|(name, cell)| name.len() + value(cell)).sum()
 }
 
 /// Runs writes that were rehearsed, with the values they were told, and returns the growth; each must come out as it did.

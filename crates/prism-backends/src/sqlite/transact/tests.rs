@@ -264,7 +264,8 @@ async fn a_write_that_waits_too_long_never_happens() {
 async fn a_later_write_may_name_what_an_earlier_one_was_told() {
     let fixture = Fixture::new("CREATE TABLE t (id TEXT PRIMARY KEY DEFAULT (hex(randomblob(8))), n INTEGER)").await;
     let transact = fixture.transact(&["t"]);
-    let mut told = rehearsed(&transact, "t-1", &[to("t", None, data(WriteMode::Insert, &[("n", Value::Integer(1))]))]).await;
+    let mut told =
+        rehearsed(&transact, "t-1", &[to("t", None, data(WriteMode::Insert, &[("n", Value::Integer(1))]))]).await;
     let id = told[0].1.data.as_ref().unwrap().generated_values["id"].clone();
     let update = to("t", None, data(WriteMode::Update, &[("id", id), ("n", Value::Integer(2))]));
     let outcome = transact.rehearse("t-1", &told, &update).await.unwrap();

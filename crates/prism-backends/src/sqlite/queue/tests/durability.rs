@@ -116,7 +116,7 @@ async fn a_storage_that_fails_ends_streams_and_loses_nothing() {
     let mut holder = subscribe(&fixture.queue).await;
     let mine = holder.take(3).await;
     let mut heir = subscribe(&fixture.queue).await;
-    fixture.space.close(false).await;
+    fixture.space.close(false).await.unwrap();
     let refused = fixture.queue.acknowledge(holder.session, ids(&mine)).await.unwrap_err();
     assert_eq!(refused.reason(), "STORAGE_CLOSED");
     assert_eq!(holder.subscription.in_flight(), 3, "not settled, so still in flight");

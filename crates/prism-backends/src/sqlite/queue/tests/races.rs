@@ -13,7 +13,7 @@ use crate::sqlite::queue::topic::Log;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn log(latest: i64) -> Log {
-    Log::new(LogRecord { id: 1, retention_ms: 1000, partitions: vec![(1, 0, latest)] })
+    Log::new(LogRecord { id: 1, partitions: vec![(1, 0, latest)] })
 }
 
 fn state() -> State {
@@ -77,7 +77,7 @@ fn a_read_that_a_commit_or_a_seek_overtook_delivers_nothing_old() {
     let (log, session) = (log(6), SessionId::generate());
     let (mut committed, mut sought) = (state(), state());
     for state in [&mut committed, &mut sought] {
-        state.join(session, 100, TIMEOUT).unwrap();
+        state.join(session, true, 100, TIMEOUT).unwrap();
     }
     let overtaken = wants(&mut committed, &log);
     committed.commit(0, Position { committed: 4, epoch: 0 });
@@ -94,7 +94,7 @@ fn a_read_that_a_commit_or_a_seek_overtook_delivers_nothing_old() {
 fn a_read_from_before_a_seek_does_not_hide_what_was_settled_then() {
     let log = log(3);
     let mut state = state();
-    state.join(SessionId::generate(), 100, TIMEOUT).unwrap();
+    state.join(SessionId::generate(), true, 100, TIMEOUT).unwrap();
     let mut overtaken: Vec<_> = wants(&mut state, &log).into_iter().map(read).collect();
     // 1 was settled when this was read; the seek goes to where the group stood, and unsettles it.
     overtaken[0].new.remove(1);
@@ -107,13 +107,13 @@ fn a_read_from_before_a_seek_does_not_hide_what_was_settled_then() {
 fn a_read_of_what_must_come_again_is_dropped_when_it_is_settled_meanwhile() {
     let (log, session) = (log(2), SessionId::generate());
     let mut state = state();
-    let lost = state.join(session, 100, TIMEOUT).unwrap();
+    let lost = state.join(session, true, 100, TIMEOUT).unwrap();
     assert_eq!(take_all(&mut state, &log, lost), [0, 1]);
     state.leave(lost, Instant::now());
-    let heir = state.join(SessionId::generate(), 100, TIMEOUT).unwrap();
+    let heir = state.join(SessionId::generate(), true, 100, TIMEOUT).unwrap();
     let again = wants(&mut state, &log);
     assert_eq!(again[0].again, [0, 1]);
-    assert_eq!(state.begin_settle(0, 0, session), Some(0), "late, and nobody else has it");
+    assert_eq!(state.begin_settle(0, 0, session, true), Some(0), "late, and nobody else has it");
     state.fetched(again.into_iter().map(read).collect());
     assert_eq!(take_all(&mut state, &log, heir), [1]);
     state.end_settle(0, 0, 0, true, Instant::now());
@@ -124,9 +124,9 @@ fn a_read_of_what_must_come_again_is_dropped_when_it_is_settled_meanwhile() {
 fn a_refused_acknowledgement_leaves_the_message_with_its_consumer_or_the_group() {
     let (log, session) = (log(2), SessionId::generate());
     let mut state = state();
-    let consumer = state.join(session, 100, TIMEOUT).unwrap();
+    let consumer = state.join(session, true, 100, TIMEOUT).unwrap();
     assert_eq!(take_all(&mut state, &log, consumer), [0, 1]);
-    assert!(state.begin_settle(0, 0, session).is_some() && state.begin_settle(0, 1, session).is_some());
+    assert!(state.begin_settle(0, 0, session, true).is_some() && state.begin_settle(0, 1, session, true).is_some());
     let late = Instant::now() + TIMEOUT * 2;
     assert!(matches!(state.step(&log, late), Step::Sleep(None)), "no timeout while it is being settled");
     state.end_settle(0, 0, 0, false, late);
@@ -134,7 +134,7 @@ fn a_refused_acknowledgement_leaves_the_message_with_its_consumer_or_the_group()
     assert!(matches!(state.step(&log, late), Step::Sleep(Some(until)) if until == late + TIMEOUT));
     state.leave(consumer, late);
     state.end_settle(0, 0, 1, false, late);
-    let heir = state.join(SessionId::generate(), 100, TIMEOUT).unwrap();
+    let heir = state.join(SessionId::generate(), true, 100, TIMEOUT).unwrap();
     assert_eq!(take_all(&mut state, &log, heir), [0, 1]);
 }
 
@@ -142,15 +142,15 @@ fn a_refused_acknowledgement_leaves_the_message_with_its_consumer_or_the_group()
 fn a_group_is_forgotten_only_when_nothing_is_lost_by_it() {
     let (log, session, keep) = (log(1), SessionId::generate(), Duration::from_mins(10));
     let mut state = state();
-    let consumer = state.join(session, 100, TIMEOUT).unwrap();
+    let consumer = state.join(session, true, 100, TIMEOUT).unwrap();
     assert_eq!(take_all(&mut state, &log, consumer), [0]);
     let now = Instant::now();
     assert!(!state.retire(now + keep * 2, keep), "it has a subscription");
     state.leave(consumer, now);
     assert!(!state.retire(now, keep), "it knows an attempt");
-    assert!(state.begin_settle(0, 0, session).is_some());
+    assert!(state.begin_settle(0, 0, session, true).is_some());
     assert!(!state.retire(now + keep * 2, keep), "an acknowledgement is on its way");
     state.end_settle(0, 0, 0, true, now);
     assert!(state.retire(now, keep));
-    assert!(state.join(session, 1, TIMEOUT).is_none(), "who comes now must load it again");
+    assert!(state.join(session, true, 1, TIMEOUT).is_none(), "who comes now must load it again");
 }
