@@ -4,14 +4,13 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Hold, Node, SOON, Setup, create, eventually, refused};
-use prism_core::NodeId;
 use prism_core::config::{AccessPattern, BackendType};
-use prism_core::control::{ControlPlane, DataNode, DrainOutcome, DrainScope, NamespaceStatus, Quota};
+use prism_core::control::{DataNode, DrainOutcome, DrainScope, NamespaceStatus, Quota};
 use prism_core::limits::Limits;
-use prism_core::session::{AdmitRequest, DataGrant, EndReason, SessionId};
+use prism_core::session::{EndReason, SessionId};
 use prism_proto::config::v1::config_service_client::ConfigServiceClient;
 use prism_proto::config::v1::{self as config, ClientConfig, GetConfigRequest};
 use prism_proto::reader::v1::CountRequest;
@@ -311,49 +310,6 @@ async fn a_node_has_room_for_so_many_sessions() {
     };
     let (outcomes, ()) = tokio::join!(futures::future::join_all((0..10).map(|_| node.try_session("kv"))), release);
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 3);
-}
-
-#[tokio::test]
-async fn a_change_of_the_gateway_costs_one_pass_over_the_sessions() {
-    const MANY: usize = 2000;
-    let node = Node::start().await;
-    let names: Vec<_> = (0..MANY).map(|n| format!("ns-{n}")).collect();
-    node.control.change(|snapshot| {
-        for name in &names {
-            let name = common::namespace(name);
-            let space = prism_core::control::Namespace {
-                name: name.clone(),
-                status: NamespaceStatus::Active,
-                quota: Quota::default(),
-            };
-            snapshot.namespaces.insert(name, Arc::new(space));
-        }
-    });
-    for name in &names {
-        let draft = common::draft("mine", name, AccessPattern::KeyValue, BackendType::Memory, &[]);
-        let request = AdmitRequest {
-            client_id: String::new(),
-            client_version: String::new(),
-            metadata: [].into(),
-            config: Arc::new(draft.validate("config", &common::catalog(), |_| true).unwrap()),
-            config_name: None,
-            grant: DataGrant { read: true, write: true },
-            credential_id: String::new(),
-            node: NodeId::parse("node", "node-1").unwrap(),
-        };
-        node.control.admit_session(request).await.unwrap();
-    }
-    let node = node.restart().await;
-    assert_eq!(node.plane.figures(SOON).total.active_sessions, MANY as i64);
-    let mut fastest = Duration::MAX;
-    for round in 0..5 {
-        node.control.maintenance((round % 2 == 0).then_some((true, None)));
-        let begun = Instant::now();
-        node.plane.caught_up(0).await;
-        fastest = fastest.min(begun.elapsed());
-    }
-    // Sessions times namespaces is four million looks.
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
 
 fn step(step: Step) -> TransactionRequest {

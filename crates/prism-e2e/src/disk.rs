@@ -37,13 +37,14 @@ impl Disk {
         let kind = match mount {
             Ok(output) if output.status.success() => Kind::Mounted,
             refused => {
-                eprintln!("=== NOT a full disk: mounting failed ({refused:?}) ===");
+                say(&format!("NOT a full disk: mounting failed ({refused:?})"));
                 Kind::Limited
             }
         };
-        eprintln!(
-            "=== storage that refuses writes: {kind:?} (Mounted = tmpfs of {mib} MiB, Limited = RLIMIT_FSIZE) ==="
-        );
+        say(match kind {
+            Kind::Mounted => "full disk: a small tmpfs",
+            Kind::Limited => "full disk: RLIMIT_FSIZE instead",
+        });
         let disk = Self { folder, kind };
         if kind == Kind::Mounted {
             std::fs::write(disk.filler(), vec![0; FILLER_BYTES]).expect("the filler fits");

@@ -178,13 +178,13 @@ async fn retry_info_is_the_time_to_the_end_and_it_ends_by_itself() {
     let site = shared().await;
     let session = site.session(Pattern::KeyValue).await;
     let request = wire::SetMaintenanceModeRequest {
-        scheduled_end: Some(after(Duration::from_secs(3))),
+        scheduled_end: Some(after(Duration::from_secs(5))),
         ..on(Some(&site.namespace))
     };
     let status = set(&site, request.clone()).await;
     assert_eq!(status.ends_at.map(|at| at.seconds), request.scheduled_end.map(|at| at.seconds));
     let retry = session.get("a").await.refused().retry.unwrap();
-    assert!(retry > Duration::ZERO && retry <= Duration::from_secs(3), "{retry:?}");
+    assert!(retry > Duration::ZERO && retry <= Duration::from_secs(5), "{retry:?}");
     until("its end", async || session.get("a").await.is_ok().then_some(())).await;
     let now = statuses(&site, Some(&site.namespace)).await;
     assert!(now.iter().all(|status| !status.enabled), "{now:?}");

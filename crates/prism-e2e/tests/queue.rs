@@ -129,14 +129,14 @@ async fn consumers_of_a_group_share_its_messages() {
 #[tokio::test]
 async fn what_is_not_acknowledged_in_time_is_delivered_again() {
     let site = site().await;
-    let session = with(&site, &[("ack_timeout_ms", "300")]).await;
+    let session = with(&site, &[("ack_timeout_ms", "1000")]).await;
     session.publish("t", b"1").await.unwrap();
     let mut stream = session.subscribe("t", "g").await.unwrap();
     let first = receive(&mut stream).await;
     let second = receive(&mut stream).await;
     assert_eq!((second.offset, second.attempt), (first.offset, 2));
     assert!(session.acknowledge(&second.message_id).await.unwrap());
-    assert!(silent(&mut stream, Duration::from_millis(700)).await, "acknowledged is acknowledged");
+    assert!(silent(&mut stream, Duration::from_millis(1500)).await, "acknowledged is acknowledged");
 }
 
 #[tokio::test]

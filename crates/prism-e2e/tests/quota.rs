@@ -133,8 +133,11 @@ async fn the_rate_limit_of_a_config_holds_over_all_its_sessions() {
     };
     let name = site.configure(limited).await;
     let (one, two) = (site.session_of(&name).await, site.session_of(&name).await);
+    let start = std::time::Instant::now();
     let refused: Vec<_> = gets(&one, 10).await.into_iter().chain(gets(&two, 10).await).collect();
-    assert!((12..=15).contains(&refused.len()), "{} of 20 were refused", refused.len());
+    let passed = 20 - refused.len();
+    let allowed = 5 + start.elapsed().as_secs() as usize + 1;
+    assert!((5..=allowed).contains(&passed), "{passed} of at most {allowed} over both sessions");
     assert!(refused[0].retry.is_some() && refused[0].code == Code::ResourceExhausted, "{:?}", refused[0]);
     assert!(gets(&site.session(Pattern::MemoryKeyValue).await, 20).await.is_empty());
 }

@@ -262,24 +262,26 @@ impl Op for UpdateConfig {
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
         let name = require_name(&request.name);
-        // Said before it is looked up, so that nobody learns which namespaces there are.
         let snapshot = services.snapshot();
-        if let (Some(existing), Some(config)) = (snapshot.configs.get(request.name.as_str()), &request.config)
-            && existing.config.namespace.as_str() != config.namespace
-        {
-            return Err(namespace_change());
-        }
-        let mut same = Ok(());
+        let existing = snapshot.configs.get(request.name.as_str());
+        let (mut same, mut stays) = (Ok(()), Ok(()));
         let config = request.config.map(|mut config| {
             if !config.name.is_empty() && config.name != request.name {
                 same = Err(Error::invalid("config.name", "must be empty or equal to name"));
+            }
+            if let Some(existing) = existing
+                && existing.config.namespace.as_str() != config.namespace
+            {
+                stays = Err(namespace_change());
+                // Never looked up, so that nobody learns which namespaces there are.
+                existing.config.namespace.as_str().clone_into(&mut config.namespace);
             }
             // A stand-in, so that a wrong name is told once, under `name`.
             config.name = if name.is_ok() { request.name } else { "placeholder".to_owned() };
             config
         });
         let config = proven(config, services);
-        all_of([name, same, outcome(&config)])?;
+        all_of([name, same, stays, outcome(&config)])?;
         Ok(Self { config: Arc::new(config?), validate_only: request.validate_only, etag: request.etag })
     }
 

@@ -191,6 +191,7 @@ async fn a_key_writes_once(transact: &dyn Transact, reader: &dyn Reader) {
 }
 
 async fn a_rehearsal_keeps_nothing(transact: &dyn Transact, reader: &dyn Reader) {
+    static BODY: [u8; 3 << 20] = [7; 3 << 20];
     let insert = data(WriteMode::Insert, &[("id", text("t"))]);
     let told = rehearsed(transact, "t-1", std::slice::from_ref(&insert)).await;
     let outcome = transact.rehearse("t-1", &told, &message("rehearsed", b"m")).await.unwrap();
@@ -208,7 +209,7 @@ async fn a_rehearsal_keeps_nothing(transact: &dyn Transact, reader: &dyn Reader)
     let many = vec![told[0].clone(); 256];
     let refused = transact.rehearse("t-1", &many, &insert).await.unwrap_err();
     assert_eq!(refused.reason(), "TRANSACTION_TOO_LARGE");
-    let large = message("box", &[7; 3 << 20]);
+    let large = message("box", &BODY);
     let told = rehearsed(transact, "t-large", std::slice::from_ref(&large)).await;
     let refused = transact.rehearse("t-large", &told, &large).await.unwrap_err();
     assert_eq!(refused.reason(), "TRANSACTION_TOO_LARGE", "bytes count over all writes");

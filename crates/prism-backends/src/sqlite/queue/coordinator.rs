@@ -114,13 +114,13 @@ impl Coordinator {
         let make = move |connection: &_| {
             log::find_or_make(connection, &name, partitions, retention_ms, MAX_PARTITIONS).map(|record| (record, 0))
         };
-        let made = self.space.write(make).await?;
+        let record = self.space.write(make).await?;
         if retention_ms != KEEP_EVERYTHING
             && retention_ms < self.shortest_retention.fetch_min(retention_ms, Ordering::Relaxed)
         {
             self.shorter.notify_one();
         }
-        Ok(made)
+        Ok(record)
     }
 
     /// Messages of `ids` that `session` holds, as they are to be settled, each with which of `ids` it is about.

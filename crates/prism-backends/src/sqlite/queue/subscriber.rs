@@ -13,6 +13,7 @@ const OUTBOX_MESSAGES: usize = 64;
 const OUTBOX_BYTES: usize = 4 << 20;
 
 /// One subscription of a group.
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not depend on each other")]
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) session: SessionId,

@@ -35,12 +35,12 @@ pub(super) struct Condition<'a> {
 /// NULL is as in SQL: a comparison with a NULL column neither holds nor fails, so NOT does not turn it into a match; ask for
 /// NULL with EQUALS or NOT_EQUALS NULL, or IN with NULL among the values.
 pub(super) fn filter<'a>(table: &Table, filter: &'a Filter) -> Result<Condition<'a>> {
-    let (mut searches, mut searched) = (0, 0);
+    let (mut searches, mut bytes) = (0, 0);
     measure(filter, MAX_DEPTH, &mut |part| {
         searches += 1;
-        searched += part.len();
+        bytes += part.len();
     });
-    if searches > MAX_SEARCHES || searched > MAX_PART_BYTES {
+    if searches > MAX_SEARCHES || bytes > MAX_PART_BYTES {
         return Err(invalid(format!(
             "has more than {MAX_SEARCHES} CONTAINS, or their texts are longer than {MAX_PART_BYTES} bytes together"
         )));
@@ -58,11 +58,12 @@ fn invalid(description: impl Into<String>) -> Error {
 fn measure(filter: &Filter, depth: usize, each: &mut impl FnMut(&str)) {
     match filter {
         Filter::Field { operator: Operator::Contains, value: Value::Text(part), .. } => each(part),
-        Filter::Field { .. } => {}
         Filter::Composite { filters, .. } if depth > 0 => {
-            filters.iter().for_each(|part| measure(part, depth - 1, each));
+            for part in filters {
+                measure(part, depth - 1, each);
+            }
         }
-        Filter::Composite { .. } => {}
+        Filter::Field { .. } | Filter::Composite { .. } => {}
     }
 }
 
