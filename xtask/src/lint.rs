@@ -28,7 +28,7 @@ pub fn run(workspace: &Workspace) -> ExitCode {
     summary.check("no machine in a file", each_file(workspace, machine_bound));
     summary.check("clippy", cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     let mut doc = workspace.cargo();
-    doc.env("RUSTDOCFLAGS", "-D warnings").args([
+    doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links").args([
         "doc",
         "--quiet",
         "--workspace",

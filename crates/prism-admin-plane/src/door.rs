@@ -156,7 +156,12 @@ impl Door {
     }
 
     /// Runs one operation for an identity that is established.
-    pub async fn call_as<O: Op>(&self, identity: Arc<Identity>, call: Call, request: O::Request) -> Result<O::Response> {
+    pub async fn call_as<O: Op>(
+        &self,
+        identity: Arc<Identity>,
+        call: Call,
+        request: O::Request,
+    ) -> Result<O::Response> {
         let admitted = self.admit::<O>(identity, &call, &request)?;
         let _turn = self.turn(admitted.key.as_ref()).await;
         // Who may do this nowhere is refused before anything is made of the request.
@@ -193,7 +198,12 @@ impl Door {
 
     /// Looks the RPC up and gathers what its entry will say.
     pub(crate) fn admit<O: Op>(&self, identity: Arc<Identity>, call: &Call, request: &O::Request) -> Result<Admitted> {
-        let rule = self.services.table.rule(&format!("/{}", O::RPC)).cloned().ok_or_else(|| Error::internal(format!("no rule for {}", O::RPC)))?;
+        let rule = self
+            .services
+            .table
+            .rule(&format!("/{}", O::RPC))
+            .cloned()
+            .ok_or_else(|| Error::internal(format!("no rule for {}", O::RPC)))?;
         let mut draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
         draft.actor.clone_from(&identity.actor);
         identity.auth_method.clone_into(&mut draft.auth_method);
@@ -228,7 +238,8 @@ impl Door {
         parsed: &Result<O>,
         rehearse: bool,
     ) -> Result<Verdict<O::Response>> {
-        let (permission, caller, key) = (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
+        let (permission, caller, key) =
+            (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
         // To rehearse a read would be to carry it out twice.
         let reads = admitted.rule.audit == AuditClass::Read;
@@ -317,7 +328,11 @@ fn deny(tx: &mut Tx<'_>, permission: &str, mut draft: EntryDraft) -> Result<Erro
 }
 
 /// The stored answer of an earlier call with the same key, with an entry of its own; or why there can be none.
-fn replay<R: Answer>(tx: &mut Tx<'_>, key: Option<&IdempotencyKey>, draft: &mut EntryDraft) -> Result<Option<Verdict<R>>> {
+fn replay<R: Answer>(
+    tx: &mut Tx<'_>,
+    key: Option<&IdempotencyKey>,
+    draft: &mut EntryDraft,
+) -> Result<Option<Verdict<R>>> {
     let Some(key) = key else { return Ok(None) };
     let readable = (1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&key.key.len()) && key.key.is_ascii();
     let found = if readable {

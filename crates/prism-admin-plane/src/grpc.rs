@@ -17,7 +17,9 @@ use tonic::{Request, Response, Status};
 use crate::door::{Call, Door};
 use crate::identity::Presented;
 use crate::op::Op;
-use crate::ops::{access, api_key, audit, backend, client_key, config, drain, later, maintenance, metrics, namespace, session};
+use crate::ops::{
+    access, api_key, audit, backend, client_key, config, drain, later, maintenance, metrics, namespace, session,
+};
 use crate::record::Recorded;
 
 /// ErrorInfo domain of both services.

@@ -72,7 +72,10 @@ pub fn authenticate(presented: &Presented, store: &Store, roles: &[Role]) -> Res
 
 fn the_token(presented: &Presented) -> Result<&str> {
     let mut bearer = presented.authorization.iter().map(|value| {
-        value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map_or("", |(_, token)| token.trim())
+        value
+            .split_once(' ')
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map_or("", |(_, token)| token.trim())
     });
     let mut all = presented.admin_token.iter().map(String::as_str);
     let first = bearer.next().or_else(|| all.next()).ok_or_else(|| {
@@ -82,7 +85,10 @@ fn the_token(presented: &Presented) -> Result<&str> {
         )
     })?;
     if bearer.chain(all).any(|other| other != first) {
-        return Err(Error::unauthenticated("CREDENTIAL_CONFLICT", "the call presents several different credentials; present one"));
+        return Err(Error::unauthenticated(
+            "CREDENTIAL_CONFLICT",
+            "the call presents several different credentials; present one",
+        ));
     }
     Ok(first)
 }
@@ -95,7 +101,9 @@ fn actor(presented: &Presented, key: &ApiKeyRow) -> Result<String> {
         _ => {
             return Err(Error::unauthenticated(
                 "ADMIN_USER_INVALID",
-                format!("x-admin-user must be one name of at most {MAX_USER_BYTES} printable ASCII characters, and not one that Prism gives itself"),
+                format!(
+                    "x-admin-user must be one name of at most {MAX_USER_BYTES} printable ASCII characters, and not one that Prism gives itself"
+                ),
             ));
         }
     };
@@ -122,6 +130,10 @@ fn grants(key: &ApiKeyRow, roles: &[Role]) -> Vec<Grant> {
     roles
         .iter()
         .filter(|role| key.roles.contains(&role.name))
-        .map(|role| Grant { role: role.name.clone(), namespace: key.namespace.clone(), permissions: role.permissions.clone() })
+        .map(|role| Grant {
+            role: role.name.clone(),
+            namespace: key.namespace.clone(),
+            permissions: role.permissions.clone(),
+        })
         .collect()
 }

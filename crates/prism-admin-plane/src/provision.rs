@@ -13,8 +13,7 @@ use crate::ops::{client_key::CreateClientKey, config::CreateConfig, namespace::C
 /// The namespace that `--dev` makes.
 pub const DEV_NAMESPACE: &str = "default";
 
-const ITEMS: &str =
-    "CREATE TABLE IF NOT EXISTS items (id TEXT PRIMARY KEY, name TEXT, quantity INTEGER, price REAL)";
+const ITEMS: &str = "CREATE TABLE IF NOT EXISTS items (id TEXT PRIMARY KEY, name TEXT, quantity INTEGER, price REAL)";
 
 fn config(name: &str, pattern: AccessPattern, backend: BackendType, options: &[(&str, &str)]) -> ClientConfig {
     ClientConfig {

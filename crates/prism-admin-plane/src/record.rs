@@ -118,7 +118,12 @@ struct Stray {
 impl Stray {
     fn of<B>(request: &Request<B>) -> Self {
         let values = |name: &str| {
-            request.headers().get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned()).collect()
+            request
+                .headers()
+                .get_all(name)
+                .iter()
+                .map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned())
+                .collect()
         };
         let call = Call {
             presented: Presented {
@@ -163,13 +168,21 @@ impl Door {
     /// Answers a request that came back without having reached an operation, with its entry.
     async fn record_stray(self: Arc<Self>, stray: Stray, identity: Identity, code: Option<Code>) -> Response<Body> {
         let problem = match code {
-            Some(Code::Unimplemented) => {
-                Error::new(Kind::Unimplemented, "UNKNOWN_RPC", "the admin plane serves no such RPC over this kind of request")
-            }
-            Some(Code::OutOfRange | Code::ResourceExhausted) => {
-                Error::new(Kind::ResourceExhausted, "MESSAGE_TOO_LARGE", "the request is larger than the admin plane reads")
-            }
-            _ => Error::new(Kind::InvalidArgument, "MALFORMED_MESSAGE", "the request is not the message that this RPC takes"),
+            Some(Code::Unimplemented) => Error::new(
+                Kind::Unimplemented,
+                "UNKNOWN_RPC",
+                "the admin plane serves no such RPC over this kind of request",
+            ),
+            Some(Code::OutOfRange | Code::ResourceExhausted) => Error::new(
+                Kind::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                "the request is larger than the admin plane reads",
+            ),
+            _ => Error::new(
+                Kind::InvalidArgument,
+                "MALFORMED_MESSAGE",
+                "the request is not the message that this RPC takes",
+            ),
         };
         let mut draft = self.stray_draft(&stray);
         draft.actor = identity.actor;

@@ -55,7 +55,8 @@ impl tower::Service<http::Request<Body>> for EchoServer {
 pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
         // Served from a spawned task, as tonic's own examples end up: on the worker thread, not beside it.
-        tokio::spawn(tonic::transport::Server::builder().tcp_nodelay(true).add_service(EchoServer).serve(address)).await??;
+        tokio::spawn(tonic::transport::Server::builder().tcp_nodelay(true).add_service(EchoServer).serve(address))
+            .await??;
         Ok(())
     })
 }

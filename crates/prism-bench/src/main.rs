@@ -48,7 +48,9 @@ fn get_beside_echo(scratch: &Path) -> Result<()> {
     let (echo, _echo_process) = start_echo()?;
     let prism = prism::Prism::start(scratch)?;
     let get = prism.get_target()?;
-    println!("memory Get beside a bare tonic echo: 1 worker thread each, {VALUE_BYTES}-byte values, {ROUNDS} rounds of {SECONDS} s, medians");
+    println!(
+        "memory Get beside a bare tonic echo: 1 worker thread each, {VALUE_BYTES}-byte values, {ROUNDS} rounds of {SECONDS} s, medians"
+    );
     println!("{:>8} {:>14} {:>10} {:>8} {:>8} {:>12}", "depth", "side", "req/s", "p50 µs", "p99 µs", "cpu µs/req");
     for depth in [1, MOST_IN_FLIGHT] {
         let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -73,12 +75,15 @@ fn get_beside_echo(scratch: &Path) -> Result<()> {
 
 fn durable_beside_sqlite(scratch: &Path) -> Result<()> {
     let one_row = one_row_commits(scratch)?;
-    println!("\ndurable writes on the same disk: {MOST_IN_FLIGHT} in flight, {VALUE_BYTES}-byte values, every answer after its fsync");
+    println!(
+        "\ndurable writes on the same disk: {MOST_IN_FLIGHT} in flight, {VALUE_BYTES}-byte values, every answer after its fsync"
+    );
     println!("{:>22} {:>10.0} /s", "SQLite, 1 row/commit", one_row);
     let folder = tempfile::tempdir_in(scratch)?;
     let prism = prism::Prism::start(folder.path())?;
     for (name, target) in [("prism Put", prism.put_target()?), ("prism Publish", prism.publish_target()?)] {
-        let figures = median((0..ROUNDS).map(|_| run(&target, MOST_IN_FLIGHT, SECONDS, scratch)).collect::<Result<_>>()?);
+        let figures =
+            median((0..ROUNDS).map(|_| run(&target, MOST_IN_FLIGHT, SECONDS, scratch)).collect::<Result<_>>()?);
         println!(
             "{name:>22} {:>10.0} /s  {:>6.1}×  p50 {} µs  p99 {} µs  cpu {:.1} µs/req",
             figures.rate,

@@ -69,7 +69,14 @@ impl Prism {
             client_id: "bench".to_owned(),
             ..CreateSessionRequest::default()
         };
-        block_on(async { Ok(SessionServiceClient::connect(self.endpoint()).await?.create_session(request).await?.into_inner().session_token) })
+        block_on(async {
+            Ok(SessionServiceClient::connect(self.endpoint())
+                .await?
+                .create_session(request)
+                .await?
+                .into_inner()
+                .session_token)
+        })
     }
 
     fn target(&self, path: &'static str, message: Vec<u8>) -> Target {
@@ -89,7 +96,8 @@ impl Prism {
         let put = self.put(session_token.clone());
         let get = keyvalue::GetRequest { session_token, key: put.key.clone() };
         let found = block_on(async {
-            let mut client = keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()).await?;
+            let mut client =
+                keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()).await?;
             client.put(put).await?;
             Ok(client.get(get.clone()).await?.into_inner())
         })?;
@@ -101,7 +109,10 @@ impl Prism {
     pub fn put_target(&self) -> Result<Target> {
         let put = self.put(self.session(Config::ConfigName("dev-key-value".to_owned()))?);
         block_on(async {
-            keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()).await?.put(put.clone()).await?;
+            keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint())
+                .await?
+                .put(put.clone())
+                .await?;
             Ok(())
         })?;
         Ok(self.target("/prism.keyvalue.v1.KeyValueService/Put", put.encode_to_vec()))
@@ -126,7 +137,10 @@ impl Prism {
             ..queue::PublishRequest::default()
         };
         block_on(async {
-            queue::queue_service_client::QueueServiceClient::connect(self.endpoint()).await?.publish(publish.clone()).await?;
+            queue::queue_service_client::QueueServiceClient::connect(self.endpoint())
+                .await?
+                .publish(publish.clone())
+                .await?;
             Ok(())
         })?;
         Ok(self.target("/prism.queue.v1.QueueService/Publish", publish.encode_to_vec()))

@@ -101,7 +101,8 @@ pub struct DrainScope {
 impl DrainScope {
     /// Whether a session of `namespace` on `node` is in scope.
     pub fn covers(&self, namespace: &NamespaceName, node: &NodeId) -> bool {
-        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace) && self.node.as_ref().is_none_or(|wanted| wanted == node)
+        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
+            && self.node.as_ref().is_none_or(|wanted| wanted == node)
     }
 }
 

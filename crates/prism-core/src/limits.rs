@@ -73,7 +73,10 @@ impl Default for Limits {
 impl Limits {
     /// Largest gRPC message accepted: the largest value, and room for a key, headers and framing.
     pub fn max_message_bytes(&self) -> usize {
-        self.max_value_bytes + self.max_key_bytes + MAX_MAP_ENTRIES * (MAX_MAP_KEY_BYTES + MAX_MAP_VALUE_BYTES) + 16 * 1024
+        self.max_value_bytes
+            + self.max_key_bytes
+            + MAX_MAP_ENTRIES * (MAX_MAP_KEY_BYTES + MAX_MAP_VALUE_BYTES)
+            + 16 * 1024
     }
 }
 

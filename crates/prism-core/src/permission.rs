@@ -51,8 +51,7 @@ impl Pattern {
 impl TryFrom<String> for Pattern {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let (resource, verb) =
-            split(&text).ok_or_else(|| format!("{text:?} is not resource:verb or resource:*"))?;
+        let (resource, verb) = split(&text).ok_or_else(|| format!("{text:?} is not resource:verb or resource:*"))?;
         Ok(Self { resource: resource.to_owned(), verb: (verb != "*").then(|| verb.to_owned()) })
     }
 }
@@ -81,12 +80,18 @@ pub struct Role {
 }
 
 const ADMIN: &[&str] = &[
-    "config:*", "session:*", "namespace:*", "backend:read", "operational:*", "audit:read",
-    "tokens:manage", "access:*", "nodes:*",
+    "config:*",
+    "session:*",
+    "namespace:*",
+    "backend:read",
+    "operational:*",
+    "audit:read",
+    "tokens:manage",
+    "access:*",
+    "nodes:*",
 ];
-const OPERATOR: &[&str] = &[
-    "config:read", "session:read", "session:terminate", "backend:read", "operational:maintenance", "audit:read",
-];
+const OPERATOR: &[&str] =
+    &["config:read", "session:read", "session:terminate", "backend:read", "operational:maintenance", "audit:read"];
 const VIEWER: &[&str] = &["config:read", "session:read", "backend:read", "audit:read"];
 
 /// The three roles of seed A; `admin` with the additions of contract §7.

@@ -184,9 +184,8 @@ mod tests {
         let policy = SessionPolicy::default();
         let start = UnixMillis(1_000_000_000);
         let end = start + policy.max_age;
-        let at = |seconds, ended, leaving| {
-            status(&policy, start + Duration::from_secs(seconds), ended, leaving, start, end)
-        };
+        let at =
+            |seconds, ended, leaving| status(&policy, start + Duration::from_secs(seconds), ended, leaving, start, end);
         assert_eq!(at(0, false, false), SessionStatus::Active);
         assert_eq!(at(59, false, false), SessionStatus::Active);
         assert_eq!(at(60, false, false), SessionStatus::Idle);

@@ -9,8 +9,8 @@
 pub mod admin;
 pub mod audit;
 pub mod binaries;
-pub mod cases;
 pub mod books;
+pub mod cases;
 pub mod changes;
 pub mod cli;
 pub mod data;

@@ -192,7 +192,7 @@ async fn a_crash_in_the_middle_leaves_no_drain_behind() {
     let (session, _stream, _) = busy(&site).await;
     let config = site.config(Pattern::KeyValue).await;
     let admin = site.admin.clone();
-    let asked = request(&site.namespace, Duration::from_secs(60));
+    let asked = request(&site.namespace, Duration::from_mins(1));
     let running = tokio::spawn(async move { admin.service().drain_connections(asked).await });
     until("EXPIRING", async || (site.admin.session(&session.id).await.status() == Expiring).then_some(())).await;
     site.server.crash_and_restart().await;

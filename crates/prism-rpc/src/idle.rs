@@ -1,8 +1,8 @@
 //! Connections without an open request do not stay for ever, so that nobody can hold all of a listener's places with nothing.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ struct State {
 impl Activity {
     /// Watches for `limit` without an open request; `None` = never, at no cost.
     pub(crate) fn new(limit: Option<Duration>) -> Self {
-        let state = |limit| State { limit, origin: Instant::now(), open: AtomicUsize::new(0), ended: AtomicU64::new(0) };
+        let state =
+            |limit| State { limit, origin: Instant::now(), open: AtomicUsize::new(0), ended: AtomicU64::new(0) };
         Self(limit.map(|limit| Arc::new(state(limit))))
     }
 
@@ -40,8 +41,10 @@ impl Activity {
     pub(crate) async fn ceased(&self) {
         let Some(state) = &self.0 else { return std::future::pending().await };
         loop {
-            let silent = state.origin.elapsed().saturating_sub(Duration::from_millis(state.ended.load(Ordering::Relaxed)));
-            let left = if state.open.load(Ordering::Relaxed) > 0 { state.limit } else { state.limit.saturating_sub(silent) };
+            let silent =
+                state.origin.elapsed().saturating_sub(Duration::from_millis(state.ended.load(Ordering::Relaxed)));
+            let left =
+                if state.open.load(Ordering::Relaxed) > 0 { state.limit } else { state.limit.saturating_sub(silent) };
             if left.is_zero() {
                 return;
             }

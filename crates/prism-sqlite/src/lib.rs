@@ -36,7 +36,8 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
 /// Opens a database for reading only.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     use rusqlite::OpenFlags;
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
@@ -49,12 +50,17 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 pub fn error(cause: rusqlite::Error) -> Error {
     use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
     match cause.sqlite_error_code() {
-        Some(DiskFull) => Error::unavailable("STORAGE_FULL", "the disk is full; nothing was changed; retry when there is room").caused_by(cause),
+        Some(DiskFull) => {
+            Error::unavailable("STORAGE_FULL", "the disk is full; nothing was changed; retry when there is room")
+                .caused_by(cause)
+        }
         Some(SystemIoFailure | CannotOpen | ReadOnly) => {
-            Error::unavailable("STORAGE_UNAVAILABLE", "the storage does not accept writes; nothing was changed").caused_by(cause)
+            Error::unavailable("STORAGE_UNAVAILABLE", "the storage does not accept writes; nothing was changed")
+                .caused_by(cause)
         }
         Some(DatabaseBusy) => {
-            Error::unavailable("STORAGE_BUSY", "the storage was busy for too long; nothing was changed; retry").caused_by(cause)
+            Error::unavailable("STORAGE_BUSY", "the storage was busy for too long; nothing was changed; retry")
+                .caused_by(cause)
         }
         _ => Error::internal(cause),
     }

@@ -13,7 +13,10 @@ pub fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<()> {
         return Err(Error::new(
             Kind::FailedPrecondition,
             "SCHEMA_TOO_NEW",
-            format!("the database has schema {found}, this version of Prism knows {}; start a newer version", migrations.len()),
+            format!(
+                "the database has schema {found}, this version of Prism knows {}; start a newer version",
+                migrations.len()
+            ),
         ));
     }
     for (index, script) in migrations.iter().enumerate().skip(found) {

@@ -48,12 +48,11 @@ where
 {
     fn run(&mut self, connection: &Connection, hook: &mut H) -> bool {
         let result = match self.work.take() {
-            Some(work) => {
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(connection, hook))).unwrap_or_else(|_| {
+            Some(work) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(connection, hook)))
+                .unwrap_or_else(|_| {
                     error!("an operation on the writer thread panicked; it was rolled back");
                     Err(Error::internal("panic in a database operation"))
-                })
-            }
+                }),
             None => Err(Error::internal("a database operation ran twice")),
         };
         let kept = result.is_ok();
@@ -225,7 +224,10 @@ mod tests {
     fn database(hook: impl Hook) -> (tempfile::TempDir, Database<impl Hook>) {
         let folder = tempfile::tempdir().unwrap();
         let database =
-            Database::open(&folder.path().join("t.db"), "test", &["CREATE TABLE t (x INTEGER PRIMARY KEY)"], |_| Ok(hook)).unwrap();
+            Database::open(&folder.path().join("t.db"), "test", &["CREATE TABLE t (x INTEGER PRIMARY KEY)"], |_| {
+                Ok(hook)
+            })
+            .unwrap();
         (folder, database)
     }
 
@@ -242,8 +244,11 @@ mod tests {
         }))
         .await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 25);
-        let count: i64 =
-            database.readers.run(|c| c.query_row("SELECT count(*) FROM t", [], |r| r.get(0)).map_err(crate::error)).await.unwrap();
+        let count: i64 = database
+            .readers
+            .run(|c| c.query_row("SELECT count(*) FROM t", [], |r| r.get(0)).map_err(crate::error))
+            .await
+            .unwrap();
         assert_eq!(count, 25);
     }
 
@@ -259,8 +264,11 @@ mod tests {
         let work = insert(1);
         let refused = database.writer.run(move |connection, _| work(connection)).await.unwrap_err();
         assert_eq!(refused.reason(), "STORAGE_FULL");
-        let count: i64 =
-            database.readers.run(|c| c.query_row("SELECT count(*) FROM t", [], |r| r.get(0)).map_err(crate::error)).await.unwrap();
+        let count: i64 = database
+            .readers
+            .run(|c| c.query_row("SELECT count(*) FROM t", [], |r| r.get(0)).map_err(crate::error))
+            .await
+            .unwrap();
         assert_eq!(count, 0);
     }
 

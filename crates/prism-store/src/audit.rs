@@ -180,7 +180,13 @@ pub(crate) fn read_entries(
 pub(crate) fn verify(connection: &Connection) -> Result<i64> {
     let (mut previous, mut sequence) = (audit_chain::GENESIS, 0i64);
     loop {
-        let entries = read_entries(connection, &EntryFilter::default(), &Reach::Installation, Order::OldestAfter(sequence), 1000)?;
+        let entries = read_entries(
+            connection,
+            &EntryFilter::default(),
+            &Reach::Installation,
+            Order::OldestAfter(sequence),
+            1000,
+        )?;
         if entries.is_empty() {
             let rows = one(connection, "SELECT count(*) FROM audit", [], |row| row.get::<_, i64>(0))?.unwrap_or(0);
             return if rows == sequence { Ok(rows) } else { Err(broken(sequence + 1)) };

@@ -72,7 +72,9 @@ fn write_secret(folder: &Path, name: &str, secret: &str) -> Result<()> {
         std::fs::rename(&temporary, &path)?;
         File::open(folder)?.sync_all()
     };
-    write().map_err(|cause| Error::unavailable("STORAGE_UNAVAILABLE", format!("cannot write {}", path.display())).caused_by(cause))
+    write().map_err(|cause| {
+        Error::unavailable("STORAGE_UNAVAILABLE", format!("cannot write {}", path.display())).caused_by(cause)
+    })
 }
 
 impl Tx<'_> {

@@ -67,7 +67,9 @@ impl Tx<'_> {
     /// One revision of a live config.
     pub fn config(&self, name: &str, wanted: &Wanted) -> Result<Option<ConfigRow>> {
         match wanted {
-            Wanted::Current => self.one(&format!("{FROM_LIVE} AND r.revision = c.revision WHERE c.name = ?1"), [name], read),
+            Wanted::Current => {
+                self.one(&format!("{FROM_LIVE} AND r.revision = c.revision WHERE c.name = ?1"), [name], read)
+            }
             Wanted::Version(version) => self.one(
                 &format!("{FROM_LIVE} WHERE c.name = ?1 AND r.version = ?2 ORDER BY r.revision DESC LIMIT 1"),
                 (name, version),
@@ -137,7 +139,8 @@ impl Tx<'_> {
             ));
         }
         // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
-        let revision = self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?;
+        let revision =
+            self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?;
         let text = serde_json::to_string(&config).map_err(Error::internal)?;
         self.execute(
             "INSERT INTO config_revisions (name, revision, version, config, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -86,8 +86,11 @@ impl ControlPlane for Store {
 
     async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()> {
         self.write(move |tx| {
-            tx.execute("UPDATE sessions SET expires_at = ?2 WHERE id = ?1 AND ended_at IS NULL", (id.to_string(), expires_at.0))
-                .map(|_| ())
+            tx.execute(
+                "UPDATE sessions SET expires_at = ?2 WHERE id = ?1 AND ended_at IS NULL",
+                (id.to_string(), expires_at.0),
+            )
+            .map(|_| ())
         })
         .await
     }
@@ -112,16 +115,23 @@ impl Tx<'_> {
             return Err(Error::not_found(format!("config:{config}")));
         }
         if self.drains()?.iter().any(|scope| scope.covers(name, &request.node)) {
-            return Err(Error::unavailable("DRAINING", "sessions are being drained here; retry later")
-                .retry_after(RETRY));
+            return Err(
+                Error::unavailable("DRAINING", "sessions are being drained here; retry later").retry_after(RETRY)
+            );
         }
-        if let Some((_, maintenance)) = self.maintenance()?.into_iter().rev().find(|(scope, _)| scope.is_empty() || scope == name.as_str()) {
+        if let Some((_, maintenance)) =
+            self.maintenance()?.into_iter().rev().find(|(scope, _)| scope.is_empty() || scope == name.as_str())
+        {
             let left = maintenance.ends_at.map_or(RETRY, |end| end.since(self.now));
-            let message = if maintenance.message.is_empty() { "under maintenance".to_owned() } else { maintenance.message };
+            let message =
+                if maintenance.message.is_empty() { "under maintenance".to_owned() } else { maintenance.message };
             return Err(Error::unavailable("MAINTENANCE", message).retry_after(left));
         }
         if row.namespace.status == NamespaceStatus::Suspended {
-            return Err(Error::precondition("NAMESPACE_SUSPENDED", format!("namespace {name} is suspended by its operators")));
+            return Err(Error::precondition(
+                "NAMESPACE_SUSPENDED",
+                format!("namespace {name} is suspended by its operators"),
+            ));
         }
         let limit = row.namespace.quota.max_sessions;
         if limit > 0 {

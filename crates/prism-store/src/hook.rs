@@ -43,7 +43,9 @@ impl Publisher {
             client_keys: ArcSwap::default(),
             audit: watch::Sender::new(0),
         });
-        let names = |sql: &str| all(connection, sql, [], |row| row.get::<_, String>(0)).map(|names| names.into_iter().collect());
+        let names = |sql: &str| {
+            all(connection, sql, [], |row| row.get::<_, String>(0)).map(|names| names.into_iter().collect())
+        };
         let touched = Touched {
             configs: names("SELECT name FROM configs")?,
             namespaces: names("SELECT name FROM namespaces")?,

@@ -90,7 +90,11 @@ pub(crate) fn read_api_key(row: &Row<'_>) -> rusqlite::Result<ApiKeyRow> {
         hash,
         name: row.get("name")?,
         roles: serde_json::from_str(row.get_ref("roles")?.as_str()?).map_err(corrupt)?,
-        namespace: row.get::<_, Option<String>>("namespace")?.map(NamespaceName::try_from).transpose().map_err(corrupt)?,
+        namespace: row
+            .get::<_, Option<String>>("namespace")?
+            .map(NamespaceName::try_from)
+            .transpose()
+            .map_err(corrupt)?,
         owner: row.get("owner")?,
         life: KeyLife::read(row)?,
     })
@@ -127,9 +131,14 @@ impl Tx<'_> {
             "INSERT INTO api_keys (id, hash, name, roles, namespace, owner, created_at, created_by, expires_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             (
-                key.id.as_str(), key.hash.as_bytes(), &key.name,
+                key.id.as_str(),
+                key.hash.as_bytes(),
+                &key.name,
                 serde_json::to_string(&key.roles).map_err(prism_core::Error::internal)?,
-                key.namespace.as_ref().map(NamespaceName::as_str), &key.owner, key.life.created_at.0, &key.life.created_by,
+                key.namespace.as_ref().map(NamespaceName::as_str),
+                &key.owner,
+                key.life.created_at.0,
+                &key.life.created_by,
                 key.life.expires_at.map(|at| at.0),
             ),
         )?;
@@ -198,7 +207,8 @@ impl Tx<'_> {
             named_params! {":limited": limited, ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1},
             read,
         )?;
-        let total = self.count(&format!("SELECT count(*) FROM {table} WHERE {LIMITED}"), named_params! {":limited": limited})?;
+        let total =
+            self.count(&format!("SELECT count(*) FROM {table} WHERE {LIMITED}"), named_params! {":limited": limited})?;
         Ok((rows, total))
     }
 
@@ -208,7 +218,9 @@ impl Tx<'_> {
     }
 
     fn touch(&self, table: &str, id: &str) -> Result<()> {
-        let sql = format!("UPDATE {table} SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at <= ?2 - 1000)");
+        let sql = format!(
+            "UPDATE {table} SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at <= ?2 - 1000)"
+        );
         self.execute(&sql, (id, self.now.0)).map(|_| ())
     }
 }

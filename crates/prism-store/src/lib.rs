@@ -68,7 +68,10 @@ impl Store {
     }
 
     /// Runs `work` as one operation of the next group commit; durable and published when this returns.
-    pub async fn write<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let now = self.clock.now();
         self.database
             .writer
@@ -79,8 +82,17 @@ impl Store {
     }
 
     /// Reads at most `limit` audit entries off the writer thread.
-    pub async fn audit_entries(&self, filter: EntryFilter, reach: Reach, order: Order, limit: usize) -> Result<Vec<AuditLogEntry>> {
-        self.database.readers.run(move |connection| audit::read_entries(connection, &filter, &reach, order, limit)).await
+    pub async fn audit_entries(
+        &self,
+        filter: EntryFilter,
+        reach: Reach,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<AuditLogEntry>> {
+        self.database
+            .readers
+            .run(move |connection| audit::read_entries(connection, &filter, &reach, order, limit))
+            .await
     }
 
     /// The newest audit sequence, as it grows.
@@ -96,7 +108,9 @@ impl Store {
     /// The API key that `presented` proves, if it is valid now.
     pub fn authenticate(&self, presented: &PresentedSecret<'_>) -> Option<Arc<ApiKeyRow>> {
         let keys = self.published.api_keys.load();
-        keys.get(&presented.id).filter(|key| key.hash.matches(presented) && key.life.is_valid(self.clock.now())).cloned()
+        keys.get(&presented.id)
+            .filter(|key| key.hash.matches(presented) && key.life.is_valid(self.clock.now()))
+            .cloned()
     }
 
     /// Whether the API key with this id is valid now.

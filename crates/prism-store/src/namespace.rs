@@ -84,7 +84,8 @@ impl Tx<'_> {
             named_params! {":limited": limited, ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1},
             read,
         )?;
-        let total = self.count(&format!("SELECT count(*) FROM namespaces WHERE {filter}"), named_params! {":limited": limited})?;
+        let total = self
+            .count(&format!("SELECT count(*) FROM namespaces WHERE {filter}"), named_params! {":limited": limited})?;
         Ok((rows, total))
     }
 
@@ -157,7 +158,9 @@ impl Tx<'_> {
     /// Removes a namespace with everything that depends on it: configs are deleted, sessions end, client keys die, bound
     /// API keys are revoked, its maintenance is over. Its data is to be removed until [`Tx::finish_removal`].
     pub fn delete_namespace(&mut self, name: &NamespaceName) -> Result<()> {
-        for config in self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))? {
+        for config in
+            self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))?
+        {
             self.delete_config(&config)?;
         }
         self.execute(

@@ -54,7 +54,8 @@ impl Tx<'_> {
 
     /// Writes the intent of a drain: sessions in scope count as draining, and none is admitted, until [`Tx::end_drain`].
     pub fn begin_drain(&mut self, scope: &DrainScope, draft: &EntryDraft) -> Result<DrainId> {
-        let (namespace, node) = (scope.namespace.as_ref().map(NamespaceName::as_str), scope.node.as_ref().map(NodeId::as_str));
+        let (namespace, node) =
+            (scope.namespace.as_ref().map(NamespaceName::as_str), scope.node.as_ref().map(NodeId::as_str));
         let draft = serde_json::to_string(draft).map_err(prism_core::Error::internal)?;
         self.execute("INSERT INTO drains (namespace, node, draft) VALUES (?1, ?2, ?3)", (namespace, node, draft))?;
         let id = self.connection.last_insert_rowid();
@@ -84,7 +85,9 @@ impl Tx<'_> {
         let left = self.all("DELETE FROM drains RETURNING draft", [], |row| row.get::<_, String>(0))?;
         for draft in &left {
             let mut draft: EntryDraft = serde_json::from_str(draft).map_err(prism_core::Error::internal)?;
-            draft.error = Some("interrupted: the server stopped before the drain was over; sessions left are active again".to_owned());
+            draft.error = Some(
+                "interrupted: the server stopped before the drain was over; sessions left are active again".to_owned(),
+            );
             self.append_entry(draft)?;
         }
         self.touched.operations = true;
@@ -94,7 +97,11 @@ impl Tx<'_> {
     pub(crate) fn drains(&self) -> Result<Vec<DrainScope>> {
         self.all("SELECT namespace, node FROM drains ORDER BY id", [], |row| {
             Ok(DrainScope {
-                namespace: row.get::<_, Option<String>>(0)?.map(NamespaceName::try_from).transpose().map_err(corrupt)?,
+                namespace: row
+                    .get::<_, Option<String>>(0)?
+                    .map(NamespaceName::try_from)
+                    .transpose()
+                    .map_err(corrupt)?,
                 node: row.get::<_, Option<String>>(1)?.map(NodeId::try_from).transpose().map_err(corrupt)?,
             })
         })

@@ -30,7 +30,14 @@ impl SessionRow {
     /// Its status at `now`.
     pub fn status(&self, policy: &SessionPolicy, now: UnixMillis) -> SessionStatus {
         let leaving = self.draining || self.record.terminating.is_some();
-        session::status(policy, now, self.ended_at.is_some(), leaving, self.record.last_activity, self.record.expires_at)
+        session::status(
+            policy,
+            now,
+            self.ended_at.is_some(),
+            leaving,
+            self.record.last_activity,
+            self.record.expires_at,
+        )
     }
 }
 
@@ -66,7 +73,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         },
         draining: row.get(19)?,
         ended_at: row.get::<_, Option<i64>>(21)?.map(UnixMillis),
-        end_reason: row.get::<_, Option<String>>(22)?.map(|text| serde_json::from_str(&text)).transpose().map_err(corrupt)?,
+        end_reason: row
+            .get::<_, Option<String>>(22)?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(corrupt)?,
     })
 }
 
@@ -150,8 +161,13 @@ impl Tx<'_> {
                 last_request = coalesce(?7, last_request)
              WHERE id = ?1 AND ended_at IS NULL",
             (
-                report.id.to_string(), report.last_activity.0, figures.requests_total, figures.bytes_sent,
-                figures.bytes_received, figures.active_streams, figures.last_request.map(|at| at.0),
+                report.id.to_string(),
+                report.last_activity.0,
+                figures.requests_total,
+                figures.bytes_sent,
+                figures.bytes_received,
+                figures.active_streams,
+                figures.last_request.map(|at| at.0),
             ),
         )?;
         Ok(())
@@ -218,7 +234,11 @@ impl Tx<'_> {
             "UPDATE sessions SET draining = 0, active_streams = 0, last_activity = max(last_activity, ?2) WHERE node = ?1 AND ended_at IS NULL",
             (node.as_str(), self.now.0),
         )?;
-        let rows = self.all(&format!("SELECT {COLUMNS} FROM sessions WHERE node = ?1 AND ended_at IS NULL"), [node.as_str()], read)?;
+        let rows = self.all(
+            &format!("SELECT {COLUMNS} FROM sessions WHERE node = ?1 AND ended_at IS NULL"),
+            [node.as_str()],
+            read,
+        )?;
         Ok(rows.into_iter().map(|row| row.record).collect())
     }
 }

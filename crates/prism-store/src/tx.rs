@@ -44,11 +44,21 @@ impl Tx<'_> {
         self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(error)
     }
 
-    pub(crate) fn one<T>(&self, sql: &str, params: impl Params, read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>) -> Result<Option<T>> {
+    pub(crate) fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
         one(self.connection, sql, params, read)
     }
 
-    pub(crate) fn all<T>(&self, sql: &str, params: impl Params, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>> {
+    pub(crate) fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
         all(self.connection, sql, params, read)
     }
 
@@ -83,9 +93,11 @@ pub(crate) fn limited_to(reach: &Reach, namespace: Option<&str>) -> Option<Strin
     let names: Vec<&str> = match (reach, namespace) {
         (Reach::Installation, None) => return None,
         (Reach::Installation, Some(name)) => vec![name],
-        (Reach::Namespaces(names), wanted) => {
-            names.iter().map(prism_core::NamespaceName::as_str).filter(|name| wanted.is_none_or(|wanted| wanted == *name)).collect()
-        }
+        (Reach::Namespaces(names), wanted) => names
+            .iter()
+            .map(prism_core::NamespaceName::as_str)
+            .filter(|name| wanted.is_none_or(|wanted| wanted == *name))
+            .collect(),
         (Reach::Nowhere, _) => Vec::new(),
     };
     Some(serde_json::Value::from(names).to_string())

@@ -55,7 +55,8 @@ impl App {
             println!("a session on {config}: {}", session.session_id);
             tokens.push(session.session_token);
         }
-        let [queue_token, key_value_token] = <[String; 2]>::try_from(tokens).map_err(|_| anyhow::anyhow!("two sessions"))?;
+        let [queue_token, key_value_token] =
+            <[String; 2]>::try_from(tokens).map_err(|_| anyhow::anyhow!("two sessions"))?;
         Ok(Self {
             queue: QueueServiceClient::new(channel.clone()),
             key_value: KeyValueServiceClient::new(channel).max_decoding_message_size(16 * PIECE_BYTES),
@@ -88,9 +89,14 @@ impl App {
 
     async fn publish_batch(&self, messages: Vec<BatchMessage>) -> Result<u64> {
         let count = messages.len();
-        let request = PublishBatchRequest { session_token: self.queue_token.clone(), topic: TOPIC.to_owned(), messages };
+        let request =
+            PublishBatchRequest { session_token: self.queue_token.clone(), topic: TOPIC.to_owned(), messages };
         let answer = self.queue.clone().publish_batch(request).await?.into_inner();
-        ensure!(answer.failure_count == 0 && answer.results.len() == count, "{} messages were refused", answer.failure_count);
+        ensure!(
+            answer.failure_count == 0 && answer.results.len() == count,
+            "{} messages were refused",
+            answer.failure_count
+        );
         Ok(count as u64)
     }
 
@@ -104,10 +110,12 @@ impl App {
             max_in_flight: Some(1000),
             ..SubscribeRequest::default()
         };
-        let mut messages = self.queue.clone().max_decoding_message_size(16 * PIECE_BYTES).subscribe(request).await?.into_inner();
+        let mut messages =
+            self.queue.clone().max_decoding_message_size(16 * PIECE_BYTES).subscribe(request).await?.into_inner();
         let mut settled = Vec::new();
         for expected in 0..count {
-            let message = tokio::time::timeout(PATIENCE, messages.next()).await.context("the next line did not come")?;
+            let message =
+                tokio::time::timeout(PATIENCE, messages.next()).await.context("the next line did not come")?;
             let message = message.context("the stream ended early")??;
             ensure!(message.offset == expected.cast_signed(), "line {} came as number {expected}", message.offset);
             out.write_all(&message.payload)?;
@@ -121,8 +129,11 @@ impl App {
     }
 
     async fn acknowledge(&self, message_ids: Vec<String>) -> Result<()> {
-        let request =
-            AcknowledgeRequest { session_token: self.queue_token.clone(), message_ids, ..AcknowledgeRequest::default() };
+        let request = AcknowledgeRequest {
+            session_token: self.queue_token.clone(),
+            message_ids,
+            ..AcknowledgeRequest::default()
+        };
         let answer = self.queue.clone().acknowledge(request).await?.into_inner();
         ensure!(answer.success, "{} messages could not be acknowledged", answer.failed_ids.len());
         Ok(())

@@ -42,11 +42,29 @@ async fn main() -> Result<()> {
     operator.run(&["namespace", "create", NAMESPACE, "--description", "the tour"])?;
     for (name, pattern) in [("tour-queue", "queue"), ("tour-key-value", "key-value")] {
         operator.run(&[
-            "config", "create", name, "--pattern", pattern, "--backend", "sqlite", "--namespace", NAMESPACE, "--version", "1",
+            "config",
+            "create",
+            name,
+            "--pattern",
+            pattern,
+            "--backend",
+            "sqlite",
+            "--namespace",
+            NAMESPACE,
+            "--version",
+            "1",
         ])?;
     }
     let key = operator.secret(&[
-        "client-key", "create", "tour", "--namespace", NAMESPACE, "--permission", "read,write", "-o", "token",
+        "client-key",
+        "create",
+        "tour",
+        "--namespace",
+        NAMESPACE,
+        "--permission",
+        "read,write",
+        "-o",
+        "token",
     ])?;
 
     step(&format!("The application sends {} ({size} bytes) through a queue, line by line", path.display()));
@@ -93,12 +111,15 @@ fn require_same(sent: &Path, received: &Path) -> Result<()> {
     let mut sides = [BufReader::new(File::open(sent)?), BufReader::new(File::open(received)?)];
     let mut at = 0u64;
     loop {
-        let mut blocks = [[0u8; 64 * 1024]; 2];
+        let mut blocks = [[0u8; 4 * 1024]; 2];
         let mut lengths = [0; 2];
         for (side, (block, length)) in sides.iter_mut().zip(blocks.iter_mut().zip(&mut lengths)) {
             *length = read_full(side, block)?;
         }
-        ensure!(lengths[0] == lengths[1] && blocks[0][..lengths[0]] == blocks[1][..lengths[1]], "the files differ after byte {at}");
+        ensure!(
+            lengths[0] == lengths[1] && blocks[0][..lengths[0]] == blocks[1][..lengths[1]],
+            "the files differ after byte {at}"
+        );
         if lengths[0] == 0 {
             return Ok(());
         }

@@ -21,7 +21,18 @@ impl Server {
         let data_dir = scratch.join("data");
         let log = std::fs::File::create(scratch.join("prism.log"))?;
         let mut process = Command::new(binary("prism")?)
-            .args(["serve", "--bind", "127.0.0.1", "--data-port", "0", "--admin-port", "0", "--metrics-port", "0", "--data-dir"])
+            .args([
+                "serve",
+                "--bind",
+                "127.0.0.1",
+                "--data-port",
+                "0",
+                "--admin-port",
+                "0",
+                "--metrics-port",
+                "0",
+                "--data-dir",
+            ])
             .arg(&data_dir)
             .stdout(Stdio::null())
             .stderr(log)
@@ -37,7 +48,9 @@ impl Server {
             ensure!(Instant::now() < deadline, "prism was not ready after 30 s");
             std::thread::sleep(Duration::from_millis(20));
         };
-        let address = |plane: &str| endpoints[plane].as_str().map(str::to_owned).with_context(|| format!("no {plane} in endpoints.json"));
+        let address = |plane: &str| {
+            endpoints[plane].as_str().map(str::to_owned).with_context(|| format!("no {plane} in endpoints.json"))
+        };
         Ok(Self { data: address("data")?, admin: address("admin")?, data_dir, process: Mutex::new(process) })
     }
 

@@ -94,7 +94,12 @@ impl Op for CanI {
             .table
             .rule(&format!("/{rpc}"))
             .filter(|rule| rule.audit != prism_proto::rules::AuditClass::None)
-            .ok_or_else(|| Error::invalid("rpc", "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig"));
+            .ok_or_else(|| {
+                Error::invalid(
+                    "rpc",
+                    "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig",
+                )
+            });
         convert::all_of([convert::outcome(&rule), convert::namespace_filter(request.namespace.as_deref())])?;
         let rule = rule?;
         let is_list = LISTS.contains(&rpc.as_str());
@@ -111,8 +116,16 @@ impl Op for CanI {
                 // Whom a namespace belongs to cannot make another one, whatever its name.
                 let wanted = self.namespace.as_deref().filter(|_| !INSTALLATION.contains(&self.rpc.as_str()));
                 let allowed = reach.includes(wanted) || (self.is_list && wanted.is_none() && reach != Reach::Nowhere);
-                let place = wanted.map_or_else(|| "the whole installation".to_owned(), |name| format!("namespace {name}"));
-                (allowed, if allowed { String::new() } else { format!("your grants do not include {permission} for {place}") })
+                let place =
+                    wanted.map_or_else(|| "the whole installation".to_owned(), |name| format!("namespace {name}"));
+                (
+                    allowed,
+                    if allowed {
+                        String::new()
+                    } else {
+                        format!("your grants do not include {permission} for {place}")
+                    },
+                )
             }
         };
         let done = Done::new(wire::CanIResponse { allowed, permission: self.permission, reason });

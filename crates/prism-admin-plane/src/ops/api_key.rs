@@ -133,7 +133,10 @@ pub(crate) fn name(name: &str) -> Result<()> {
 
 fn user(user: &str) -> Result<()> {
     if user.trim().is_empty() || user.len() > 256 || user.chars().any(|c| !c.is_ascii_graphic()) {
-        return Err(Error::invalid("user", "must be 1 to 256 printable ASCII characters without spaces, such as an address"));
+        return Err(Error::invalid(
+            "user",
+            "must be 1 to 256 printable ASCII characters without spaces, such as an address",
+        ));
     }
     if is_reserved(user) {
         return Err(Error::invalid("user", "is a name that Prism gives itself in the audit log"));

@@ -75,10 +75,13 @@ impl Op for GetAuditLog {
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
         let start = request.start_time.as_ref().map(|at| from_timestamp("start_time", at)).transpose();
         let end = request.end_time.as_ref().map(|at| from_timestamp("end_time", at)).transpose();
-        let namespace = request.namespace.as_deref().map_or(Ok(()), |name| NamespaceName::parse("namespace", name).map(|_| ()));
+        let namespace =
+            request.namespace.as_deref().map_or(Ok(()), |name| NamespaceName::parse("namespace", name).map(|_| ()));
         let limit = usize::try_from(request.limit).map_err(|_| Error::invalid("limit", "must not be negative"));
         let order = match (&start, &end) {
-            (Ok(Some(start)), Ok(Some(end))) if start > end => Err(Error::invalid("end_time", "must not be before start_time")),
+            (Ok(Some(start)), Ok(Some(end))) if start > end => {
+                Err(Error::invalid("end_time", "must not be before start_time"))
+            }
             _ => Ok(()),
         };
         convert::all_of([
@@ -137,7 +140,9 @@ impl AuditCursor {
     pub fn stream(self, store: Arc<Store>) -> impl Stream<Item = Result<wire::AuditLogEntry>> + Send + 'static {
         let progress = store.audit_progress();
         let reader = Reader { cursor: self, store, progress, ready: VecDeque::new(), done: false };
-        futures::stream::try_unfold(reader, |mut reader| async move { Ok(reader.next().await?.map(|entry| (entry, reader))) })
+        futures::stream::try_unfold(reader, |mut reader| async move {
+            Ok(reader.next().await?.map(|entry| (entry, reader)))
+        })
     }
 }
 

@@ -104,7 +104,10 @@ impl Op for ListBackends {
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        Ok(Self { page: Page::parse("backends", request.page_size, request.page_token.as_deref())?, reports: Vec::new() })
+        Ok(Self {
+            page: Page::parse("backends", request.page_size, request.page_token.as_deref())?,
+            reports: Vec::new(),
+        })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {

@@ -55,7 +55,13 @@ impl Op for CreateClientKey {
             grant.as_ref().map(|_| ()).map_err(Clone::clone),
             ttl.as_ref().map(|_| ()).map_err(Clone::clone),
         ])?;
-        Ok(Self { name: request.name, namespace: namespace?, grant: grant?, ttl: ttl?, random: services.random().clone() })
+        Ok(Self {
+            name: request.name,
+            namespace: namespace?,
+            grant: grant?,
+            ttl: ttl?,
+            random: services.random().clone(),
+        })
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
@@ -99,7 +105,11 @@ fn grant(permissions: &[String]) -> Result<DataGrant> {
             return Err(Error::invalid(format!("permissions[{index}]"), "is named twice"));
         }
     }
-    if permissions.is_empty() { Err(Error::invalid("permissions", "must name \"read\", \"write\" or both")) } else { Ok(grant) }
+    if permissions.is_empty() {
+        Err(Error::invalid("permissions", "must name \"read\", \"write\" or both"))
+    } else {
+        Ok(grant)
+    }
 }
 
 /// `ListClientKeys`.

@@ -122,7 +122,9 @@ impl Op for GetConfig {
         let row = tx.config(&self.name, &self.wanted)?.ok_or_else(|| match &self.wanted {
             Wanted::Current => Error::not_found(resource_of(&self.name)),
             Wanted::Version(version) => Error::not_found(format!("version {version:?} of {}", resource_of(&self.name))),
-            Wanted::Revision(revision) => Error::not_found(format!("revision {revision} of {}", resource_of(&self.name))),
+            Wanted::Revision(revision) => {
+                Error::not_found(format!("revision {revision} of {}", resource_of(&self.name)))
+            }
         })?;
         Ok(Done::new(wire::GetConfigResponse {
             config: Some(convert::config_to_proto(&row.config)),
@@ -332,7 +334,8 @@ impl Op for DeleteConfig {
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        let existing = tx.config(&self.name, &Wanted::Current)?.ok_or_else(|| Error::not_found(resource_of(&self.name)))?;
+        let existing =
+            tx.config(&self.name, &Wanted::Current)?.ok_or_else(|| Error::not_found(resource_of(&self.name)))?;
         check_etag(self.etag.as_deref(), &existing.etag())?;
         tx.delete_config(&self.name)?;
         Ok(Done::new(wire::DeleteConfigResponse { success: true }).detail("revision", existing.revision))

@@ -178,7 +178,8 @@ impl Door {
         request: wire::DrainConnectionsRequest,
         parsed: Result<DrainConnections>,
     ) -> Result<Beginning> {
-        let (permission, caller, key) = (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
+        let (permission, caller, key) =
+            (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let mut draft = admitted.draft.clone();
         self.services
             .store

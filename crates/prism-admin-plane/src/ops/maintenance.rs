@@ -145,7 +145,9 @@ impl Op for GetMaintenanceStatus {
         match &self.namespace {
             Some(name) => statuses.push(status(tx, Some(name), find(name.as_str()))?),
             None => {
-                for (scope, terms) in in_force.iter().filter(|(scope, _)| !scope.is_empty() && caller.reach.includes(Some(scope))) {
+                for (scope, terms) in
+                    in_force.iter().filter(|(scope, _)| !scope.is_empty() && caller.reach.includes(Some(scope)))
+                {
                     let name = NamespaceName::parse("namespace", scope)?;
                     statuses.push(status(tx, Some(&name), Some(terms))?);
                 }

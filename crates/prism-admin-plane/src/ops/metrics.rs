@@ -50,11 +50,11 @@ impl Op for GetMetrics {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        let bounds = || Error::invalid("window", format!("must be {} to {} s", MIN_WINDOW.as_secs(), MAX_WINDOW.as_secs()));
+        let bounds =
+            || Error::invalid("window", format!("must be {} to {} s", MIN_WINDOW.as_secs(), MAX_WINDOW.as_secs()));
         let window = request.window.as_ref().map_or(Ok(DEFAULT_WINDOW), |window| from_duration("window", window));
-        let window = window.and_then(|window| {
-            if (MIN_WINDOW..=MAX_WINDOW).contains(&window) { Ok(window) } else { Err(bounds()) }
-        });
+        let window = window
+            .and_then(|window| if (MIN_WINDOW..=MAX_WINDOW).contains(&window) { Ok(window) } else { Err(bounds()) });
         convert::all_of([convert::namespace_filter(request.namespace.as_deref()), convert::outcome(&window)])?;
         Ok(Self {
             namespace: request.namespace,
@@ -84,7 +84,11 @@ impl Op for GetMetrics {
             caller.reach.includes(Some(name)) && self.namespace.as_ref().is_none_or(|wanted| wanted == name)
         });
         // What belongs to no single namespace is for those who may see all of them.
-        let total = if self.namespace.is_some() || !sees_all { sum(self.figures.namespaces.values()) } else { self.figures.total };
+        let total = if self.namespace.is_some() || !sees_all {
+            sum(self.figures.namespaces.values())
+        } else {
+            self.figures.total
+        };
         let namespaces = self.figures.namespaces.iter().map(|(name, figures)| wire::NamespaceRequestMetrics {
             namespace: name.clone(),
             metrics: Some(convert::figures(figures)),

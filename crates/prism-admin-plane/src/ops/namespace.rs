@@ -285,7 +285,11 @@ impl Op for DeleteNamespace {
             sessions_affected: i32::try_from(found.sessions).unwrap_or(i32::MAX),
         });
         let done = done.detail("force", self.force).detail("configs", found.configs).detail("sessions", found.sessions);
-        Ok(if self.validate_only { done.detail("validate_only", true) } else { done.detail("stored_bytes", self.stored_bytes) })
+        Ok(if self.validate_only {
+            done.detail("validate_only", true)
+        } else {
+            done.detail("stored_bytes", self.stored_bytes)
+        })
     }
 
     async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
