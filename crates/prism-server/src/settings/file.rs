@@ -8,8 +8,10 @@ use serde::Deserialize;
 
 use super::value::{Span, Whole, not_built_in};
 
-const MINUTE: u64 = 60;
-const DAY: u64 = 24 * 3600;
+/// Shortest life of anything of a session, in milliseconds.
+const SHORTEST: u64 = 100;
+/// A day, in milliseconds.
+const DAY: u64 = 24 * 3600 * 1000;
 const MIB: u64 = 1024 * 1024;
 
 /// The whole file.
@@ -149,13 +151,13 @@ impl TryFrom<String> for StateUrl {
 #[serde(deny_unknown_fields, default)]
 pub struct Session {
     /// IDLE after this.
-    pub idle_after: Option<Span<1, DAY>>,
+    pub idle_after: Option<Span<SHORTEST, DAY>>,
     /// EXPIRING with less than this left.
     pub expiring_within: Option<Span<0, DAY>>,
     /// Ends after this without a sign of life.
-    pub idle_timeout: Option<Span<1, { 30 * DAY }>>,
+    pub idle_timeout: Option<Span<SHORTEST, { 30 * DAY }>>,
     /// Ends at this age.
-    pub max_age: Option<Span<MINUTE, { 365 * DAY }>>,
+    pub max_age: Option<Span<SHORTEST, { 365 * DAY }>>,
     /// Stays listed for this long.
     pub retain_ended: Option<Span<0, { 365 * DAY }>>,
 }

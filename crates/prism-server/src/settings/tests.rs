@@ -149,7 +149,7 @@ fn every_bound_is_checked_with_its_line() {
         ("session", "expiring_within", "\"25h\"", "\"0s\""),
         ("session", "idle_timeout", "\"0s\"", "\"60s\""),
         ("session", "idle_timeout", "\"31d\"", "\"30d\""),
-        ("session", "max_age", "\"59s\"", "\"61s\""),
+        ("session", "max_age", "\"99ms\"", "\"61s\""),
         ("session", "max_age", "\"366d\"", "\"365d\""),
         ("session", "retain_ended", "\"366d\"", "\"0s\""),
         ("limits", "max_key_bytes", "0", "1"),
@@ -188,7 +188,7 @@ fn every_bound_is_checked_with_its_line() {
 #[test]
 fn what_depends_on_another_key_is_checked() {
     for (text, named) in [
-        ("[session]\nidle_after = \"10m\"", "session.idle_after"),
+        ("[session]\nidle_after = \"10m\"\nidle_timeout = \"5m\"", "session.idle_after"),
         ("[session]\nexpiring_within = \"2m\"\nmax_age = \"2m\"", "session.expiring_within"),
         ("[tls.data]\nmode = \"files\"\nkey = \"k\"", "tls.data.cert"),
         ("[tls.data]\nmode = \"files\"\ncert = \"c\"", "tls.data.key"),
@@ -207,6 +207,10 @@ fn what_depends_on_another_key_is_checked() {
     ] {
         let error = resolve(&[], &[], text).unwrap_err();
         assert!(error.contains(named), "{text}: {error}");
+    }
+    // Who sets one of a pair need not know the other's default.
+    for alone in ["idle_after = \"10m\"", "idle_timeout = \"2s\"", "max_age = \"5s\""] {
+        resolve(&[], &[], &format!("[session]\n{alone}")).unwrap();
     }
     let names = vec!["\"a.example\""; MAX_NAMES + 1].join(",");
     assert!(resolve(&[], &[], &format!("[listen]\nnames = [{names}]")).unwrap_err().contains("listen.names"));

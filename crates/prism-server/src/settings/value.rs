@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, Unexpected, Visitor};
 
-/// A duration of `MIN` to `MAX` seconds, such as `"60s"`.
+/// A duration of `MIN` to `MAX` milliseconds, such as `"60s"`.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<const MIN: u64, const MAX: u64>(pub Duration);
 
@@ -15,11 +15,11 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Span<MIN, MAX> {
         impl<const MIN: u64, const MAX: u64> Visitor<'_> for Text<MIN, MAX> {
             type Value = Duration;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let (min, max) = (Duration::from_secs(MIN), Duration::from_secs(MAX));
+                let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
                 write!(f, "a duration from {} to {}", humantime::format_duration(min), humantime::format_duration(max))
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-                let range = Duration::from_secs(MIN)..=Duration::from_secs(MAX);
+                let range = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
                 let parsed = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
                 parsed.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
             }
