@@ -10,7 +10,7 @@ use prism_core::session::SessionStatus;
 use prism_core::{Error, NamespaceName, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
-use prism_store::{ApiKeyRow, ClientKeyRow, NamespaceRow, SessionRow};
+use prism_store::{ApiKeyRow, ClientKeyRow, NamespaceRow, SessionSummary};
 
 /// Checks a text for people: at most `max` bytes, no control characters but line breaks and tabs.
 pub(crate) fn text(field: &str, value: &str, max: usize) -> Result<()> {
@@ -119,8 +119,7 @@ pub(crate) fn session_status(number: i32) -> Result<Option<SessionStatus>> {
     }
 }
 
-pub(crate) fn session(row: &SessionRow, policy: &SessionPolicy, now: UnixMillis) -> wire::SessionInfo {
-    let record = &row.record;
+pub(crate) fn session(row: &SessionSummary, policy: &SessionPolicy, now: UnixMillis) -> wire::SessionInfo {
     let status = match row.status(policy, now) {
         SessionStatus::Active => wire::SessionStatus::Active,
         SessionStatus::Idle => wire::SessionStatus::Idle,
@@ -128,20 +127,20 @@ pub(crate) fn session(row: &SessionRow, policy: &SessionPolicy, now: UnixMillis)
         SessionStatus::Terminated => wire::SessionStatus::Terminated,
     };
     wire::SessionInfo {
-        session_id: record.id.to_string(),
-        session_token: masked(SecretKind::Session, record.token_id),
-        client_id: record.client_id.clone(),
-        namespace: record.config.namespace.to_string(),
+        session_id: row.id.to_string(),
+        session_token: masked(SecretKind::Session, row.token_id),
+        client_id: row.client_id.clone(),
+        namespace: row.namespace.clone(),
         status: status.into(),
-        created_at: Some(timestamp(record.created_at)),
-        expires_at: Some(timestamp(row.ended_at.unwrap_or(record.expires_at))),
-        last_activity: Some(timestamp(record.last_activity)),
+        created_at: Some(timestamp(row.created_at)),
+        expires_at: Some(timestamp(row.ended_at.unwrap_or(row.expires_at))),
+        last_activity: Some(timestamp(row.last_activity)),
         metrics: Some(wire::SessionMetrics {
-            requests_total: record.figures.requests_total,
-            bytes_sent: record.figures.bytes_sent,
-            bytes_received: record.figures.bytes_received,
-            active_streams: record.figures.active_streams,
-            last_request: record.figures.last_request.map(timestamp),
+            requests_total: row.figures.requests_total,
+            bytes_sent: row.figures.bytes_sent,
+            bytes_received: row.figures.bytes_received,
+            active_streams: row.figures.active_streams,
+            last_request: row.figures.last_request.map(timestamp),
         }),
     }
 }

@@ -28,6 +28,8 @@ pub const MAX_QUOTA: i64 = 1 << 60;
 pub const MAX_NAMESPACES: i64 = 10_000;
 /// Most live configs of one installation.
 pub const MAX_CONFIGS: i64 = 100_000;
+/// Most API keys, and most client keys, of one installation that are not revoked.
+pub const MAX_KEYS: i64 = 10_000;
 /// Longest time to live of a key-value entry: ten years.
 pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 24 * 3600;
 /// Most keys or entries of one BatchGet, BatchPut or PublishBatch.

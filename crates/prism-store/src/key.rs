@@ -1,8 +1,9 @@
+use prism_core::limits::MAX_KEYS;
 use prism_core::page::Page;
 use prism_core::permission::Reach;
 use prism_core::secret::{SecretHash, SecretId};
 use prism_core::session::DataGrant;
-use prism_core::{NamespaceName, Result, UnixMillis};
+use prism_core::{Error, Kind, NamespaceName, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
 use crate::tx::{Tx, corrupt, limited_to};
@@ -125,8 +126,9 @@ impl Tx<'_> {
         self.key_list("api_keys", limited_to(reach, None).as_deref(), page, read_api_key)
     }
 
-    /// Stores a new API key.
+    /// Stores a new API key; RESOURCE_EXHAUSTED `TOO_MANY_KEYS` when there are too many.
     pub fn insert_api_key(&mut self, key: &ApiKeyRow) -> Result<()> {
+        self.require_room("api_keys")?;
         self.execute(
             "INSERT INTO api_keys (id, hash, name, roles, namespace, owner, created_at, created_by, expires_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
@@ -171,8 +173,9 @@ impl Tx<'_> {
         self.key_list("client_keys", limited_to(reach, namespace).as_deref(), page, read_client_key)
     }
 
-    /// Stores a new client key.
+    /// Stores a new client key; RESOURCE_EXHAUSTED `TOO_MANY_KEYS` when there are too many.
     pub fn insert_client_key(&mut self, key: &ClientKeyRow) -> Result<()> {
+        self.require_room("client_keys")?;
         self.execute(
             "INSERT INTO client_keys (id, hash, name, namespace, may_read, may_write, created_at, created_by, expires_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
@@ -210,6 +213,14 @@ impl Tx<'_> {
         let total =
             self.count(&format!("SELECT count(*) FROM {table} WHERE {LIMITED}"), named_params! {":limited": limited})?;
         Ok((rows, total))
+    }
+
+    fn require_room(&self, table: &str) -> Result<()> {
+        if self.count(&format!("SELECT count(*) FROM {table} WHERE revoked_at IS NULL"), [])? < MAX_KEYS {
+            return Ok(());
+        }
+        let message = format!("an installation holds at most {MAX_KEYS} keys of a kind; revoke what nobody uses");
+        Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_KEYS", message))
     }
 
     fn revoke(&self, table: &str, id: &str) -> Result<bool> {

@@ -34,7 +34,7 @@ pub use idempotency::{IdempotencyKey, Remembered};
 pub use key::{ApiKeyRow, ClientKeyRow, KeyLife};
 pub use namespace::{Dependants, NamespaceRow};
 pub use operations::DrainId;
-pub use session::SessionRow;
+pub use session::SessionSummary;
 pub use tx::Tx;
 
 /// The control state of one installation.

@@ -13,71 +13,98 @@ use rusqlite::{Row, named_params};
 
 use crate::tx::{Tx, corrupt, limited_to, present_only};
 
-/// A session as stored: live, or ended and still listed.
+/// A session as operators see it: live, or ended and still listed. What its client chose freely — config and metadata, which
+/// may be large — is not read for it.
 #[derive(Clone, Debug)]
-pub struct SessionRow {
-    /// Its durable part.
-    pub record: SessionRecord,
-    /// Whether a drain covers it.
-    pub draining: bool,
+pub struct SessionSummary {
+    /// Id.
+    pub id: SessionId,
+    /// Public id of its token.
+    pub token_id: SecretId,
+    /// What the client calls itself.
+    pub client_id: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it ends at the latest.
+    pub expires_at: UnixMillis,
+    /// Its last request, as far as reported.
+    pub last_activity: UnixMillis,
+    /// Figures, as far as reported.
+    pub figures: SessionFigures,
+    /// Whether it is being drained or gently terminated.
+    pub leaving: bool,
     /// When it ended.
     pub ended_at: Option<UnixMillis>,
-    /// Why it ended.
-    pub end_reason: Option<EndReason>,
 }
 
-impl SessionRow {
+impl SessionSummary {
     /// Its status at `now`.
     pub fn status(&self, policy: &SessionPolicy, now: UnixMillis) -> SessionStatus {
-        let leaving = self.draining || self.record.terminating.is_some();
-        session::status(
-            policy,
-            now,
-            self.ended_at.is_some(),
-            leaving,
-            self.record.last_activity,
-            self.record.expires_at,
-        )
+        session::status(policy, now, self.ended_at.is_some(), self.leaving, self.last_activity, self.expires_at)
     }
 }
 
-const COLUMNS: &str = "id, token_id, token_hash, client_id, client_version, metadata, config, config_name, may_read, may_write,
-    credential_id, created_at, expires_at, last_activity, requests_total, bytes_sent, bytes_received, active_streams, last_request,
-    draining, terminating, ended_at, end_reason";
+const SUMMARY: &str = "id, token_id, created_at, expires_at, last_activity, requests_total, bytes_sent, bytes_received,
+    active_streams, last_request, client_id, namespace, draining OR terminating IS NOT NULL, ended_at";
 
-fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
-    let json = |index: usize| row.get::<_, String>(index);
-    Ok(SessionRow {
-        record: SessionRecord {
-            id: SessionId::parse(&json(0)?).ok_or_else(|| corrupt("session id"))?,
-            token_id: SecretId::parse(&json(1)?).ok_or_else(|| corrupt("token id"))?,
-            token_hash: SecretHash::from_bytes(row.get_ref(2)?.as_blob()?).ok_or_else(|| corrupt("token hash"))?,
-            client_id: row.get(3)?,
-            client_version: row.get(4)?,
-            metadata: serde_json::from_str(&json(5)?).map_err(corrupt)?,
-            config: Arc::new(serde_json::from_str(&json(6)?).map_err(corrupt)?),
-            config_name: row.get::<_, Option<String>>(7)?.map(ConfigName::try_from).transpose().map_err(corrupt)?,
-            grant: DataGrant { read: row.get(8)?, write: row.get(9)? },
-            credential_id: row.get(10)?,
-            created_at: UnixMillis(row.get(11)?),
-            expires_at: UnixMillis(row.get(12)?),
-            last_activity: UnixMillis(row.get(13)?),
-            figures: SessionFigures {
-                requests_total: row.get(14)?,
-                bytes_sent: row.get(15)?,
-                bytes_received: row.get(16)?,
-                active_streams: row.get(17)?,
-                last_request: row.get::<_, Option<i64>>(18)?.map(UnixMillis),
-            },
-            terminating: row.get(20)?,
-        },
-        draining: row.get(19)?,
-        ended_at: row.get::<_, Option<i64>>(21)?.map(UnixMillis),
-        end_reason: row
-            .get::<_, Option<String>>(22)?
-            .map(|text| serde_json::from_str(&text))
-            .transpose()
-            .map_err(corrupt)?,
+fn read_summary(row: &Row<'_>) -> rusqlite::Result<SessionSummary> {
+    let (id, token_id) = ids(row)?;
+    Ok(SessionSummary {
+        id,
+        token_id,
+        created_at: UnixMillis(row.get(2)?),
+        expires_at: UnixMillis(row.get(3)?),
+        last_activity: UnixMillis(row.get(4)?),
+        figures: figures(row)?,
+        client_id: row.get(10)?,
+        namespace: row.get(11)?,
+        leaving: row.get(12)?,
+        ended_at: row.get::<_, Option<i64>>(13)?.map(UnixMillis),
+    })
+}
+
+const RECORD: &str = "id, token_id, created_at, expires_at, last_activity, requests_total, bytes_sent, bytes_received,
+    active_streams, last_request, client_id, client_version, metadata, config, config_name, may_read, may_write, credential_id,
+    token_hash, terminating";
+
+fn read_record(row: &Row<'_>) -> rusqlite::Result<SessionRecord> {
+    let (id, token_id) = ids(row)?;
+    Ok(SessionRecord {
+        id,
+        token_id,
+        created_at: UnixMillis(row.get(2)?),
+        expires_at: UnixMillis(row.get(3)?),
+        last_activity: UnixMillis(row.get(4)?),
+        figures: figures(row)?,
+        client_id: row.get(10)?,
+        client_version: row.get(11)?,
+        metadata: serde_json::from_str(row.get_ref(12)?.as_str()?).map_err(corrupt)?,
+        config: Arc::new(serde_json::from_str(row.get_ref(13)?.as_str()?).map_err(corrupt)?),
+        config_name: row.get::<_, Option<String>>(14)?.map(ConfigName::try_from).transpose().map_err(corrupt)?,
+        grant: DataGrant { read: row.get(15)?, write: row.get(16)? },
+        credential_id: row.get(17)?,
+        token_hash: SecretHash::from_bytes(row.get_ref(18)?.as_blob()?).ok_or_else(|| corrupt("token hash"))?,
+        terminating: row.get(19)?,
+    })
+}
+
+fn ids(row: &Row<'_>) -> rusqlite::Result<(SessionId, SecretId)> {
+    Ok((
+        SessionId::parse(row.get_ref(0)?.as_str()?).ok_or_else(|| corrupt("session id"))?,
+        SecretId::parse(row.get_ref(1)?.as_str()?).ok_or_else(|| corrupt("token id"))?,
+    ))
+}
+
+/// Columns 5 to 9 of both.
+fn figures(row: &Row<'_>) -> rusqlite::Result<SessionFigures> {
+    Ok(SessionFigures {
+        requests_total: row.get(5)?,
+        bytes_sent: row.get(6)?,
+        bytes_received: row.get(7)?,
+        active_streams: row.get(8)?,
+        last_request: row.get::<_, Option<i64>>(9)?.map(UnixMillis),
     })
 }
 
@@ -88,8 +115,8 @@ const STATUS: &str = "CASE WHEN ended_at IS NOT NULL THEN 4
 
 impl Tx<'_> {
     /// One session, live or ended.
-    pub fn session(&self, id: SessionId) -> Result<Option<SessionRow>> {
-        self.one(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"), [id.to_string()], read)
+    pub fn session(&self, id: SessionId) -> Result<Option<SessionSummary>> {
+        self.one(&format!("SELECT {SUMMARY} FROM sessions WHERE id = ?1"), [id.to_string()], read_summary)
     }
 
     /// The namespace of a session.
@@ -105,7 +132,7 @@ impl Tx<'_> {
         status: Option<SessionStatus>,
         policy: &SessionPolicy,
         page: &Page,
-    ) -> Result<(Vec<SessionRow>, i64)> {
+    ) -> Result<(Vec<SessionSummary>, i64)> {
         let limited = limited_to(reach, namespace);
         let status = status.map(|status| match status {
             SessionStatus::Active => 1,
@@ -123,12 +150,12 @@ impl Tx<'_> {
         let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         let (now, expiring, idle) = (self.now.0, millis(policy.expiring_within), millis(policy.idle_after));
         let rows = self.all(
-            &format!("SELECT {COLUMNS} FROM sessions WHERE {filter} AND id > :after ORDER BY id LIMIT :limit"),
+            &format!("SELECT {SUMMARY} FROM sessions WHERE {filter} AND id > :after ORDER BY id LIMIT :limit"),
             named_params! {
                 ":limited": limited, ":present": present, ":status": status, ":now": now, ":expiring": expiring, ":idle": idle,
                 ":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1,
             },
-            read,
+            read_summary,
         )?;
         let total = self.count(
             &format!("SELECT count(*) FROM sessions WHERE {filter}"),
@@ -234,11 +261,10 @@ impl Tx<'_> {
             "UPDATE sessions SET draining = 0, active_streams = 0, last_activity = max(last_activity, ?2) WHERE node = ?1 AND ended_at IS NULL",
             (node.as_str(), self.now.0),
         )?;
-        let rows = self.all(
-            &format!("SELECT {COLUMNS} FROM sessions WHERE node = ?1 AND ended_at IS NULL"),
+        self.all(
+            &format!("SELECT {RECORD} FROM sessions WHERE node = ?1 AND ended_at IS NULL"),
             [node.as_str()],
-            read,
-        )?;
-        Ok(rows.into_iter().map(|row| row.record).collect())
+            read_record,
+        )
     }
 }

@@ -69,7 +69,7 @@ impl Op for ListSessions {
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
         let (mut rows, total) =
             tx.sessions(&caller.reach, self.namespace.as_deref(), self.status, &self.policy, &self.page)?;
-        let next_page_token = self.page.cut(&mut rows, |row| row.record.id.to_string());
+        let next_page_token = self.page.cut(&mut rows, |row| row.id.to_string());
         Ok(Done::new(wire::ListSessionsResponse {
             sessions: rows.iter().map(|row| convert::session(row, &self.policy, tx.now)).collect(),
             next_page_token,
