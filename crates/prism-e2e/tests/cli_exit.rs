@@ -119,7 +119,7 @@ async fn unreachable_is_5_and_says_where_it_looked() {
     let metrics = server.endpoints().metrics;
     cli.run(&format!("whoami --endpoint {metrics}")).fails(5, &metrics).notes("hint:");
     // A server with another CA never sees the token.
-    let stranger = SERVER.get(Options::new()).await;
+    let stranger = Prism::start(Options::new()).await;
     let there = stranger.endpoints().admin;
     cli.run(&format!("whoami --endpoint {there}")).fails(5, &there).notes("the server's certificate does not fit");
     assert!(stranger.admin().whole_log().await.iter().all(|entry| entry.operation != "WhoAmI"));
