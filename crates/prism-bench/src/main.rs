@@ -19,6 +19,8 @@ use prost::Message as _;
 const VALUE_BYTES: usize = 128;
 /// Requests in flight under full load.
 const MOST_IN_FLIGHT: usize = 256;
+/// Messages of one PublishBatch.
+const BATCH: usize = 100;
 /// Seconds of each measurement.
 const SECONDS: u64 = 5;
 /// Rounds; the median counts. Sides take turns, so that a slow moment of the machine hits both.
@@ -75,25 +77,27 @@ fn get_beside_echo(scratch: &Path) -> Result<()> {
 
 fn durable_beside_sqlite(scratch: &Path) -> Result<()> {
     let one_row = one_row_commits(scratch)?;
-    println!(
-        "\ndurable writes on the same disk: {MOST_IN_FLIGHT} in flight, {VALUE_BYTES}-byte values, every answer after its fsync"
-    );
-    println!("{:>22} {:>10.0} /s", "SQLite, 1 row/commit", one_row);
+    println!("\ndurable writes on the same disk: {VALUE_BYTES}-byte values, every answer after its fsync");
+    println!("{:>22} {:>10.0} rows/s", "SQLite, 1 row/commit", one_row);
     let folder = tempfile::tempdir_in(scratch)?;
     let prism = prism::Prism::start(folder.path())?;
-    for (name, target) in [("prism Put", prism.put_target()?), ("prism Publish", prism.publish_target()?)] {
-        let figures =
-            median((0..ROUNDS).map(|_| run(&target, MOST_IN_FLIGHT, SECONDS, scratch)).collect::<Result<_>>()?);
+    let sides = [
+        ("prism Put", prism.put_target()?, 1, MOST_IN_FLIGHT),
+        ("prism Publish", prism.publish_target()?, 1, MOST_IN_FLIGHT),
+        ("prism PublishBatch", prism.batch_target()?, BATCH, MOST_IN_FLIGHT / 8),
+    ];
+    for (name, target, rows, depth) in sides {
+        let figures = median((0..ROUNDS).map(|_| run(&target, depth, SECONDS, scratch)).collect::<Result<_>>()?);
+        let rate = figures.rate * rows as f64;
         println!(
-            "{name:>22} {:>10.0} /s  {:>6.1}×  p50 {} µs  p99 {} µs  cpu {:.1} µs/req",
-            figures.rate,
-            figures.rate / one_row,
+            "{name:>22} {rate:>10.0} rows/s  {:>6.1}×  {depth} in flight, {rows} a call: p50 {} µs  p99 {} µs  cpu {:.1} µs/call",
+            rate / one_row,
             figures.p50,
             figures.p99,
             figures.cpu
         );
     }
-    prism.require_no_errors(2 * MOST_IN_FLIGHT * ROUNDS)
+    prism.require_no_errors(3 * MOST_IN_FLIGHT * ROUNDS)
 }
 
 fn print_row(depth: usize, side: &str, figures: Run) {

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use prism_proto::config::v1::{AccessPattern, BackendConfig, BackendType, ClientConfig};
 use prism_proto::keyvalue::v1 as keyvalue;
 use prism_proto::queue::v1 as queue;
+use prism_proto::queue::v1::queue_service_client::QueueServiceClient;
 use prism_proto::session::v1::create_session_request::{Auth, Config};
 use prism_proto::session::v1::{CreateSessionRequest, session_service_client::SessionServiceClient};
 use prost::Message as _;
 
 use crate::load::Target;
-use crate::{Ended, VALUE_BYTES};
+use crate::{BATCH, Ended, VALUE_BYTES};
 
 /// A running server, its data plane in clear text with one worker thread.
 pub struct Prism {
@@ -136,14 +137,23 @@ impl Prism {
             payload: vec![b'x'; VALUE_BYTES].into(),
             ..queue::PublishRequest::default()
         };
-        block_on(async {
-            queue::queue_service_client::QueueServiceClient::connect(self.endpoint())
-                .await?
-                .publish(publish.clone())
-                .await?;
-            Ok(())
-        })?;
+        block_on(async { Ok(QueueServiceClient::connect(self.endpoint()).await?.publish(publish.clone()).await?) })?;
         Ok(self.target("/prism.queue.v1.QueueService/Publish", publish.encode_to_vec()))
+    }
+
+    /// Durable PublishBatch to one topic.
+    pub fn batch_target(&self) -> Result<Target> {
+        let message = queue::BatchMessage { payload: vec![b'x'; VALUE_BYTES].into(), ..queue::BatchMessage::default() };
+        let batch = queue::PublishBatchRequest {
+            session_token: self.session(Config::ConfigName("dev-queue".to_owned()))?,
+            topic: "bench".to_owned(),
+            messages: vec![message; BATCH],
+        };
+        let answer = block_on(async {
+            Ok(QueueServiceClient::connect(self.endpoint()).await?.publish_batch(batch.clone()).await?)
+        })?;
+        ensure!(answer.into_inner().failure_count == 0, "messages of a batch were refused");
+        Ok(self.target("/prism.queue.v1.QueueService/PublishBatch", batch.encode_to_vec()))
     }
 
     /// Load counts answers, not statuses: asks the server itself whether requests failed. At the end of a run the load leaves
