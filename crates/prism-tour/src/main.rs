@@ -10,6 +10,7 @@ mod server;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use app::App;
@@ -23,7 +24,17 @@ fn step(text: &str) {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match tour().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the tour stopped: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn tour() -> Result<()> {
     let path = std::env::args_os().nth(1).context("which file? cargo xtask tour FILE")?;
     let path = Path::new(&path);
     let size = File::open(path)
