@@ -80,13 +80,13 @@ where
         }
         let stray = Stray::of(&request);
         let door = Arc::clone(&self.door);
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            return Box::pin(async move { Ok(door.refuse_stray(stray, too_many_calls().into()).await) });
-        };
         let identity = match authenticate(&stray.call.presented, &door.services.store, &door.services.roles) {
             Ok(identity) => identity,
             // The body is not worth reading.
             Err(refused) => return Box::pin(async move { Ok(door.refuse_stray(stray, refused).await) }),
+        };
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
+            return Box::pin(async move { Ok(door.record_stray(stray, identity, too_many_calls()).await) });
         };
         let recorded = Recorded::default();
         request.extensions_mut().insert(recorded.clone());
@@ -98,8 +98,25 @@ where
                 return Ok(response);
             }
             let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
-            Ok(door.record_stray(stray, identity, code.map(Code::from_i32)).await)
+            Ok(door.record_stray(stray, identity, problem(code.map(Code::from_i32))).await)
         })
+    }
+}
+
+/// Why a request that came back with this code did not reach an operation.
+fn problem(code: Option<Code>) -> Error {
+    match code {
+        Some(Code::Unimplemented) => Error::new(
+            Kind::Unimplemented,
+            "UNKNOWN_RPC",
+            "the admin plane serves no such RPC over this kind of request",
+        ),
+        Some(Code::OutOfRange | Code::ResourceExhausted) => {
+            Error::new(Kind::ResourceExhausted, "MESSAGE_TOO_LARGE", "the request is larger than the admin plane reads")
+        }
+        _ => {
+            Error::new(Kind::InvalidArgument, "MALFORMED_MESSAGE", "the request is not the message that this RPC takes")
+        }
     }
 }
 
@@ -165,25 +182,8 @@ impl Door {
         }
     }
 
-    /// Answers a request that came back without having reached an operation, with its entry.
-    async fn record_stray(self: Arc<Self>, stray: Stray, identity: Identity, code: Option<Code>) -> Response<Body> {
-        let problem = match code {
-            Some(Code::Unimplemented) => Error::new(
-                Kind::Unimplemented,
-                "UNKNOWN_RPC",
-                "the admin plane serves no such RPC over this kind of request",
-            ),
-            Some(Code::OutOfRange | Code::ResourceExhausted) => Error::new(
-                Kind::ResourceExhausted,
-                "MESSAGE_TOO_LARGE",
-                "the request is larger than the admin plane reads",
-            ),
-            _ => Error::new(
-                Kind::InvalidArgument,
-                "MALFORMED_MESSAGE",
-                "the request is not the message that this RPC takes",
-            ),
-        };
+    /// Answers a request that reaches no operation though its credential is valid, with its entry.
+    async fn record_stray(self: Arc<Self>, stray: Stray, identity: Identity, problem: Error) -> Response<Body> {
         let mut draft = self.stray_draft(&stray);
         draft.actor = identity.actor;
         identity.auth_method.clone_into(&mut draft.auth_method);
