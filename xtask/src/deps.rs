@@ -25,6 +25,7 @@ const EVERY_ROOM: &[&str] = &[
     "prism-backends",
     "prism-core",
     "prism-data-plane",
+    "prism-identity",
     "prism-proto",
     "prism-rpc",
     "prism-sqlite",
@@ -35,18 +36,19 @@ const EVERY_ROOM: &[&str] = &[
 const RULES: &[Rule] = &[
     Rule { name: "prism-core", may: &[], never: TRANSPORT_AND_DATABASE },
     Rule { name: "prism-proto", may: &[], never: &["rusqlite", "libsqlite3-sys"] },
+    Rule { name: "prism-identity", may: &["prism-core"], never: &["tonic", "axum", "rusqlite", "libsqlite3-sys"] },
     Rule { name: "prism-sqlite", may: &["prism-core"], never: &["tonic", "hyper", "axum"] },
     Rule { name: "prism-store", may: &["prism-core", "prism-proto", "prism-sqlite"], never: &[] },
     Rule { name: "prism-backends", may: &["prism-core", "prism-sqlite"], never: &["tonic", "axum", "prism-proto"] },
     Rule { name: "prism-rpc", may: &["prism-core", "prism-proto"], never: &["rusqlite", "libsqlite3-sys"] },
     Rule {
         name: "prism-data-plane",
-        may: &["prism-core", "prism-proto", "prism-backends", "prism-rpc"],
+        may: &["prism-core", "prism-proto", "prism-backends", "prism-identity", "prism-rpc"],
         never: &["prism-store", "prism-admin-plane"],
     },
     Rule {
         name: "prism-admin-plane",
-        may: &["prism-core", "prism-proto", "prism-store", "prism-rpc"],
+        may: &["prism-core", "prism-proto", "prism-identity", "prism-store", "prism-rpc"],
         never: &["prism-data-plane", "prism-backends"],
     },
     Rule { name: "prism-server", may: EVERY_ROOM, never: &[] },
@@ -58,10 +60,11 @@ const RULES: &[Rule] = &[
 ];
 
 /// Packages that only the named crates may ask for, outside their tests. Of those with rusqlite, the command line reads
-/// the database of a stopped server to verify its audit log, and the bench measures one-row commits.
+/// the database of a stopped server to verify its audit log, and the bench measures one-row commits. With rcgen the command
+/// line makes the keys and signing requests of `cert issue`.
 const ROOMS_OF: &[(&str, &[&str])] = &[
     ("rusqlite", &["prism-sqlite", "prism-backends", "prism-store", "prism-cli", "prism-bench"]),
-    ("rcgen", &["prism-rpc"]),
+    ("rcgen", &["prism-rpc", "prism-cli", "prism-e2e"]),
 ];
 
 /// Packages that must not be built at all: there is one TLS and cryptography provider, aws-lc-rs.

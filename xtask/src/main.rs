@@ -23,7 +23,7 @@ usage: cargo xtask <command>
   lint               rustfmt, clippy, rustdoc, buf, file lengths, what must not be in a file
   deps               the dependency rules and the licences
   tour FILE          your file through a queue and key-value, while an operator watches
-  bench              what Prism costs beside a bare echo and beside one-row commits
+  bench [PART]       what Prism costs; data: beside a bare echo and one-row commits, admin: beside etcd
   crash [--rounds N] kill -9 under load, N times (50), and nothing acknowledged may be missing
 ";
 

@@ -8,25 +8,36 @@ use anyhow::{Context as _, bail};
 use crate::process;
 use crate::workspace::Workspace;
 
-/// Where promtool is: `PROMTOOL`, the path, an earlier run, or Debian's package `prometheus`, unpacked and not
-/// installed, so that no service of it ever runs.
+/// Where promtool is: `PROMTOOL`, the path, or Debian's package `prometheus`.
 pub fn promtool(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    if let Some(named) = std::env::var_os("PROMTOOL") {
+    packaged(workspace, "PROMTOOL", "promtool", "prometheus")
+}
+
+/// Where etcd is, beside which the bench measures: `ETCD`, the path, or Debian's package `etcd-server`.
+pub fn etcd(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    packaged(workspace, "ETCD", "etcd", "etcd-server")
+}
+
+/// Where a program is: what `variable` names, the path, an earlier run, or Debian's package of it, unpacked and not
+/// installed, so that no service of it ever runs.
+fn packaged(workspace: &Workspace, variable: &str, program: &str, package: &str) -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os(variable) {
         return Ok(PathBuf::from(named));
     }
-    if let Some(found) = process::in_path("promtool") {
+    if let Some(found) = process::in_path(program) {
         return Ok(found);
     }
-    let unpacked = tools_folder(workspace)?.join("prometheus");
-    let promtool = unpacked.join("usr/bin/promtool");
-    if !promtool.is_file() {
-        let package = download(workspace, "prometheus")
-            .context("promtool is not here and cannot be fetched; install it, or name it in PROMTOOL")?;
-        process::run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked))?;
+    let unpacked = tools_folder(workspace)?.join(package);
+    let found = unpacked.join("usr/bin").join(program);
+    if !found.is_file() {
+        let file = download(workspace, package).with_context(|| {
+            format!("{program} is not here and cannot be fetched; install it, or name it in {variable}")
+        })?;
+        process::run(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
         // Lists and package are many times as large as what is used of them.
         let _ = std::fs::remove_dir_all(tools_folder(workspace)?.join("apt"));
     }
-    Ok(promtool)
+    Ok(found)
 }
 
 /// Makes sure that node and npm can be run: Debian's packages are installed when they are not there.

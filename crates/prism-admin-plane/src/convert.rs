@@ -5,12 +5,22 @@ use std::time::Duration;
 use prism_core::control::{BackendReport, Health, NamespaceFigures, NamespaceStatus, Quota, RequestFigures};
 use prism_core::error::FieldViolation;
 use prism_core::limits::{MAX_DESCRIPTION_BYTES, MAX_QUOTA, SessionPolicy};
+use prism_core::permission::Role;
 use prism_core::secret::{SecretKind, masked};
-use prism_core::session::SessionStatus;
+use prism_core::session::{DataGrant, SessionStatus};
 use prism_core::{Error, NamespaceName, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
-use prism_store::{ApiKeyRow, ClientKeyRow, NamespaceRow, SessionSummary};
+use prism_store::{
+    ApiKeyRow, BindingRow, CertificateRow, ClientBindingRow, ClientKeyRow, NamespaceRow, SessionSummary,
+};
+
+/// Stored kind of a certificate for a person.
+pub(crate) const USER_CERTIFICATE: &str = "user";
+/// Stored kind of a certificate for an application.
+pub(crate) const CLIENT_CERTIFICATE: &str = "client";
+/// Most names that a message lists.
+const MAX_LISTED: usize = 20;
 
 /// Checks a text for people: at most `max` bytes, no control characters but line breaks and tabs.
 pub(crate) fn text(field: &str, value: &str, max: usize) -> Result<()> {
@@ -145,7 +155,16 @@ pub(crate) fn session(row: &SessionSummary, policy: &SessionPolicy, now: UnixMil
     }
 }
 
-pub(crate) fn api_key(key: &ApiKeyRow) -> wire::ApiKey {
+/// The first few of the names that there are, for messages to people.
+pub(crate) fn listed<'a>(mut names: impl Iterator<Item = &'a str>) -> String {
+    let shown = names.by_ref().take(MAX_LISTED).collect::<Vec<_>>().join(", ");
+    match names.count() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+pub(crate) fn api_key(key: &ApiKeyRow, now: UnixMillis) -> wire::ApiKey {
     wire::ApiKey {
         key_id: key.id.to_string(),
         name: key.name.clone(),
@@ -157,21 +176,92 @@ pub(crate) fn api_key(key: &ApiKeyRow) -> wire::ApiKey {
         last_used_at: key.life.last_used_at.map(timestamp),
         revoked: key.life.revoked_at.is_some(),
         created_by: key.life.created_by.clone(),
+        rotated_at: key.rotated_at.map(timestamp),
+        overlap_ends_at: key.previous.filter(|token| now < token.until).map(|token| timestamp(token.until)),
     }
 }
 
+/// What is allowed on the data plane, from the wire: `read`, `write` or both, each once.
+pub(crate) fn data_grant(field: &str, permissions: &[String]) -> Result<DataGrant> {
+    let mut grant = DataGrant::default();
+    for (index, permission) in permissions.iter().enumerate() {
+        let held = match permission.as_str() {
+            "read" => &mut grant.read,
+            "write" => &mut grant.write,
+            _ => return Err(Error::invalid(format!("{field}[{index}]"), "must be \"read\" or \"write\"")),
+        };
+        if std::mem::replace(held, true) {
+            return Err(Error::invalid(format!("{field}[{index}]"), "is named twice"));
+        }
+    }
+    if permissions.is_empty() { Err(Error::invalid(field, "must name \"read\", \"write\" or both")) } else { Ok(grant) }
+}
+
+/// What is allowed on the data plane, for the wire.
+pub(crate) fn data_permissions(grant: DataGrant) -> Vec<String> {
+    let permissions = [("read", grant.read), ("write", grant.write)];
+    permissions.into_iter().filter(|(_, held)| *held).map(|(name, _)| name.to_owned()).collect()
+}
+
 pub(crate) fn client_key(key: &ClientKeyRow) -> wire::ClientKey {
-    let permissions = [("read", key.grant.read), ("write", key.grant.write)];
     wire::ClientKey {
         key_id: key.id.to_string(),
         name: key.name.clone(),
         namespace: key.namespace.to_string(),
-        permissions: permissions.into_iter().filter(|(_, held)| *held).map(|(name, _)| name.to_owned()).collect(),
+        permissions: data_permissions(key.grant),
         created_at: Some(timestamp(key.life.created_at)),
         expires_at: key.life.expires_at.map(timestamp),
         last_used_at: key.life.last_used_at.map(timestamp),
         revoked: key.life.revoked_at.is_some(),
         created_by: key.life.created_by.clone(),
+    }
+}
+
+pub(crate) fn role(role: &Role) -> wire::Role {
+    wire::Role {
+        name: role.name.clone(),
+        permissions: role.permissions.iter().map(ToString::to_string).collect(),
+        built_in: role.built_in,
+    }
+}
+
+pub(crate) fn binding(row: &BindingRow) -> wire::Binding {
+    wire::Binding {
+        binding_id: row.id.to_string(),
+        subject: row.subject.to_string(),
+        role: row.grant.role.clone(),
+        namespace: row.grant.namespace.as_ref().map(ToString::to_string),
+    }
+}
+
+pub(crate) fn client_binding(row: &ClientBindingRow) -> wire::ClientBinding {
+    wire::ClientBinding {
+        binding_id: row.id.to_string(),
+        subject: row.subject.to_string(),
+        namespace: row.grant.namespace.to_string(),
+        permissions: data_permissions(row.grant.grant),
+        created_at: Some(timestamp(row.created_at)),
+        created_by: row.created_by.clone(),
+    }
+}
+
+/// A certificate; of one of another CA nothing is known but its fingerprint.
+pub(crate) fn certificate(row: &CertificateRow) -> wire::Certificate {
+    let kind = match row.kind.as_str() {
+        USER_CERTIFICATE => wire::CertificateKind::User,
+        CLIENT_CERTIFICATE => wire::CertificateKind::Client,
+        _ => wire::CertificateKind::Unspecified,
+    };
+    wire::Certificate {
+        serial_number: row.serial.clone().unwrap_or_default(),
+        kind: kind.into(),
+        name: row.name.clone(),
+        uri: row.uri.clone(),
+        created_at: row.serial.as_ref().map(|_| timestamp(row.created_at)),
+        expires_at: row.expires_at.map(timestamp),
+        revoked: row.revoked_at.is_some(),
+        created_by: row.created_by.clone(),
+        fingerprint: row.fingerprint.clone(),
     }
 }
 

@@ -7,16 +7,18 @@ use std::time::Instant;
 
 use aws_lc_rs::digest;
 use prism_core::limits::MAX_IDEMPOTENCY_KEY_BYTES;
-use prism_core::permission::{self, Permission, Reach};
+use prism_core::permission::{self, Grant, Permission, Reach};
 use prism_core::rate::TokenBucket;
 use prism_core::{Error, Kind, Result};
 use prism_proto::rules::{AuditClass, Idempotency, MethodRule};
 use prism_rpc::Table;
-use prism_store::{EntryDraft, IdempotencyKey, Remembered, Tx};
+use prism_store::{EntryDraft, IdempotencyKey, OnReadFailure, Remembered, Tx};
 use prost::Message as _;
 
-use crate::identity::{Identity, Presented, Refused, authenticate};
+use crate::identity::{Authenticator, Identity, Refused};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
+use crate::ops::drain::Unended;
+use crate::unrecorded::{Unrecorded, cannot_record, is_storage_failure};
 
 /// Audit entries per second for calls without a valid credential; more are counted in the next entry.
 const ANONYMOUS_ENTRIES_PER_SECOND: u64 = 2;
@@ -26,8 +28,6 @@ const ANONYMOUS_ENTRIES_BURST: u64 = 100;
 /// What a transport knows of a call.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// Credentials as presented.
-    pub presented: Presented,
     /// Request id.
     pub request_id: String,
     /// Address of the caller.
@@ -37,14 +37,24 @@ pub struct Call {
 }
 
 /// Credential, RPC and idempotency key of a call.
-type KeyedCall = (String, &'static str, String);
+pub(crate) type KeyedCall = (String, &'static str, String);
+
+pub(crate) fn keyed_call(key: &IdempotencyKey) -> KeyedCall {
+    (key.credential.clone(), key.rpc, key.key.clone())
+}
 
 /// The one way in.
 pub struct Door {
     /// What operations use.
     pub services: Services,
+    /// Finds out who calls.
+    pub authenticator: Authenticator,
     anonymous: TokenBucket,
     suppressed: AtomicU64,
+    /// Reads that were carried out while the log could not be written.
+    pub(crate) unrecorded: Unrecorded,
+    /// Drains that are over and not yet written down as such.
+    pub(crate) unended: Unended,
     /// Calls under way, by idempotency key: a twin waits for the first.
     under_way: Mutex<HashMap<KeyedCall, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -81,10 +91,14 @@ impl<R> Verdict<R> {
 }
 
 impl Door {
-    /// Puts the door in front of `services`.
-    pub fn new(services: Services) -> Self {
+    /// Puts the door in front of `services`, for whom `authenticator` knows. `on_read_failure` is for reads that cannot be
+    /// recorded.
+    pub fn new(services: Services, authenticator: Authenticator, on_read_failure: OnReadFailure) -> Self {
         Self {
+            unrecorded: Unrecorded::new(on_read_failure, &services.metrics),
+            unended: Unended::default(),
             services,
+            authenticator,
             anonymous: TokenBucket::new(ANONYMOUS_ENTRIES_PER_SECOND, ANONYMOUS_ENTRIES_BURST),
             suppressed: AtomicU64::new(0),
             under_way: Mutex::default(),
@@ -97,15 +111,26 @@ impl Door {
     }
 
     /// Runs one operation for a caller from outside. It goes on when the caller goes away.
-    pub async fn call<O: Op>(self: &Arc<Self>, call: Call, request: O::Request) -> Result<O::Response> {
-        self.run::<O, _, _>(call, request, |door, identity, call, request| async move {
+    pub async fn call<O: Op>(
+        self: &Arc<Self>,
+        identity: Arc<Identity>,
+        call: Call,
+        request: O::Request,
+    ) -> Result<O::Response> {
+        self.run::<O, _, _>(identity, call, request, |door, identity, call, request| async move {
             door.call_as::<O>(identity, call, request).await
         })
         .await
     }
 
     /// As [`Door::call`], for operations that are more than one transaction: `work` carries them out.
-    pub(crate) async fn run<O, W, F>(self: &Arc<Self>, call: Call, request: O::Request, work: W) -> Result<O::Response>
+    pub(crate) async fn run<O, W, F>(
+        self: &Arc<Self>,
+        identity: Arc<Identity>,
+        call: Call,
+        request: O::Request,
+        work: W,
+    ) -> Result<O::Response>
     where
         O: Op,
         W: FnOnce(Arc<Self>, Arc<Identity>, Call, O::Request) -> F + Send + 'static,
@@ -113,24 +138,11 @@ impl Door {
     {
         let started = Instant::now();
         let door = Arc::clone(self);
-        let result = tokio::spawn(async move {
-            let identity = door.identify::<O>(&call, &request).await?;
-            work(door, identity, call, request).await
-        })
-        .await
-        .unwrap_or_else(|cause| Err(Error::internal(cause)));
+        let result = tokio::spawn(async move { work(door, identity, call, request).await })
+            .await
+            .unwrap_or_else(|cause| Err(Error::internal(cause)));
         self.services.metrics.admin(short_name(O::RPC)).record(started.elapsed(), result.is_ok());
         result
-    }
-
-    async fn identify<O: Op>(&self, call: &Call, request: &O::Request) -> Result<Arc<Identity>> {
-        match authenticate(&call.presented, &self.services.store, &self.services.roles) {
-            Ok(identity) => Ok(Arc::new(identity)),
-            Err(refused) => {
-                let draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
-                Err(self.refuse_anonymous(draft, refused).await?)
-            }
-        }
     }
 
     /// Leaves the entry of a call without a valid credential, in bounded number, and gives back the refusal.
@@ -152,7 +164,7 @@ impl Door {
         if written.is_err() {
             self.suppressed.fetch_add(suppressed + 1, Ordering::Relaxed);
         }
-        written.map(|_| refused.error)
+        written.map(|_| refused.error).map_err(cannot_record)
     }
 
     /// Runs one operation for an identity that is established.
@@ -166,22 +178,27 @@ impl Door {
         let _turn = self.turn(admitted.key.as_ref()).await;
         // Who may do this nowhere is refused before anything is made of the request.
         let mut parsed = if admitted.caller.reach == Reach::Nowhere {
-            Err(Error::internal("a call that nothing allows was carried out"))
+            Err(Error::aborted("GRANTS_CHANGED", "what your credential allows changed while the call was under way; retry"))
         } else {
             O::parse(request.clone(), &self.services)
         };
         if O::PREPARES {
-            match self.transact(&admitted, &request, &parsed, true).await? {
-                Verdict::Rehearsed => {}
-                Verdict::Refused(error) => return Err(error),
-                Verdict::Done(response) | Verdict::Replayed(response) => return Ok(response),
+            if parsed.as_ref().is_ok_and(Op::needs_rehearsal) {
+                match self.transact(&admitted, &request, &parsed, true).await? {
+                    Verdict::Rehearsed => {}
+                    Verdict::Refused(error) => return Err(error),
+                    Verdict::Done(response) | Verdict::Replayed(response) => return Ok(response),
+                }
             }
             let prepared = match &mut parsed {
                 Ok(op) => op.prepare(&self.services).await,
                 Err(_) => Ok(()),
             };
-            if let Err(error) = prepared {
-                parsed = Err(error);
+            match prepared {
+                // What it would have stored is told by what is stored already, if late.
+                Err(failed) if self.unrecorded.goes_on(admitted.rule.audit) && is_storage_failure(&failed) => {}
+                Err(error) => parsed = Err(error),
+                Ok(()) => {}
             }
         }
         match self.transact(&admitted, &request, &parsed, false).await? {
@@ -208,7 +225,8 @@ impl Door {
         draft.actor.clone_from(&identity.actor);
         identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
-        let reach = reach_of(&identity, &rule.permission)?;
+        let grants = self.services.store.standing(&identity.credential).unwrap_or_default();
+        let reach = reach_of(&grants, &rule.permission)?;
         let keyed = rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty();
         let key = keyed.then(|| IdempotencyKey {
             credential: identity.credential_id.clone(),
@@ -217,7 +235,7 @@ impl Door {
             key: if let [key] = call.idempotency_keys.as_slice() { key.clone() } else { String::new() },
             fingerprint: fingerprint(&request.encode_to_vec()),
         });
-        Ok(Admitted { rule, caller: Caller { identity, reach }, draft, key })
+        Ok(Admitted { rule, caller: Caller { identity, grants, reach }, draft, key })
     }
 
     /// Waits for a twin with the same idempotency key.
@@ -226,7 +244,7 @@ impl Door {
         let lock = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             under_way.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(under_way.entry((key.credential.clone(), key.rpc, key.key.clone())).or_default())
+            Arc::clone(under_way.entry(keyed_call(key)).or_default())
         };
         Some(lock.lock_owned().await)
     }
@@ -238,15 +256,17 @@ impl Door {
         parsed: &Result<O>,
         rehearse: bool,
     ) -> Result<Verdict<O::Response>> {
-        let (permission, caller, key) =
+        let (permission, mut caller, key) =
             (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
+        let again = self.unrecorded.goes_on(admitted.rule.audit).then(|| (request.clone(), parsed.clone()));
         let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
         // To rehearse a read would be to carry it out twice.
         let reads = admitted.rule.audit == AuditClass::Read;
-        self.services
+        let written = self
+            .services
             .store
             .write(move |tx| {
-                match gate::<O>(tx, &caller, &permission, &request, key.as_ref(), &mut draft)? {
+                match gate::<O>(tx, &mut caller, &permission, &request, key.as_ref(), &mut draft)? {
                     Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
                     Gate::Open => {}
                     Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
@@ -263,7 +283,43 @@ impl Door {
                     outcome => conclude(tx, key.as_ref(), draft, outcome),
                 }
             })
-            .await
+            .await;
+        match (written, again) {
+            (Err(failed), Some(again)) if is_storage_failure(&failed) => {
+                if rehearse { Ok(Verdict::Rehearsed) } else { self.read_unrecorded(admitted, again, failed).await }
+            }
+            (Err(failed), _) => Err(cannot_record(failed)),
+            (Ok(verdict), _) => {
+                if self.unrecorded.any() {
+                    // Its failure is that of a later call.
+                    let _ = self.unrecorded.record(&self.services.store).await;
+                }
+                Ok(verdict)
+            }
+        }
+    }
+
+    /// Carries a read out without its entry, which `failed` kept from being written; it is counted instead.
+    async fn read_unrecorded<O: Op>(
+        &self,
+        admitted: &Admitted,
+        (request, parsed): (O::Request, Result<O>),
+        failed: Error,
+    ) -> Result<Verdict<O::Response>> {
+        let store = &self.services.store;
+        let mut caller = admitted.caller.clone();
+        caller.grants = store.standing(&caller.identity.credential).ok_or_else(credential_invalid)?;
+        caller.reach = reach_of(&caller.grants, &admitted.rule.permission)?;
+        let answer = store.read(move |tx| {
+            // A refusal names its entry, so without one nobody is refused, but told that there is none.
+            if !O::place(&request, tx)?.is_within(&caller.reach) {
+                return Err(cannot_record(failed));
+            }
+            parsed?.execute(tx, &caller).map(|done| done.response)
+        });
+        let answer = answer.await?;
+        self.unrecorded.count(self.services.now());
+        Ok(Verdict::Done(answer))
     }
 }
 
@@ -284,23 +340,26 @@ pub(crate) enum Gate<R> {
     Refused(Error),
 }
 
-/// Decides inside the transaction, by the credential and the place as they are stored now. A call that was carried out before
+/// Decides inside the transaction, by the credential, its grants and the place as they are stored now. A call that was carried out before
 /// is answered as it was then, even where what it was about is gone since.
 pub(crate) fn gate<O: Op>(
     tx: &mut Tx<'_>,
-    caller: &Caller,
+    caller: &mut Caller,
     permission: &str,
     request: &O::Request,
     key: Option<&IdempotencyKey>,
     draft: &mut EntryDraft,
 ) -> Result<Gate<O::Response>> {
-    if !tx.use_api_key(&caller.identity.credential_id)? {
-        let refused = Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is not valid");
+    let Some(grants) = tx.standing(&caller.identity.credential)? else {
+        let refused = credential_invalid();
         note(draft, &refused);
         tx.append_entry(draft.clone())?;
         return Ok(Gate::Refused(refused));
-    }
+    };
+    caller.reach = reach_of(&grants, permission)?;
+    caller.grants = grants;
     let place = O::place(request, tx)?;
+    debug_assert!(O::SCOPE.admits(&place), "{} at {place:?}", O::RPC);
     if let (Place::Namespace(name), true) = (&place, draft.namespace.is_empty()) {
         draft.namespace.clone_from(name);
     }
@@ -313,6 +372,10 @@ pub(crate) fn gate<O: Op>(
         return Ok(Gate::Open);
     }
     deny(tx, permission, draft.clone()).map(Gate::Refused)
+}
+
+fn credential_invalid() -> Error {
+    Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is not valid")
 }
 
 /// Writes the entry of a denial and makes its error.
@@ -407,13 +470,13 @@ pub(crate) fn draft(call: &Call, operation: &str, resource: String, namespace: S
     }
 }
 
-/// Where `identity` may use `permission`, as the descriptors spell it.
-pub(crate) fn reach_of(identity: &Identity, permission: &str) -> Result<Reach> {
+/// Where `grants` allow `permission`, as the descriptors spell it.
+pub(crate) fn reach_of(grants: &[Grant], permission: &str) -> Result<Reach> {
     if permission == "authenticated" {
         return Ok(Reach::Installation);
     }
     Permission::parse(permission)
-        .map(|permission| permission::reach(&identity.grants, &permission))
+        .map(|permission| permission::reach(grants, &permission))
         .ok_or_else(|| Error::internal(format!("{permission:?} is not a permission")))
 }
 

@@ -4,21 +4,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
-use prism_core::Result;
+use prism_core::{Error, Result};
 use prism_proto::admin::v1 as wire;
 use prism_proto::admin::v1::access_service_server::AccessService;
 use prism_proto::admin::v1::admin_service_server::AdminService;
 use prism_rpc::request::{peer, request_id};
 use prism_rpc::shutdown::Shutdown;
 use prism_rpc::to_status;
+use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use crate::audit_stream::EntryStream;
 use crate::door::{Call, Door};
-use crate::identity::Presented;
+use crate::identity::Identity;
 use crate::op::Op;
 use crate::ops::{
-    access, api_key, audit, backend, client_key, config, drain, later, maintenance, metrics, namespace, session,
+    access, api_key, audit, backend, binding, certificate, checkpoint, client_binding, client_key, config, drain,
+    maintenance, metrics, namespace, role, session,
 };
 use crate::record::Recorded;
 
@@ -39,33 +42,46 @@ impl Grpc {
     }
 
     async fn serve<O: Op>(&self, request: Request<O::Request>) -> Result<Response<O::Response>, Status> {
-        let call = call(&request);
+        let (identity, call) = caller(&request)?;
         let id = call.request_id.clone();
-        let result = self.door.call::<O>(call, request.into_inner()).await;
+        let result = self.door.call::<O>(identity, call, request.into_inner()).await;
         result.map(Response::new).map_err(|error| to_status(&error, DOMAIN, &id))
     }
 }
 
-/// What the transport knows of a call; from here on the door owns its audit entry.
-pub(crate) fn call<T>(request: &Request<T>) -> Call {
-    if let Some(recorded) = request.extensions().get::<Recorded>() {
-        recorded.take_over();
-    }
-    let metadata = request.metadata();
-    Call {
-        presented: presented(metadata),
-        request_id: request_id(request),
-        source_address: peer(request).map(|peer| peer.address.to_string()).unwrap_or_default(),
-        idempotency_keys: values(metadata, "x-idempotency-key"),
+impl Grpc {
+    /// `GetAuditLog`, with entries as they are stored. The server's end is the end of a stream that follows.
+    pub(crate) async fn audit_log(
+        &self,
+        request: Request<wire::GetAuditLogRequest>,
+    ) -> Result<Response<EntryStream>, Status> {
+        let id = request_id(&request);
+        let cursor = self.serve::<audit::GetAuditLog>(request).await?.into_inner();
+        let shutdown = self.shutdown.clone();
+        let entries = cursor.stream(Arc::clone(&self.door.services.store));
+        let entries = entries
+            .take_until(async move { shutdown.announced().await })
+            .map(move |entry| entry.map_err(|error| to_status(&error, DOMAIN, &id)));
+        Ok(Response::new(Box::pin(entries)))
     }
 }
 
-fn presented(metadata: &MetadataMap) -> Presented {
-    Presented {
-        authorization: values(metadata, "authorization"),
-        admin_token: values(metadata, "x-admin-token"),
-        admin_user: values(metadata, "x-admin-user"),
+/// Who calls, and what the transport knows of the call; from here on the door owns its audit entry.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<(Arc<Identity>, Call), Status> {
+    let request_id = request_id(request);
+    let Some(identity) = request.extensions().get::<Arc<Identity>>().cloned() else {
+        // Only a service that was put in front of the door without authentication could get here.
+        return Err(to_status(&Error::internal("a call that nobody authenticated"), DOMAIN, &request_id));
+    };
+    if let Some(recorded) = request.extensions().get::<Recorded>() {
+        recorded.take_over();
     }
+    let call = Call {
+        request_id,
+        source_address: peer(request).map(|peer| peer.address.to_string()).unwrap_or_default(),
+        idempotency_keys: values(request.metadata(), "x-idempotency-key"),
+    };
+    Ok((identity, call))
 }
 
 /// All values of a header; one that is not ASCII counts as present and unreadable.
@@ -105,15 +121,17 @@ unary! {
         set_maintenance_mode(SetMaintenanceModeRequest) -> SetMaintenanceModeResponse => maintenance::SetMaintenanceMode;
         get_maintenance_status(GetMaintenanceStatusRequest) -> GetMaintenanceStatusResponse => maintenance::GetMaintenanceStatus;
         get_metrics(GetMetricsRequest) -> GetMetricsResponse => metrics::GetMetrics;
+        create_audit_checkpoint(CreateAuditCheckpointRequest) -> CreateAuditCheckpointResponse => checkpoint::CreateAuditCheckpoint;
+        list_audit_checkpoints(ListAuditCheckpointsRequest) -> ListAuditCheckpointsResponse => checkpoint::ListAuditCheckpoints;
     }
 
     async fn drain_connections(
         &self,
         request: Request<wire::DrainConnectionsRequest>,
     ) -> Result<Response<wire::DrainConnectionsResponse>, Status> {
-        let call = call(&request);
+        let (identity, call) = caller(&request)?;
         let id = call.request_id.clone();
-        let drained = self.door.run::<drain::DrainConnections, _, _>(call, request.into_inner(), |door, identity, call, request| async move {
+        let drained = self.door.run::<drain::DrainConnections, _, _>(identity, call, request.into_inner(), |door, identity, call, request| async move {
             door.drain(identity, call, request).await
         });
         drained.await.map(Response::new).map_err(|error| to_status(&error, DOMAIN, &id))
@@ -122,14 +140,10 @@ unary! {
     type GetAuditLogStream = Pin<Box<dyn Stream<Item = Result<wire::AuditLogEntry, Status>> + Send>>;
 
     async fn get_audit_log(&self, request: Request<wire::GetAuditLogRequest>) -> Result<Response<Self::GetAuditLogStream>, Status> {
-        let id = request_id(&request);
-        let cursor = self.serve::<audit::GetAuditLog>(request).await?.into_inner();
-        let shutdown = self.shutdown.clone();
-        let entries = cursor.stream(Arc::clone(&self.door.services.store));
-        let entries = entries
-            .take_until(async move { shutdown.announced().await })
-            .map(move |entry| entry.map_err(|error| to_status(&error, DOMAIN, &id)));
-        Ok(Response::new(Box::pin(entries)))
+        // What the contract generates asks for messages; `audit_stream` is served before it, and decodes nothing.
+        let unreadable = |error| to_status(&Error::internal(error), DOMAIN, "");
+        let entries = self.audit_log(request).await?.into_inner();
+        Ok(Response::new(Box::pin(entries.map(move |entry| wire::AuditLogEntry::decode(entry?).map_err(unreadable)))))
     }
 }
 
@@ -137,20 +151,26 @@ unary! {
     AccessService {
         create_api_key(CreateApiKeyRequest) -> CreateApiKeyResponse => api_key::CreateApiKey;
         list_api_keys(ListApiKeysRequest) -> ListApiKeysResponse => api_key::ListApiKeys;
-        rotate_api_key(RotateApiKeyRequest) -> RotateApiKeyResponse => later::NotYet<later::RotateApiKey>;
+        rotate_api_key(RotateApiKeyRequest) -> RotateApiKeyResponse => api_key::RotateApiKey;
         revoke_api_key(RevokeApiKeyRequest) -> RevokeApiKeyResponse => api_key::RevokeApiKey;
         create_client_key(CreateClientKeyRequest) -> CreateClientKeyResponse => client_key::CreateClientKey;
         list_client_keys(ListClientKeysRequest) -> ListClientKeysResponse => client_key::ListClientKeys;
         revoke_client_key(RevokeClientKeyRequest) -> RevokeClientKeyResponse => client_key::RevokeClientKey;
-        create_role(CreateRoleRequest) -> CreateRoleResponse => later::NotYet<later::CreateRole>;
-        update_role(UpdateRoleRequest) -> UpdateRoleResponse => later::NotYet<later::UpdateRole>;
-        delete_role(DeleteRoleRequest) -> DeleteRoleResponse => later::NotYet<later::DeleteRole>;
-        list_roles(ListRolesRequest) -> ListRolesResponse => later::NotYet<later::ListRoles>;
-        create_binding(CreateBindingRequest) -> CreateBindingResponse => later::NotYet<later::CreateBinding>;
-        delete_binding(DeleteBindingRequest) -> DeleteBindingResponse => later::NotYet<later::DeleteBinding>;
-        list_bindings(ListBindingsRequest) -> ListBindingsResponse => later::NotYet<later::ListBindings>;
+        create_role(CreateRoleRequest) -> CreateRoleResponse => role::CreateRole;
+        update_role(UpdateRoleRequest) -> UpdateRoleResponse => role::UpdateRole;
+        delete_role(DeleteRoleRequest) -> DeleteRoleResponse => role::DeleteRole;
+        list_roles(ListRolesRequest) -> ListRolesResponse => role::ListRoles;
+        create_binding(CreateBindingRequest) -> CreateBindingResponse => binding::CreateBinding;
+        delete_binding(DeleteBindingRequest) -> DeleteBindingResponse => binding::DeleteBinding;
+        list_bindings(ListBindingsRequest) -> ListBindingsResponse => binding::ListBindings;
+        create_client_binding(CreateClientBindingRequest) -> CreateClientBindingResponse => client_binding::CreateClientBinding;
+        delete_client_binding(DeleteClientBindingRequest) -> DeleteClientBindingResponse => client_binding::DeleteClientBinding;
+        list_client_bindings(ListClientBindingsRequest) -> ListClientBindingsResponse => client_binding::ListClientBindings;
+        issue_certificate(IssueCertificateRequest) -> IssueCertificateResponse => certificate::IssueCertificate;
+        list_certificates(ListCertificatesRequest) -> ListCertificatesResponse => certificate::ListCertificates;
+        revoke_certificate(RevokeCertificateRequest) -> RevokeCertificateResponse => certificate::RevokeCertificate;
         who_am_i(WhoAmIRequest) -> WhoAmIResponse => access::WhoAmI;
         can_i(CanIRequest) -> CanIResponse => access::CanI;
-        who_can(WhoCanRequest) -> WhoCanResponse => later::NotYet<later::WhoCan>;
+        who_can(WhoCanRequest) -> WhoCanResponse => access::WhoCan;
     }
 }

@@ -1,5 +1,7 @@
 //! The admin plane: one door, one operation per RPC, transports in front of it.
 
+mod audit_stream;
+mod changes;
 mod convert;
 pub mod door;
 mod grpc;
@@ -8,23 +10,30 @@ pub mod op;
 pub mod ops;
 pub mod provision;
 mod record;
+mod trailers;
+mod unrecorded;
+mod upkeep;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use prism_core::config::Catalog;
 use prism_core::control::DataNode;
-use prism_core::permission::built_in_roles;
 use prism_core::{Error, Result};
+use prism_identity::{ClientTrust, Issuers};
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
-use prism_rpc::Table;
+use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
-use prism_store::Store;
+use prism_store::{AuditSettings, Store};
+use tonic::server::NamedService as _;
 use tonic::service::Routes;
 
+use crate::audit_stream::AuditStreamService;
 use crate::door::Door;
 use crate::grpc::Grpc;
+use crate::identity::Authenticator;
 use crate::op::Services;
 use crate::record::RecordService;
 
@@ -51,6 +60,18 @@ pub struct AdminOptions {
     pub health: bool,
     /// Ends streams that follow.
     pub shutdown: Shutdown,
+    /// Whose access tokens are believed.
+    pub issuers: Issuers,
+    /// Whose client certificates are believed.
+    pub trust: Arc<ArcSwap<ClientTrust>>,
+    /// The CA that issues certificates.
+    pub authority: CertificateAuthority,
+    /// Open connections of this plane.
+    pub connections: Connections,
+    /// Failed credentials of one source or key that are answered without delay.
+    pub auth_failures: u32,
+    /// How the audit log is kept.
+    pub audit: AuditSettings,
 }
 
 /// The admin plane.
@@ -59,11 +80,14 @@ pub struct AdminPlane {
     reflection: bool,
     health: bool,
     shutdown: Shutdown,
+    audit: AuditSettings,
 }
 
 impl AdminPlane {
     /// Puts the door in front of the store.
     pub fn new(options: AdminOptions) -> Self {
+        let store = Arc::clone(&options.store);
+        let authenticator = Authenticator::new(store, options.issuers, options.trust, options.auth_failures);
         let services = Services {
             started_at: options.store.clock().now(),
             store: options.store,
@@ -71,11 +95,13 @@ impl AdminPlane {
             catalog: options.catalog,
             metrics: options.metrics,
             table: options.table,
-            roles: built_in_roles(),
+            authority: options.authority,
+            connections: options.connections,
             removing: tokio::sync::Mutex::default(),
         };
         Self {
-            door: Arc::new(Door::new(services)),
+            door: Arc::new(Door::new(services, authenticator, options.audit.on_read_failure)),
+            audit: options.audit,
             reflection: options.reflection,
             health: options.health,
             shutdown: options.shutdown,
@@ -85,6 +111,18 @@ impl AdminPlane {
     /// The door, for what starts inside the server.
     pub fn door(&self) -> &Arc<Door> {
         &self.door
+    }
+
+    /// Signs the audit log as it grows, and removes what is past its time, until the end is announced.
+    pub fn spawn_audit_upkeep(&self, until: Shutdown) {
+        tokio::spawn(upkeep::tend_audit_log(Arc::clone(&self.door), self.audit.clone(), until));
+    }
+
+    /// Signs the audit log for the last time. What fails is logged: the next start signs what is there.
+    pub async fn close_audit_log(&self) {
+        if let Err(failed) = self.door.services.store.make_checkpoint().await {
+            tracing::warn!(reason = failed.reason(), cause = ?failed.cause(), "the audit log could not be signed at the end");
+        }
     }
 
     /// The service to put behind a listener.
@@ -98,7 +136,7 @@ impl AdminPlane {
                     .max_encoding_message_size(MAX_RESPONSE_BYTES),
             )
             .add_service(
-                AccessServiceServer::new(grpc)
+                AccessServiceServer::new(grpc.clone())
                     .max_decoding_message_size(MAX_REQUEST_BYTES)
                     .max_encoding_message_size(MAX_RESPONSE_BYTES),
             );
@@ -109,14 +147,21 @@ impl AdminPlane {
             routes.add_service(health_service);
         }
         if self.reflection {
+            let mut served = vec![AdminServiceServer::<Grpc>::NAME, AccessServiceServer::<Grpc>::NAME];
+            if self.health {
+                served.push(tonic_health::pb::health_server::SERVICE_NAME);
+            }
             let builder = || {
-                tonic_reflection::server::Builder::configure()
+                let builder = tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(prism_proto::FILE_DESCRIPTOR_SET)
-                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+                // Only what this port serves; the descriptors know more.
+                served.iter().fold(builder, |builder, name| builder.with_service_name(*name))
             };
             routes.add_service(builder().build_v1().map_err(Error::internal)?);
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);
         }
-        Ok(RecordService::new(routes.routes().into_axum_router(), Arc::clone(&self.door)))
+        let served = routes.routes().into_axum_router().route_service(audit_stream::PATH, AuditStreamService(grpc));
+        Ok(RecordService::new(served, Arc::clone(&self.door)))
     }
 }

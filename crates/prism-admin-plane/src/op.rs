@@ -6,13 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use prism_core::config::Catalog;
 use prism_core::control::{DataNode, Snapshot};
-use prism_core::permission::{Reach, Role};
+use prism_core::permission::{Grant, Reach};
 use prism_core::secret::Random;
 use prism_core::{NamespaceName, Result, UnixMillis};
-use prism_rpc::Table;
+use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_rpc::metrics::Metrics;
 use prism_store::{Store, Tx};
+use serde::Serialize;
 
+use crate::changes::changes;
 use crate::identity::Identity;
 
 /// Where an operation happens, which decides whose grants allow it.
@@ -42,6 +44,37 @@ impl Place {
     }
 }
 
+/// Which grants an RPC asks for, as far as the RPC alone decides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// It concerns the whole installation, whatever namespace it names.
+    Installation,
+    /// It happens in the namespace that it names, or that what it names is in; else in the whole installation.
+    Namespace,
+    /// It answers with what the caller may see, of the namespace that it names or of all.
+    Filtered,
+}
+
+impl Scope {
+    /// Whether a call can happen at `place`.
+    pub fn admits(self, place: &Place) -> bool {
+        match self {
+            Self::Installation => *place == Place::Installation,
+            Self::Namespace => *place != Place::Visible,
+            Self::Filtered => *place != Place::Installation,
+        }
+    }
+
+    /// Whether someone whose permission holds within `reach` may call it in `namespace`; `None` = without naming one.
+    pub fn allows(self, reach: &Reach, namespace: Option<&str>) -> bool {
+        match (self, namespace) {
+            (Self::Installation, _) => reach.includes(None),
+            (Self::Filtered, None) => *reach != Reach::Nowhere,
+            (Self::Namespace | Self::Filtered, namespace) => reach.includes(namespace),
+        }
+    }
+}
+
 /// What all operations share.
 pub struct Services {
     /// Control state.
@@ -54,8 +87,10 @@ pub struct Services {
     pub metrics: Metrics,
     /// RPC rules.
     pub table: Arc<Table>,
-    /// Known roles.
-    pub roles: Vec<Role>,
+    /// The CA that issues certificates.
+    pub authority: CertificateAuthority,
+    /// Open connections of the admin plane, to cut those whose certificate is revoked.
+    pub connections: Connections,
     /// When this process started.
     pub started_at: UnixMillis,
     /// Held while data of a deleted namespace is removed.
@@ -141,6 +176,15 @@ impl<R> Done<R> {
     }
 }
 
+impl<R> Done<R> {
+    /// Adds what was changed to the audit entry: details `before` and `after`, of the fields that differ, without secrets.
+    #[must_use]
+    pub fn changed(self, before: Option<&impl Serialize>, after: Option<&impl Serialize>) -> Self {
+        let (before, after) = changes(before, after);
+        self.detail("before", before).detail("after", after)
+    }
+}
+
 /// An answer that can be stored under an idempotency key.
 pub trait Answer: Sized + Send + 'static {
     /// The stored form; `None` for answers that are never stored.
@@ -170,6 +214,9 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
     /// Full name of the RPC, `package.Service/Method`; its permission, audit class and idempotency are in the descriptors.
     const RPC: &'static str;
 
+    /// Where it may happen.
+    const SCOPE: Scope;
+
     /// Whether [`Op::prepare`] does anything. The door then rehearses the operation first, so that nothing is prepared for
     /// a call that will be refused.
     const PREPARES: bool = false;
@@ -182,11 +229,16 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
         String::new()
     }
 
-    /// Where the operation happens.
+    /// Where the operation happens, within [`Op::SCOPE`].
     fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place>;
 
     /// Proves the request; INVALID_ARGUMENT with every field that is wrong.
     fn parse(request: Self::Request, services: &Services) -> Result<Self>;
+
+    /// Whether [`Op::prepare`] of this request is worth a rehearsal: not when it neither changes nor costs anything.
+    fn needs_rehearsal(&self) -> bool {
+        Self::PREPARES
+    }
 
     /// Asks or readies what is outside the store. Its effects must be harmless when the operation is refused later.
     async fn prepare(&mut self, _services: &Services) -> Result<()> {
@@ -206,6 +258,8 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
 pub struct Caller {
     /// Who.
     pub identity: Arc<Identity>,
+    /// What they hold now.
+    pub grants: Vec<Grant>,
     /// Where the RPC's permission holds.
     pub reach: Reach,
 }

@@ -53,7 +53,7 @@ fn unless_there<T>(result: Result<T>) -> Result<()> {
 impl Door {
     /// Makes the namespace and the configs of `--dev`. May be repeated: what exists stays as it is.
     pub async fn provision_dev(self: &Arc<Self>) -> Result<()> {
-        let identity = || Arc::new(Identity::server("prism-dev", &self.services.roles));
+        let identity = || Arc::new(Identity::server("prism-dev"));
         let snapshot = self.services.snapshot();
         if !snapshot.namespaces.contains_key(DEV_NAMESPACE) {
             let request = wire::CreateNamespaceRequest {
@@ -63,7 +63,7 @@ impl Door {
             };
             unless_there(self.call_as::<CreateNamespace>(identity(), Call::default(), request).await)?;
         }
-        for config in dev_configs().into_iter().filter(|config| !snapshot.configs.contains_key(config.name.as_str())) {
+        for config in dev_configs().into_iter().filter(|config| snapshot.configs.get(config.name.as_str()).is_none()) {
             let request = wire::CreateConfigRequest { config: Some(config), overwrite: false, validate_only: false };
             unless_there(self.call_as::<CreateConfig>(identity(), Call::default(), request).await)?;
         }
@@ -72,7 +72,7 @@ impl Door {
 
     /// A new client key with read and write on the namespace of `--dev`; the token is shown this once.
     pub async fn dev_client_key(self: &Arc<Self>) -> Result<String> {
-        let identity = Arc::new(Identity::server("prism-dev", &self.services.roles));
+        let identity = Arc::new(Identity::server("prism-dev"));
         let request = wire::CreateClientKeyRequest {
             name: "client.token".to_owned(),
             namespace: DEV_NAMESPACE.to_owned(),

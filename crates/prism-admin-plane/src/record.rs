@@ -16,7 +16,9 @@ use tonic::Code;
 use tower::Service;
 
 use crate::door::{Call, Door, draft, method_name};
-use crate::identity::{Identity, Presented, Refused, authenticate};
+use crate::identity::{Identity, Presented, Refused};
+use crate::trailers::AuditTrailers;
+use crate::unrecorded::cannot_record;
 
 /// Most admin calls under way; more are refused. A stream counts until it begins.
 const MAX_CALLS: usize = 256;
@@ -78,28 +80,51 @@ where
         if is_open(request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
-        let stray = Stray::of(&request);
+        let (stray, presented) = (Stray::of(&request), presented(&request));
         let door = Arc::clone(&self.door);
-        let identity = match authenticate(&stray.call.presented, &door.services.store, &door.services.roles) {
-            Ok(identity) => identity,
-            // The body is not worth reading.
-            Err(refused) => return Box::pin(async move { Ok(door.refuse_stray(stray, refused).await) }),
-        };
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            return Box::pin(async move { Ok(door.record_stray(stray, identity, too_many_calls()).await) });
-        };
-        let recorded = Recorded::default();
-        request.extensions_mut().insert(recorded.clone());
-        let answer = self.inner.call(request);
+        let calls = Arc::clone(&self.calls);
+        // The service that was asked whether it is ready goes with the call; its clone stays.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let response = answer.await?;
+            let identity = match door.authenticator.authenticate(&presented).await {
+                Ok(identity) => Arc::new(identity),
+                // The body is not worth reading.
+                Err(refused) => return Ok(door.refuse_stray(stray, refused).await),
+            };
+            let trailers = AuditTrailers::of(&request, &door.services.store);
+            let Ok(permit) = calls.try_acquire_owned() else {
+                return Ok(trailers.attach(door.record_stray(stray, &identity, too_many_calls()).await).await);
+            };
+            let recorded = Recorded::default();
+            request.extensions_mut().insert(recorded.clone());
+            request.extensions_mut().insert(Arc::clone(&identity));
+            let response = inner.call(request).await?;
             drop(permit);
             if recorded.is_taken_over() {
-                return Ok(response);
+                return Ok(trailers.attach(response).await);
             }
             let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
-            Ok(door.record_stray(stray, identity, problem(code.map(Code::from_i32))).await)
+            let refused = door.record_stray(stray, &identity, problem(code.map(Code::from_i32))).await;
+            Ok(trailers.attach(refused).await)
         })
+    }
+}
+
+/// What a request presents to prove who calls.
+fn presented<B>(request: &Request<B>) -> Presented {
+    // One that is not ASCII counts as present and unreadable.
+    let values = |name: &str| {
+        let values = request.headers().get_all(name).iter();
+        values.map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned()).collect()
+    };
+    let peer = request.extensions().get::<Peer>();
+    Presented {
+        authorization: values("authorization"),
+        admin_token: values("x-admin-token"),
+        admin_user: values("x-admin-user"),
+        certificates: peer.map(|peer| Arc::clone(&peer.certificates)).unwrap_or_default(),
+        source: peer.map(|peer| peer.address.ip()),
     }
 }
 
@@ -134,20 +159,7 @@ struct Stray {
 
 impl Stray {
     fn of<B>(request: &Request<B>) -> Self {
-        let values = |name: &str| {
-            request
-                .headers()
-                .get_all(name)
-                .iter()
-                .map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned())
-                .collect()
-        };
         let call = Call {
-            presented: Presented {
-                authorization: values("authorization"),
-                admin_token: values("x-admin-token"),
-                admin_user: values("x-admin-user"),
-            },
             request_id: request.extensions().get::<RequestId>().map(|id| id.as_str().to_owned()).unwrap_or_default(),
             source_address: request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default(),
             idempotency_keys: Vec::new(),
@@ -172,28 +184,34 @@ impl Door {
         draft(&stray.call, &operation, String::new(), String::new())
     }
 
-    /// Answers a request that may not come in, with its entry. It is written also when the caller goes away.
-    async fn refuse_stray(self: Arc<Self>, stray: Stray, refused: Refused) -> Response<Body> {
+    /// Answers a request that may not come in, with its entry. It is written also when the caller goes away, who may have to
+    /// wait for the answer.
+    async fn refuse_stray(self: Arc<Self>, stray: Stray, mut refused: Refused) -> Response<Body> {
         let draft = self.stray_draft(&stray);
+        let wait = refused.wait.take();
         let written = tokio::spawn(async move { self.refuse_anonymous(draft, refused).await });
-        match written.await {
-            Ok(Ok(error) | Err(error)) => stray.status(&error),
-            Err(cause) => stray.status(&Error::internal(cause)),
+        let error = match written.await {
+            Ok(Ok(error) | Err(error)) => error,
+            Err(cause) => Error::internal(cause),
+        };
+        if let Some(wait) = wait {
+            wait.over().await;
         }
+        stray.status(&error)
     }
 
     /// Answers a request that reaches no operation though its credential is valid, with its entry.
-    async fn record_stray(self: Arc<Self>, stray: Stray, identity: Identity, problem: Error) -> Response<Body> {
+    async fn record_stray(self: Arc<Self>, stray: Stray, identity: &Identity, problem: Error) -> Response<Body> {
         let mut draft = self.stray_draft(&stray);
-        draft.actor = identity.actor;
+        draft.actor.clone_from(&identity.actor);
         identity.auth_method.clone_into(&mut draft.auth_method);
-        draft.credential_id = identity.credential_id;
+        draft.credential_id.clone_from(&identity.credential_id);
         draft.error = Some(problem.message().to_owned());
         draft.metadata.insert("reason".to_owned(), problem.reason().to_owned());
         let written = tokio::spawn(async move { self.services.store.write(move |tx| tx.append_entry(draft)).await });
         match written.await {
             Ok(Ok(_)) => stray.status(&problem),
-            Ok(Err(failed)) => stray.status(&failed),
+            Ok(Err(failed)) => stray.status(&cannot_record(failed)),
             Err(cause) => stray.status(&Error::internal(cause)),
         }
     }

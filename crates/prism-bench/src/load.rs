@@ -6,6 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::figures::{Run, percentile};
+use crate::process::cpu_microseconds;
+use crate::wire::framed;
+
 /// One request, repeated.
 pub struct Target {
     /// Port on 127.0.0.1.
@@ -16,27 +20,6 @@ pub struct Target {
     pub message: Vec<u8>,
     /// Process that serves, whose processor time counts.
     pub pid: u32,
-}
-
-/// Figures of one run.
-#[derive(Clone, Copy, Debug)]
-pub struct Run {
-    /// Requests per second.
-    pub rate: f64,
-    /// Median latency, in microseconds.
-    pub p50: u64,
-    /// 99th percentile, in microseconds.
-    pub p99: u64,
-    /// Processor time of the server per request, in microseconds.
-    pub cpu: f64,
-}
-
-/// Length-prefixed, as gRPC frames it.
-fn framed(message: &[u8]) -> Vec<u8> {
-    let mut body = vec![0];
-    body.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
-    body.extend_from_slice(message);
-    body
 }
 
 /// Runs `target` with `depth` requests in flight for `seconds` after a warm-up of one second.
@@ -81,18 +64,12 @@ pub fn run(target: &Target, depth: usize, seconds: u64, scratch: &Path) -> Resul
         times.push(time.trim().parse()?);
     }
     times.sort_unstable();
-    let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(0);
     // The processor time includes the warm-up second.
     let requests = rate * (seconds as f64 + 1.0);
-    Ok(Run { rate, p50: at(0.5), p99: at(0.99), cpu: (after - before) as f64 / requests })
-}
-
-/// User and system time of a process so far.
-fn cpu_microseconds(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(") ").context("unreadable /proc stat")?.1;
-    let fields: Vec<&str> = after_name.split(' ').collect();
-    let ticks: u64 =
-        fields.get(11).context("no utime")?.parse::<u64>()? + fields.get(12).context("no stime")?.parse::<u64>()?;
-    Ok(ticks * 10_000)
+    Ok(Run {
+        rate,
+        p50: percentile(&times, 0.5),
+        p99: percentile(&times, 0.99),
+        cpu: (after - before) as f64 / requests,
+    })
 }

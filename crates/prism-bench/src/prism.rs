@@ -15,39 +15,46 @@ use prism_proto::session::v1::create_session_request::{Auth, Config};
 use prism_proto::session::v1::{CreateSessionRequest, session_service_client::SessionServiceClient};
 use prost::Message as _;
 
+use crate::data::{BATCH, VALUE_BYTES};
 use crate::load::Target;
-use crate::{BATCH, Ended, VALUE_BYTES};
+use crate::process::{Ended, beside};
+use crate::wire::{Peer, trusting};
 
 /// A running server, its data plane in clear text with one worker thread.
 pub struct Prism {
-    _process: Ended,
-    pid: u32,
+    process: Ended,
+    folder: PathBuf,
     data: u16,
+    admin: u16,
     metrics: u16,
     client_key: String,
 }
 
 impl Prism {
-    /// Starts `prism serve --dev` on free ports, with its data below `scratch`.
+    /// Starts `prism serve --dev` on free ports, with its data in the folder `data` below `scratch`, which may hold that of
+    /// an earlier one.
     pub fn start(scratch: &Path) -> Result<Self> {
         let folder = scratch.join("data");
         let settings = scratch.join("prism.toml");
         std::fs::write(&settings, "[limits]\ndata_threads = 1\n")?;
-        let child = Command::new(binary()?)
+        // What an earlier one left that was killed would be read as this one's.
+        let endpoints = folder.join("endpoints.json");
+        let _ = std::fs::remove_file(&endpoints);
+        let mut command = Command::new(beside("PRISM_BIN", "prism")?);
+        command
             .args(["serve", "--dev", "--data-port", "0", "--admin-port", "0", "--metrics-port", "0", "--data-dir"])
             .arg(&folder)
             .arg("--config")
             .arg(&settings)
             .env("PRISM_LOG", "warn")
-            .stdout(Stdio::null())
-            .spawn()?;
-        let pid = child.id();
-        let process = Ended(child);
+            .stdout(Stdio::null());
+        let mut process = Ended::start(&mut command)?;
         let deadline = Instant::now() + Duration::from_secs(30);
         let endpoints = loop {
-            if let Ok(text) = std::fs::read_to_string(folder.join("endpoints.json")) {
+            if let Ok(text) = std::fs::read_to_string(&endpoints) {
                 break serde_json::from_str::<serde_json::Value>(&text)?;
             }
+            process.require_running().context("prism")?;
             ensure!(Instant::now() < deadline, "prism did not start");
             std::thread::sleep(Duration::from_millis(20));
         };
@@ -56,7 +63,24 @@ impl Prism {
             Ok(address.rsplit_once(':').context("no port")?.1.parse()?)
         };
         let client_key = std::fs::read_to_string(folder.join("client.token"))?.trim().to_owned();
-        Ok(Self { _process: process, pid, data: port("data")?, metrics: port("metrics")?, client_key })
+        let (data, admin, metrics) = (port("data")?, port("admin")?, port("metrics")?);
+        Ok(Self { process, folder, data, admin, metrics, client_key })
+    }
+
+    /// The admin plane, called with the first admin key.
+    pub fn admin(&self) -> Result<Peer> {
+        let key = std::fs::read_to_string(self.folder.join("admin.token"))?;
+        Ok(Peer {
+            port: self.admin,
+            tls: Some(trusting(&self.folder.join("ca.pem"))?),
+            authorization: Some(format!("Bearer {}", key.trim())),
+            pid: self.process.pid(),
+        })
+    }
+
+    /// Ends it as a crash would, and gives its data directory.
+    pub fn kill(self) -> PathBuf {
+        self.folder
     }
 
     fn endpoint(&self) -> String {
@@ -81,7 +105,7 @@ impl Prism {
     }
 
     fn target(&self, path: &'static str, message: Vec<u8>) -> Target {
-        Target { port: self.data, path, message, pid: self.pid }
+        Target { port: self.data, path, message, pid: self.process.pid() }
     }
 
     /// Get of one key on the memory backend; the key is there.
@@ -176,14 +200,4 @@ impl Prism {
 
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
-}
-
-/// `PRISM_BIN`, or `prism` beside this program.
-fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("PRISM_BIN") {
-        return Ok(path.into());
-    }
-    let beside = std::env::current_exe()?.with_file_name("prism");
-    ensure!(beside.exists(), "no prism beside {}: build it with the same profile", beside.display());
-    Ok(beside)
 }

@@ -75,10 +75,32 @@ pub enum Command {
     /// Data-plane keys
     #[command(subcommand)]
     ClientKey(cmd::client_key::Command),
+    /// Roles: named sets of permissions
+    #[command(subcommand)]
+    Role(cmd::role::Command),
+    /// Roles given to users, groups and certificates
+    #[command(subcommand)]
+    Binding(cmd::binding::Command),
+    /// Namespaces given to users, groups and certificates on the data plane
+    #[command(subcommand)]
+    ClientBinding(cmd::client_binding::Command),
+    /// Certificates of Prism's own CA, and revoked ones of others
+    #[command(subcommand)]
+    Cert(cmd::cert::Command),
     /// Who this credential is, and what it may do
     Whoami(cmd::whoami::WhoAmI),
     /// Whether this credential may call an RPC; exit code 0 or 10
     CanI(cmd::can_i::CanI),
+    /// Who holds a permission
+    WhoCan(cmd::who_can::WhoCan),
+    /// Log in at an OIDC issuer, by device code or as a machine
+    ///
+    /// The login belongs to a context: --context NAME, or the current one. With --endpoint and --ca, or with
+    /// --data-dir, the context is made. Its tokens are kept in a private file, renewed by themselves, and never
+    /// printed. A context that has logged in once needs no flags to log in again.
+    Login(cmd::login::Login),
+    /// Give up the login of a context: remove its tokens, and have the issuer revoke them
+    Logout(cmd::logout::Logout),
     /// Named contexts: servers and credentials to switch between
     #[command(subcommand)]
     Context(cmd::context::Command),
@@ -137,13 +159,40 @@ mod tests {
             "audit verify --witness 5:0000000000000000000000000000000000000000000000000000000000000000",
             "audit export",
             "key create ci --role viewer --role operator --namespace a --owner u --ttl 90d -o token",
+            "audit export --ocsf",
+            "audit verify --public-key 00000000000000000000000000000000000000000000000000000000000000aa",
+            "audit checkpoint",
+            "audit forget -y",
             "key list",
+            "key rotate id --overlap 1h -o token",
             "key revoke id",
             "client-key create app --namespace a --permission read --permission write --ttl 1h",
             "client-key list --namespace a",
             "client-key revoke id",
+            "role create r --permission config:read --permission session:*,namespace:read",
+            "role update r --permission config:read",
+            "role delete r -y",
+            "role list --limit 3",
+            "binding create --subject user:alice --role viewer -n a",
+            "binding create --subject group:ops --role admin",
+            "binding delete id -y",
+            "binding list --subject user:alice",
+            "client-binding create --subject certificate:spiffe://c/client/app -n a --permission read --permission write",
+            "client-binding delete id",
+            "client-binding list --namespace a --subject user:alice",
+            "cert issue alice --kind user --ttl 30d --out d --force",
+            "cert list",
+            "cert revoke 0a1b",
+            "cert revoke --fingerprint 00000000000000000000000000000000000000000000000000000000000000aa -y",
             "whoami --endpoint a:1 --ca c --token-file t --user u",
+            "whoami --endpoint a:1 --ca c --cert c --key k",
             "can-i CreateConfig -n a",
+            "who-can config:create -n a",
+            "login --issuer https://id.example --client-id prism --scope openid --scope prism.admin --audience https://p",
+            "login --issuer https://id.example --client-id prism --client-credentials --client-secret-file s --issuer-ca c",
+            "login --context a --endpoint a:1 --ca c --issuer https://id.example --client-id prism",
+            "logout --context a",
+            "context set a --cert c --key k",
             "context list",
             "context use a",
             "context set a --endpoint a:1 --ca c --token-file t --inline-token",
@@ -172,7 +221,17 @@ mod tests {
             "key create ci",
             "audit list --limit 10001",
             "whoami --token secret",
-            "whoami --context a --data-dir b",
+            "role create r",
+            "binding create --role viewer",
+            "client-binding create --subject user:a --permission read",
+            "client-binding create --subject user:a -n n --permission admin",
+            "cert issue",
+            "cert issue a --kind node",
+            "cert revoke",
+            "cert revoke 0a --fingerprint 00",
+            "who-can",
+            "login --client-secret secret",
+            "audit verify --public-key 00",
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -3,7 +3,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName, sign::SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -13,7 +13,8 @@ use tower::service_fn;
 use crate::{
     error::{Failure, Result},
     exit::Exit,
-    target::Target,
+    identity,
+    target::{Credential, Identity, Target},
 };
 
 /// Time for the connection to stand, name lookup and TLS handshake included.
@@ -80,7 +81,12 @@ impl Dialer {
     fn new(target: &Target, wait: Duration) -> Result<Self> {
         let name = ServerName::try_from(target.host.clone())
             .map_err(|_| Failure::usage(format!("{:?} is neither a host name nor an address", target.host)))?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(tls_config(&target.ca)?)), name, target: target.clone(), wait })
+        let identity = match &target.credential {
+            Credential::Certificate(identity) => Some(identity),
+            Credential::Token(_) | Credential::Login(_) => None,
+        };
+        let tls = TlsConnector::from(Arc::new(tls_config(&target.ca, identity)?));
+        Ok(Self { tls, name, target: target.clone(), wait })
     }
 
     async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
@@ -117,25 +123,35 @@ impl Dialer {
     }
 }
 
-fn tls_config(ca: &Path) -> Result<ClientConfig> {
+fn tls_config(ca: &Path, identity: Option<&Identity>) -> Result<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let certified = identity.map(|identity| identity::load(identity, &provider)).transpose()?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
+        .with_root_certificates(roots(ca, "--ca")?);
+    let mut config = match certified {
+        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Reads the CA certificates in a file, which `flag` names.
+pub fn roots(ca: &Path, flag: &str) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     let wrong = |why: &dyn std::fmt::Display| {
-        Failure::usage(format!("cannot use the CA certificates in {}: {why}", ca.display()))
-            .hint("copy ca.pem from the server's data directory and name it with --ca")
+        let failure = Failure::usage(format!("cannot use the CA certificates in {}: {why}", ca.display()));
+        match flag {
+            "--ca" => failure.hint("copy ca.pem from the server's data directory and name it with --ca"),
+            flag => failure.hint(format!("name a file with CA certificates in PEM with {flag}")),
+        }
     };
     for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| wrong(&error))? {
         roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
     }
-    if roots.is_empty() {
-        return Err(wrong(&"there is none"));
-    }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    if roots.is_empty() { Err(wrong(&"there is none")) } else { Ok(roots) }
 }
 
 fn is_certificate_problem(error: &io::Error) -> bool {
@@ -153,9 +169,9 @@ mod tests {
     fn an_unusable_ca_is_a_usage_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
-        assert_eq!(tls_config(&path).unwrap_err().exit(), Exit::Usage);
+        assert_eq!(tls_config(&path, None).unwrap_err().exit(), Exit::Usage);
         std::fs::write(&path, "not a certificate").unwrap();
-        assert!(tls_config(&path).unwrap_err().to_string().contains("there is none"));
+        assert!(tls_config(&path, None).unwrap_err().to_string().contains("there is none"));
     }
 
     #[test]

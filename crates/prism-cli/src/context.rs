@@ -3,14 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, Result};
+use crate::{
+    error::{Failure, Result},
+    private_file,
+    secret::Secret,
+};
 
 /// The file: contexts by name, and which of them is used without `--context`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +27,7 @@ pub struct Contexts {
 }
 
 /// How to reach one server.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Context {
     /// Address of the admin plane, `host:port`.
@@ -37,22 +39,61 @@ pub struct Context {
     pub token_file: Option<PathBuf>,
     /// The token itself; only with `--inline-token`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    pub token: Option<Secret>,
+    /// File with the client certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// File with the key of the client certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// Person on whose behalf calls are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Where `login` gets its tokens; they are kept in a file of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<Oidc>,
 }
 
-// Not derived: the token must not reach a log or a panic message.
-impl std::fmt::Debug for Context {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context")
-            .field("endpoint", &self.endpoint)
-            .field("ca", &self.ca)
-            .field("token_file", &self.token_file)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("user", &self.user)
-            .finish()
+/// How to log in at an OIDC issuer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Oidc {
+    /// The issuer, as its own configuration writes it.
+    pub issuer: String,
+    /// Id of this client at the issuer.
+    pub client_id: String,
+    /// Scopes to ask for.
+    pub scopes: Vec<String>,
+    /// Audience to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// CA certificates to trust for the issuer, instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer_ca: Option<PathBuf>,
+    /// File with the client's secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret_file: Option<PathBuf>,
+    /// The client logs in for itself, not for a person.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub client_credentials: bool,
+}
+
+impl Context {
+    /// Takes its credentials away, so that another one can be given; a context has one.
+    pub fn without_credentials(self) -> Self {
+        Self { endpoint: self.endpoint, ca: self.ca, user: self.user, ..Self::default() }
+    }
+
+    /// The credentials it has, by name.
+    pub fn credentials(&self) -> Vec<&'static str> {
+        [
+            ("a token", self.token.is_some() || self.token_file.is_some()),
+            ("a certificate", self.cert.is_some() || self.key.is_some()),
+            ("a login", self.oidc.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(name, present)| present.then_some(name))
+        .collect()
     }
 }
 
@@ -75,15 +116,10 @@ impl Contexts {
 
     /// Replaces the file in one step; only its owner may read it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let failed = |error: io::Error| Failure::usage(format!("cannot write {}: {error}", path.display()));
-        let text = toml::to_string_pretty(self)
-            .map_err(|error| Failure::usage(format!("cannot write {}: {error}", path.display())))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        file.persist(path).map(drop).map_err(|error| failed(error.error))
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::usage(format!("cannot write {}: {error}", path.display()));
+        let text = toml::to_string_pretty(self).map_err(|error| failed(&error))?;
+        private_file::replace(path, text.as_bytes()).map_err(|error| failed(&error))
     }
 
     /// The context of that name.
@@ -115,13 +151,21 @@ pub fn parse_name(name: &str) -> std::result::Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn contexts() -> Contexts {
         let context = Context {
             endpoint: "prism.example:8981".to_owned(),
             ca: PathBuf::from("/etc/prism/ca.pem"),
-            token: Some("prx_id_secret".to_owned()),
+            token: Some(Secret::parse("prx_id_secret", "test").unwrap()),
+            oidc: Some(Oidc {
+                issuer: "https://id.example".to_owned(),
+                client_id: "prism".to_owned(),
+                scopes: vec!["openid".to_owned()],
+                ..Oidc::default()
+            }),
             ..Context::default()
         };
         Contexts { current: Some("prod".to_owned()), contexts: [("prod".to_owned(), context)].into() }

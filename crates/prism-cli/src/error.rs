@@ -14,6 +14,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     exit: Exit,
+    code: Option<Code>,
     message: String,
     details: Vec<String>,
     hints: Vec<String>,
@@ -22,7 +23,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with a sentence that says what failed.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), details: Vec::new(), hints: Vec::new() }
+        Self { exit, code: None, message: message.into(), details: Vec::new(), hints: Vec::new() }
     }
 
     /// The command line or the local setup is wrong.
@@ -62,6 +63,7 @@ impl Failure {
         };
         let exit = if is_lost_connection(status) { Exit::Unreachable } else { status.code().into() };
         let mut failure = Self::new(exit, format!("{operation} failed: {said} ({})", code_name(status.code())));
+        failure.code = Some(status.code());
         failure.details = reading.details(status.code());
         failure.hints = reading.hints(operation, status.code());
         failure
@@ -70,6 +72,11 @@ impl Failure {
     /// How the process ends.
     pub fn exit(&self) -> Exit {
         self.exit
+    }
+
+    /// The code, if it is the answer of a server.
+    pub fn code(&self) -> Option<Code> {
+        self.code
     }
 
     /// Prints the failure on standard error.
@@ -184,7 +191,7 @@ impl Reading {
                 value("id").unwrap_or("that key")
             ),
             (_, Code::Unauthenticated) => {
-                "the server does not know this credential; check --token-file, PRISM_ADMIN_TOKEN or the context"
+                "the server does not accept this credential; check --token-file, PRISM_ADMIN_TOKEN, --cert or the context"
                     .to_owned()
             }
             (_, Code::PermissionDenied) => format!(
@@ -225,6 +232,10 @@ impl Reading {
 fn noun_of(operation: &str) -> Option<&'static str> {
     [
         ("ClientKey", "client-key"),
+        ("ClientBinding", "client-binding"),
+        ("Binding", "binding"),
+        ("Role", "role"),
+        ("Certificate", "cert"),
         ("ApiKey", "key"),
         ("Config", "config"),
         ("Session", "session"),

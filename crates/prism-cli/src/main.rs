@@ -4,6 +4,7 @@
 //! standard output, everything else to standard error; see [`exit`] for the exit codes.
 
 mod chain;
+mod checkpoint;
 mod cli;
 mod client;
 mod cmd;
@@ -13,13 +14,20 @@ mod context;
 mod error;
 mod exit;
 mod export;
+mod identity;
+mod memory;
 mod names;
+mod ocsf;
+mod oidc;
 mod output;
 mod pages;
+mod private_file;
 mod rpc;
+mod secret;
 mod stopped;
 mod target;
 mod text;
+mod watch;
 mod whole_log;
 
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! Enum values as people write them: `queue` for `ACCESS_PATTERN_QUEUE`.
 
 use prism_proto::{
-    admin::v1::{NamespaceStatus, SessionStatus, backend_health::HealthStatus},
+    admin::v1::{CertificateKind, NamespaceStatus, SessionStatus, backend_health::HealthStatus},
     config::v1::{AccessPattern, BackendType, ConsistencyLevel},
 };
 
@@ -37,6 +37,7 @@ named! {
     NamespaceStatus "NAMESPACE_STATUS_" "namespace status";
     SessionStatus "SESSION_STATUS_" "session status";
     HealthStatus "HEALTH_STATUS_" "health";
+    CertificateKind "CERTIFICATE_KIND_" "kind of certificate";
 }
 
 /// Reads a short or full name; case, hyphens and underscores do not matter.

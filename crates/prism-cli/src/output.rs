@@ -46,7 +46,7 @@ impl Printer {
     /// Refuses `-o token` where there is no token.
     pub fn refuse_token(self) -> Result<()> {
         match self.format {
-            Format::Token => Err(Failure::usage("-o token is for `key create` and `client-key create`")),
+            Format::Token => Err(Failure::usage("-o token is for `key create`, `key rotate` and `client-key create`")),
             _ => Ok(()),
         }
     }
@@ -57,6 +57,11 @@ impl Printer {
             Format::Json | Format::Yaml => self.value(&to_json(message)?, String::new),
             Format::Table | Format::Token => write(&table(message)),
         }
+    }
+
+    /// Prints an answer that holds nothing for people: what was done is told on standard error.
+    pub fn done<M: Message + Name>(self, message: &M) -> Result<()> {
+        if self.is_for_programs() { self.message(message, |_| String::new()) } else { Ok(()) }
     }
 
     /// Prints a listing. Its list and its count are there even when they are empty, so that a program can go through

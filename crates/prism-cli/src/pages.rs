@@ -67,6 +67,11 @@ listings! {
     ListBackendsRequest -> ListBackendsResponse.backends of admin::BackendSummary;
     ListApiKeysRequest -> ListApiKeysResponse.api_keys of admin::ApiKey;
     ListClientKeysRequest -> ListClientKeysResponse.client_keys of admin::ClientKey;
+    ListRolesRequest -> ListRolesResponse.roles of admin::Role;
+    ListBindingsRequest -> ListBindingsResponse.bindings of admin::Binding;
+    ListClientBindingsRequest -> ListClientBindingsResponse.client_bindings of admin::ClientBinding;
+    ListCertificatesRequest -> ListCertificatesResponse.certificates of admin::Certificate;
+    ListAuditCheckpointsRequest -> ListAuditCheckpointsResponse.checkpoints of admin::AuditCheckpoint;
 }
 
 /// Fetches page after page and returns them as one answer. Its `next_page_token` is set only if the

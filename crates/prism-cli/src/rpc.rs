@@ -71,16 +71,33 @@ rpcs! {
         GetMaintenanceStatusRequest -> GetMaintenanceStatusResponse = "GetMaintenanceStatus" read,
         DrainConnectionsRequest -> DrainConnectionsResponse = "DrainConnections" change,
         GetMetricsRequest -> GetMetricsResponse = "GetMetrics" read,
+        CreateAuditCheckpointRequest -> CreateAuditCheckpointResponse = "CreateAuditCheckpoint" change,
+        ListAuditCheckpointsRequest -> ListAuditCheckpointsResponse = "ListAuditCheckpoints" read,
     }
     "AccessService" {
         CreateApiKeyRequest -> CreateApiKeyResponse = "CreateApiKey" change,
         ListApiKeysRequest -> ListApiKeysResponse = "ListApiKeys" read,
+        RotateApiKeyRequest -> RotateApiKeyResponse = "RotateApiKey" change,
         RevokeApiKeyRequest -> RevokeApiKeyResponse = "RevokeApiKey" change,
         CreateClientKeyRequest -> CreateClientKeyResponse = "CreateClientKey" change,
         ListClientKeysRequest -> ListClientKeysResponse = "ListClientKeys" read,
         RevokeClientKeyRequest -> RevokeClientKeyResponse = "RevokeClientKey" change,
+        CreateRoleRequest -> CreateRoleResponse = "CreateRole" change,
+        UpdateRoleRequest -> UpdateRoleResponse = "UpdateRole" change,
+        DeleteRoleRequest -> DeleteRoleResponse = "DeleteRole" change,
+        ListRolesRequest -> ListRolesResponse = "ListRoles" read,
+        CreateBindingRequest -> CreateBindingResponse = "CreateBinding" change,
+        DeleteBindingRequest -> DeleteBindingResponse = "DeleteBinding" change,
+        ListBindingsRequest -> ListBindingsResponse = "ListBindings" read,
+        CreateClientBindingRequest -> CreateClientBindingResponse = "CreateClientBinding" change,
+        DeleteClientBindingRequest -> DeleteClientBindingResponse = "DeleteClientBinding" change,
+        ListClientBindingsRequest -> ListClientBindingsResponse = "ListClientBindings" read,
+        IssueCertificateRequest -> IssueCertificateResponse = "IssueCertificate" change,
+        ListCertificatesRequest -> ListCertificatesResponse = "ListCertificates" read,
+        RevokeCertificateRequest -> RevokeCertificateResponse = "RevokeCertificate" change,
         WhoAmIRequest -> WhoAmIResponse = "WhoAmI" read,
         CanIRequest -> CanIResponse = "CanI" read,
+        WhoCanRequest -> WhoCanResponse = "WhoCan" read,
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,12 +16,13 @@ use crate::{
     context::{Context, Contexts},
     error::{Failure, Result},
     exit::Exit,
+    memory::{LogName, Memory},
+    oidc::Login,
+    secret::Secret,
 };
 
 const DEFAULT_PORT: u16 = 8981;
 const DEFAULT_DATA_DIR: &str = "prism-data";
-/// No credential of Prism comes near this; a larger file is the wrong file.
-const LONGEST_TOKEN_FILE: u64 = 64 * 1024;
 
 /// Flags that choose the server.
 #[derive(Args, Debug, Clone, Default)]
@@ -39,6 +39,14 @@ pub struct Connection {
     #[arg(long, global = true, env = "PRISM_ADMIN_TOKEN_FILE", hide_env_values = true)]
     #[arg(value_name = "FILE", help_heading = "Connection")]
     pub token_file: Option<PathBuf>,
+    /// Client certificate to show instead of a token, PEM
+    #[arg(long, global = true, env = "PRISM_ADMIN_CERT", hide_env_values = true)]
+    #[arg(value_name = "FILE", help_heading = "Connection")]
+    pub cert: Option<PathBuf>,
+    /// Key of the client certificate, PEM
+    #[arg(long, global = true, env = "PRISM_ADMIN_KEY", hide_env_values = true)]
+    #[arg(value_name = "FILE", help_heading = "Connection")]
+    pub key: Option<PathBuf>,
     /// Person on whose behalf the call is made (x-admin-user)
     #[arg(long, global = true, env = "PRISM_ADMIN_USER", hide_env_values = true)]
     #[arg(value_name = "NAME", help_heading = "Connection")]
@@ -47,7 +55,7 @@ pub struct Connection {
     #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]
     pub context: Option<String>,
     /// Data directory of a server on this machine [env: PRISM_DATA_DIR] [default: ./prism-data]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Connection", conflicts_with = "context")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Connection")]
     pub data_dir: Option<PathBuf>,
 }
 
@@ -55,7 +63,9 @@ pub struct Connection {
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     /// `PRISM_ADMIN_TOKEN`.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
+    /// `PRISM_ADMIN_CLIENT_SECRET`.
+    pub client_secret: Option<Secret>,
     /// `PRISM_DATA_DIR`.
     pub data_dir: Option<PathBuf>,
     /// The contexts' file; none without a home directory.
@@ -66,18 +76,20 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// Those of this process.
-    pub fn of_process() -> Self {
+    pub fn of_process() -> Result<Self> {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let secret = |name: &str| text(name).map(|value| Secret::parse(&value, name)).transpose();
         let folder = text("XDG_CONFIG_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
             .or_else(|| text("HOME").map(|home| Path::new(&home).join(".config")));
-        Self {
-            token: text("PRISM_ADMIN_TOKEN"),
+        Ok(Self {
+            token: secret("PRISM_ADMIN_TOKEN")?,
+            client_secret: secret("PRISM_ADMIN_CLIENT_SECRET")?,
             data_dir: text("PRISM_DATA_DIR").map(PathBuf::from),
             contexts: folder.map(|folder| folder.join("prism/admin.toml")),
             working_dir: PathBuf::from("."),
-        }
+        })
     }
 
     /// The contexts' file.
@@ -86,8 +98,28 @@ impl Surroundings {
     }
 }
 
+/// With what a call proves who makes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A token that was given.
+    Token(Secret),
+    /// A client certificate.
+    Certificate(Identity),
+    /// Tokens of an issuer, renewed as they end.
+    Login(Login),
+}
+
+/// Files of a client certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, and what leads to its CA.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// A server and a credential, ready to connect.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Host name or address, without brackets.
     pub host: String,
@@ -95,58 +127,134 @@ pub struct Target {
     pub port: u16,
     /// File with the CA certificates.
     pub ca: PathBuf,
-    /// The token.
-    pub token: String,
+    /// The credential.
+    pub credential: Credential,
     /// Person on whose behalf calls are made.
     pub user: Option<String>,
+    /// Where the server's audit log is remembered.
+    pub memory: Memory,
 }
 
 impl Target {
     /// `host:port`, with brackets around IPv6.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        authority(&self.host, self.port)
     }
+}
+
+/// What flags, data directory and contexts' file amount to, without single overrides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// What it is called.
+    pub name: LogName,
+    /// What it says.
+    pub context: Context,
 }
 
 /// Finds the target of a call.
 pub fn resolve(flags: &Connection, around: &Surroundings) -> Result<Target> {
-    let explicit_token = match (&flags.token_file, &around.token) {
-        (Some(path), _) => Some(read_token(path)?),
-        (None, Some(token)) => Some(check_token(token, "PRISM_ADMIN_TOKEN")?),
-        (None, None) => None,
-    };
-    if let (Some(endpoint), Some(ca), Some(token), None, None) =
-        (&flags.endpoint, &flags.ca, &explicit_token, &flags.context, &flags.data_dir)
+    let explicit = explicit_credential(flags, around)?;
+    let memory = |name: LogName, ca: &Path| Memory::of(around.contexts.as_deref(), &name, ca);
+    let given = flags.endpoint.as_deref().map(parse_endpoint).transpose()?;
+    let given_name = given.as_ref().map(|(host, port)| LogName::Endpoint(authority(host, *port)));
+    if let (Some((host, port)), Some(name), Some(ca), Some(credential), None, None) =
+        (&given, &given_name, &flags.ca, &explicit, &flags.context, &flags.data_dir)
     {
-        let (host, port) = parse_endpoint(endpoint)?;
-        return Ok(Target { host, port, ca: ca.clone(), token: token.clone(), user: flags.user.clone() });
+        let memory = memory(name.clone(), ca);
+        let (ca, credential, user) = (ca.clone(), credential.clone(), flags.user.clone());
+        return Ok(Target { host: host.clone(), port: *port, ca, credential, user, memory });
     }
     let source = source(flags, around)?;
-    if flags.ca.is_some() && explicit_token.is_none() {
-        return Err(Failure::usage("--ca is given without a token")
-            .hint("name the token that belongs to it with --token-file or PRISM_ADMIN_TOKEN"));
+    if flags.ca.is_some() && explicit.is_none() {
+        return Err(Failure::usage("--ca is given without a credential").hint(
+            "name the token that belongs to it with --token-file or PRISM_ADMIN_TOKEN, or a certificate with --cert and --key",
+        ));
     }
-    let (host, port) = parse_endpoint(flags.endpoint.as_ref().unwrap_or(&source.endpoint))?;
-    let token = match (explicit_token, source.token, source.token_file) {
-        (Some(token), _, _) => token,
-        (None, Some(token), _) => check_token(&token, "the context")?,
-        (None, None, Some(path)) => read_token(&path)?,
-        (None, None, None) => {
-            return Err(Failure::usage("no token").hint("name one with --token-file or PRISM_ADMIN_TOKEN"));
-        }
+    let (host, port) = match given {
+        Some(given) => given,
+        None => parse_endpoint(&source.context.endpoint)?,
     };
-    let ca = flags.ca.clone().unwrap_or(source.ca);
-    Ok(Target { host, port, ca, token, user: flags.user.clone().or(source.user) })
+    let credential = match explicit {
+        Some(credential) => credential,
+        None => credential_of(&source, around)?,
+    };
+    let ca = flags.ca.clone().unwrap_or(source.context.ca);
+    let memory = memory(given_name.unwrap_or(source.name), &ca);
+    Ok(Target { host, port, ca, credential, user: flags.user.clone().or(source.context.user), memory })
 }
 
-/// The context that flags, data directory and contexts' file amount to, without single overrides.
-pub fn source(flags: &Connection, around: &Surroundings) -> Result<Context> {
+/// Where the log of the server that is meant is remembered; unlike [`resolve`], this asks for no credential, and
+/// for no server that runs.
+pub fn memory(flags: &Connection, around: &Surroundings) -> Result<Memory> {
+    one_source(flags)?;
+    let of = |name: &LogName, ca: &Path| Memory::of(around.contexts.as_deref(), name, ca);
+    let given = flags.endpoint.as_deref().map(parse_endpoint).transpose()?;
+    let given = given.map(|(host, port)| LogName::Endpoint(authority(&host, port)));
+    match (given, &flags.ca, &flags.data_dir) {
+        (Some(name), Some(ca), _) => Ok(of(&name, ca)),
+        (None, ca, Some(folder)) => {
+            Ok(of(&LogName::DataDir(canonical(folder)), ca.as_ref().unwrap_or(&folder.join("ca.pem"))))
+        }
+        (name, ca, _) => {
+            let source = source(flags, around)?;
+            Ok(of(&name.unwrap_or(source.name), ca.as_ref().unwrap_or(&source.context.ca)))
+        }
+    }
+}
+
+fn explicit_credential(flags: &Connection, around: &Surroundings) -> Result<Option<Credential>> {
+    let identity = match (&flags.cert, &flags.key) {
+        (Some(cert), Some(key)) => Some(Identity { cert: cert.clone(), key: key.clone() }),
+        (None, None) => None,
+        (Some(_), None) => return Err(Failure::usage("--cert needs --key, the file with the certificate's key")),
+        (None, Some(_)) => return Err(Failure::usage("--key needs --cert, the file with the certificate")),
+    };
+    match (identity, &flags.token_file, &around.token) {
+        (None, None, None) => Ok(None),
+        (None, Some(path), _) => Secret::read(path).map(Credential::Token).map(Some),
+        (None, None, Some(token)) => Ok(Some(Credential::Token(token.clone()))),
+        (Some(identity), None, None) => Ok(Some(Credential::Certificate(identity))),
+        (Some(_), file, _) => {
+            let token = if file.is_some() { "--token-file" } else { "PRISM_ADMIN_TOKEN" };
+            Err(Failure::usage(format!("--cert and {token} are two credentials"))
+                .hint("leave out one of them; they may also come from PRISM_ADMIN_CERT and PRISM_ADMIN_TOKEN_FILE"))
+        }
+    }
+}
+
+fn credential_of(source: &Source, around: &Surroundings) -> Result<Credential> {
+    let context = &source.context;
+    let present = context.credentials();
+    if present.len() > 1 {
+        return Err(Failure::usage(format!("{} has {}", source.name, present.join(" and ")))
+            .hint("a context has one credential; give it anew with `prism-admin context set` or `prism-admin login`"));
+    }
+    match (&context.token, &context.token_file, &context.cert, &context.key, &context.oidc, &source.name) {
+        (Some(token), ..) => Secret::parse(token.reveal(), "the context").map(Credential::Token),
+        (None, Some(path), ..) => Secret::read(path).map(Credential::Token),
+        (None, None, Some(cert), Some(key), ..) => {
+            Ok(Credential::Certificate(Identity { cert: cert.clone(), key: key.clone() }))
+        }
+        (None, None, None, None, Some(oidc), LogName::Context(name)) => {
+            Login::new(name, oidc.clone(), around).map(Credential::Login)
+        }
+        (None, None, Some(_), None, ..) | (None, None, None, Some(_), ..) => {
+            Err(Failure::usage(format!("{} has only one of cert and key", source.name)))
+        }
+        _ => Err(Failure::usage("no credential")
+            .hint("name a token with --token-file or PRISM_ADMIN_TOKEN, or a certificate with --cert and --key")),
+    }
+}
+
+/// The context that flags, data directory and contexts' file amount to.
+pub fn source(flags: &Connection, around: &Surroundings) -> Result<Source> {
+    one_source(flags)?;
+    let named = |contexts: &Contexts, name: &String| {
+        let context = contexts.get(name)?.clone();
+        Ok(Source { name: LogName::Context(name.clone()), context })
+    };
     if let Some(name) = &flags.context {
-        return Contexts::load(around.contexts_path()?)?.get(name).cloned();
+        return named(&Contexts::load(around.contexts_path()?)?, name);
     }
     if let Some(folder) = &flags.data_dir {
         return from_data_dir(folder);
@@ -158,7 +266,7 @@ pub fn source(flags: &Connection, around: &Surroundings) -> Result<Context> {
     if let Some(path) = &around.contexts {
         let contexts = Contexts::load(path)?;
         if let Some(current) = &contexts.current {
-            return contexts.get(current).cloned();
+            return named(&contexts, current);
         }
     }
     if folder.is_dir() {
@@ -169,7 +277,14 @@ pub fn source(flags: &Connection, around: &Surroundings) -> Result<Context> {
         .hint("elsewhere: `prism-admin context set NAME --endpoint HOST:PORT --ca FILE --token-file FILE`"))
 }
 
-fn from_data_dir(folder: &Path) -> Result<Context> {
+fn one_source(flags: &Connection) -> Result<()> {
+    if flags.context.is_some() && flags.data_dir.is_some() {
+        return Err(Failure::usage("--context and --data-dir both name a server; leave out one of them"));
+    }
+    Ok(())
+}
+
+fn from_data_dir(folder: &Path) -> Result<Source> {
     #[derive(Deserialize)]
     struct Endpoints {
         admin: String,
@@ -184,12 +299,22 @@ fn from_data_dir(folder: &Path) -> Result<Context> {
     })?;
     let endpoints: Endpoints = serde_json::from_str(&text)
         .map_err(|error| Failure::usage(format!("{} is not Prism's: {error}", path.display())))?;
-    Ok(Context {
+    let context = Context {
         endpoint: endpoints.admin,
         ca: folder.join("ca.pem"),
         token_file: Some(folder.join("admin.token")),
         ..Context::default()
-    })
+    };
+    Ok(Source { name: LogName::DataDir(canonical(folder)), context })
+}
+
+/// The folder's one path, so that it is the same from everywhere.
+fn canonical(folder: &Path) -> PathBuf {
+    folder.canonicalize().or_else(|_| std::path::absolute(folder)).unwrap_or_else(|_| folder.to_owned())
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// Reads `host`, `host:port`, `[v6]:port`, with or without `https://`.
@@ -218,32 +343,6 @@ pub fn parse_endpoint(text: &str) -> Result<(String, u16)> {
         return Err(wrong("the host is missing"));
     }
     Ok((host.to_owned(), port))
-}
-
-/// Reads a token from a file, and warns if others can read it too.
-pub fn read_token(path: &Path) -> Result<String> {
-    let failed = |error: std::io::Error| {
-        Failure::usage(format!("cannot read the token in {}: {error}", path.display()))
-            .hint("run as the user who owns it, or name another with --token-file")
-    };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if metadata.len() > LONGEST_TOKEN_FILE {
-        return Err(Failure::usage(format!("{} is too large to hold a token", path.display())));
-    }
-    if metadata.is_file() && metadata.permissions().mode() & 0o077 != 0 {
-        crate::output::note(&format!("warning: others can read {}; `chmod 600` it", path.display()));
-    }
-    let text = fs::read_to_string(path).map_err(failed)?;
-    check_token(&text, &path.display().to_string())
-}
-
-fn check_token(text: &str, from: &str) -> Result<String> {
-    let token = text.trim();
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Failure::usage(format!("{from} does not hold a token"))
-            .hint("a token is one word of printable ASCII, such as prx_…"));
-    }
-    Ok(token.to_owned())
 }
 
 #[cfg(test)]

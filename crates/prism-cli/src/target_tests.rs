@@ -44,10 +44,19 @@ impl Folder {
     }
 }
 
-impl std::fmt::Debug for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {} {:?}", self.authority(), self.ca.display(), self.token, self.user)
+fn secret(text: &str) -> Secret {
+    Secret::parse(text, "test").unwrap()
+}
+
+fn token(target: &Target) -> &str {
+    match &target.credential {
+        Credential::Token(token) => token.reveal(),
+        other => panic!("{other:?}"),
     }
+}
+
+fn shown(target: &Target) -> String {
+    format!("{} {} {} {:?}", target.authority(), target.ca.display(), token(target), target.user)
 }
 
 #[test]
@@ -56,14 +65,14 @@ fn the_data_directory_of_the_working_directory_is_found() {
     let data = folder.data_dir("prism-data");
     let target = resolve(&Connection::default(), &folder.around()).unwrap();
     assert_eq!(target.authority(), "127.0.0.1:2");
-    assert_eq!((target.ca, target.token.as_str()), (data.join("ca.pem"), "prx_dir"));
+    assert_eq!((token(&target), &target.ca), ("prx_dir", &data.join("ca.pem")));
 }
 
 #[test]
 fn the_environment_moves_the_data_directory() {
     let folder = Folder::new();
     let around = Surroundings { data_dir: Some(folder.data_dir("elsewhere")), ..folder.around() };
-    assert_eq!(resolve(&Connection::default(), &around).unwrap().token, "prx_dir");
+    assert_eq!(token(&resolve(&Connection::default(), &around).unwrap()), "prx_dir");
 }
 
 #[test]
@@ -71,7 +80,7 @@ fn without_a_data_directory_the_current_context_is_used() {
     let folder = Folder::new();
     folder.context();
     let target = resolve(&Connection::default(), &folder.around()).unwrap();
-    assert_eq!(format!("{target:?}"), "prod.example:8981 /prod/ca.pem prx_prod Some(\"alice\")");
+    assert_eq!(shown(&target), "prod.example:8981 /prod/ca.pem prx_prod Some(\"alice\")");
 }
 
 #[test]
@@ -80,7 +89,7 @@ fn a_named_context_wins_over_the_data_directory() {
     folder.context();
     folder.data_dir("prism-data");
     let flags = Connection { context: Some("prod".to_owned()), ..Connection::default() };
-    assert_eq!(resolve(&flags, &folder.around()).unwrap().token, "prx_prod");
+    assert_eq!(token(&resolve(&flags, &folder.around()).unwrap()), "prx_prod");
 }
 
 #[test]
@@ -111,7 +120,7 @@ fn flags_alone_need_no_source() {
         token_file: Some(token_file),
         ..Connection::default()
     };
-    assert_eq!(format!("{:?}", resolve(&flags, &folder.around()).unwrap()), "[::1]:9 ca prx_flag None");
+    assert_eq!(shown(&resolve(&flags, &folder.around()).unwrap()), "[::1]:9 ca prx_flag None");
 }
 
 #[test]
@@ -123,9 +132,9 @@ fn a_token_is_not_sent_to_a_server_of_another_ca() {
         ca: Some(PathBuf::from("evil.pem")),
         ..Connection::default()
     };
-    assert!(resolve(&flags, &folder.around()).unwrap_err().to_string().contains("--ca is given without a token"));
-    let around = Surroundings { token: Some("prx_env".to_owned()), ..folder.around() };
-    assert_eq!(resolve(&flags, &around).unwrap().token, "prx_env");
+    assert!(resolve(&flags, &folder.around()).unwrap_err().to_string().contains("--ca is given without a credential"));
+    let around = Surroundings { token: Some(secret("prx_env")), ..folder.around() };
+    assert_eq!(token(&resolve(&flags, &around).unwrap()), "prx_env");
 }
 
 #[test]
@@ -140,9 +149,78 @@ fn endpoints() {
 }
 
 #[test]
-fn tokens_are_one_word() {
-    assert_eq!(check_token(" prx_a \n", "f").unwrap(), "prx_a");
-    for bad in ["", "  \n", "two words", "ünï", "a\u{0}b"] {
-        assert!(check_token(bad, "f").is_err(), "{bad:?}");
+fn two_sources_or_two_credentials_are_refused() {
+    let folder = Folder::new();
+    folder.context();
+    let data = folder.data_dir("prism-data");
+    let both = Connection { context: Some("prod".to_owned()), data_dir: Some(data), ..Connection::default() };
+    assert_eq!(resolve(&both, &folder.around()).unwrap_err().exit(), Exit::Usage);
+    let certificate =
+        Connection { cert: Some(PathBuf::from("c")), key: Some(PathBuf::from("k")), ..Connection::default() };
+    let around = Surroundings { token: Some(secret("prx_env")), ..folder.around() };
+    assert!(resolve(&certificate, &around).unwrap_err().to_string().contains("two credentials"));
+    for half in [Connection { key: None, ..certificate.clone() }, Connection { cert: None, ..certificate.clone() }] {
+        assert!(resolve(&half, &folder.around()).unwrap_err().to_string().contains("needs"));
     }
+}
+
+#[test]
+fn a_certificate_needs_no_token() {
+    let folder = Folder::new();
+    let data = folder.data_dir("prism-data");
+    fs::remove_file(data.join("admin.token")).unwrap();
+    let flags = Connection { cert: Some(PathBuf::from("c")), key: Some(PathBuf::from("k")), ..Connection::default() };
+    let target = resolve(&flags, &folder.around()).unwrap();
+    let identity = Identity { cert: PathBuf::from("c"), key: PathBuf::from("k") };
+    assert_eq!(target.credential, Credential::Certificate(identity));
+}
+
+#[test]
+fn a_context_has_one_credential() {
+    let folder = Folder::new();
+    let path = folder.around().contexts.unwrap();
+    let context = Context {
+        endpoint: "prod.example".to_owned(),
+        cert: Some(PathBuf::from("c")),
+        key: Some(PathBuf::from("k")),
+        ..Context::default()
+    };
+    let save = |context: &Context| {
+        let contexts = [("prod".to_owned(), context.clone())].into();
+        Contexts { current: Some("prod".to_owned()), contexts }.save(&path).unwrap();
+        resolve(&Connection::default(), &folder.around())
+    };
+    assert!(matches!(save(&context).unwrap().credential, Credential::Certificate(_)));
+    let login = Context { oidc: Some(crate::context::Oidc::default()), cert: None, key: None, ..context.clone() };
+    assert!(matches!(save(&login).unwrap().credential, Credential::Login(_)));
+    let two = Context { oidc: login.oidc, ..context.clone() };
+    assert!(save(&two).unwrap_err().to_string().contains("a certificate and a login"));
+    let half = Context { key: None, ..context.clone() };
+    assert!(save(&half).unwrap_err().to_string().contains("only one of"));
+    let none = context.without_credentials();
+    assert!(save(&none).unwrap_err().to_string().contains("no credential"));
+}
+
+#[test]
+fn logs_are_remembered_by_the_name_that_is_used() {
+    let folder = Folder::new();
+    folder.context();
+    let data = folder.data_dir("prism-data");
+    fs::write(data.join("ca.pem"), "certificate").unwrap();
+    let around = folder.around();
+    let of = |name: LogName, ca: &Path| Memory::of(around.contexts.as_deref(), &name, ca);
+    let by = |flags: &Connection| (resolve(flags, &around).unwrap().memory, memory(flags, &around).unwrap());
+
+    let here = of(LogName::DataDir(data.canonicalize().unwrap()), &data.join("ca.pem"));
+    assert_eq!(by(&Connection::default()), (here.clone(), here.clone()));
+    let prod = Connection { context: Some("prod".to_owned()), ..Connection::default() };
+    let context = of(LogName::Context("prod".to_owned()), Path::new("/prod/ca.pem"));
+    assert_eq!(by(&prod), (context.clone(), context));
+    let elsewhere = Connection { endpoint: Some("[::1]:7".to_owned()), ..prod };
+    let endpoint = of(LogName::Endpoint("[::1]:7".to_owned()), Path::new("/prod/ca.pem"));
+    assert_eq!(by(&elsewhere), (endpoint.clone(), endpoint));
+    // A stopped server has no endpoints.json.
+    fs::remove_file(data.join("endpoints.json")).unwrap();
+    let stopped = Connection { data_dir: Some(data), ..Connection::default() };
+    assert_eq!(memory(&stopped, &around).unwrap(), here);
 }

@@ -21,22 +21,29 @@ pub const LARGEST_LIMIT: i32 = 10_000;
 pub struct WholeLog {
     rest: Option<AuditLog>,
     read: vec::IntoIter<AuditLogEntry>,
+    first: u64,
     last: u64,
 }
 
 impl WholeLog {
-    /// Finds the first entry and starts to read.
-    pub async fn open(client: &Client) -> Result<Self> {
+    /// Finds the first entry and starts to read. `start` is the sequence that it should have.
+    pub async fn open(client: &Client, start: u64) -> Result<Self> {
         let mut batch = fetch(client, None).await?;
         batch.sort_by_key(|entry| entry.sequence);
         let last = batch.last().map_or(0, |entry| entry.sequence);
-        if is_complete(&batch) {
-            return Ok(Self { rest: None, read: batch.into_iter(), last });
+        if is_complete(&batch, start) {
+            let first = batch.first().map_or(0, |entry| entry.sequence);
+            return Ok(Self { rest: None, read: batch.into_iter(), first, last });
         }
-        let first = find_first(client, batch).await?;
+        let first = find_first(client, batch, start).await?;
         let request = GetAuditLogRequest { resume_after: Some(first.id.clone()), ..GetAuditLogRequest::default() };
         let rest = client.audit_log(request).await?;
-        Ok(Self { rest: Some(rest), read: vec![first].into_iter(), last })
+        Ok(Self { rest: Some(rest), first: first.sequence, read: vec![first].into_iter(), last })
+    }
+
+    /// Sequence of the first entry; 0 for an empty log.
+    pub fn first_sequence(&self) -> u64 {
+        self.first
     }
 
     /// Sequence of the last entry when reading began; 0 for an empty log.
@@ -59,9 +66,9 @@ impl WholeLog {
     }
 }
 
-async fn find_first(client: &Client, mut batch: Vec<AuditLogEntry>) -> Result<AuditLogEntry> {
+async fn find_first(client: &Client, mut batch: Vec<AuditLogEntry>, start: u64) -> Result<AuditLogEntry> {
     loop {
-        let complete = is_complete(&batch);
+        let complete = is_complete(&batch, start);
         let Some(oldest) = batch.into_iter().min_by_key(|entry| entry.sequence) else {
             return Err(Failure::new(Exit::Failed, "the audit log changed while it was read; repeat"));
         };
@@ -90,10 +97,10 @@ async fn fetch(client: &Client, end_time: Option<Timestamp>) -> Result<Vec<Audit
     Ok(batch)
 }
 
-/// Nothing is older than this batch. One that does not reach sequence 1 though there was room is for
+/// Nothing is older than this batch. One that does not reach the start though there was room is for
 /// the reader to judge: a log that lost its beginning.
-fn is_complete(batch: &[AuditLogEntry]) -> bool {
-    batch.len() < LARGEST_LIMIT as usize || batch.iter().any(|entry| entry.sequence == 1)
+fn is_complete(batch: &[AuditLogEntry], start: u64) -> bool {
+    batch.len() < LARGEST_LIMIT as usize || batch.iter().any(|entry| entry.sequence <= start)
 }
 
 fn just_after(at: Timestamp) -> Timestamp {
@@ -115,11 +122,12 @@ mod tests {
 
     #[test]
     fn a_full_batch_without_the_first_entry_is_not_all() {
-        assert!(is_complete(&[]));
-        assert!(is_complete(&batch(1..4)));
-        assert!(is_complete(&batch(5..9)));
-        assert!(is_complete(&batch(1..10_001)));
-        assert!(!is_complete(&batch(2..10_002)));
+        assert!(is_complete(&[], 1));
+        assert!(is_complete(&batch(1..4), 1));
+        assert!(is_complete(&batch(5..9), 1));
+        assert!(is_complete(&batch(1..10_001), 1));
+        assert!(!is_complete(&batch(2..10_002), 1));
+        assert!(is_complete(&batch(2..10_002), 2));
     }
 
     #[test]

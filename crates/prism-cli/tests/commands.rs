@@ -1,15 +1,16 @@
 //! The binary against a fake admin plane: what it sends, prints and ends with.
 
 mod fake;
+mod signed;
 
 use std::{fs, io::Read as _, process::Stdio};
 
-use fake::{Fake, Reply, one, stderr, stdout};
+use fake::{Fake, one, stderr, stdout};
 use prism_proto::{
     admin::v1 as admin,
-    audit_chain::{self, GENESIS},
     config::v1::{AccessPattern, BackendConfig, BackendType, ClientConfig},
 };
+use signed::{Log, chain};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -26,41 +27,6 @@ fn orders() -> ClientConfig {
         namespace: "shop".to_owned(),
         ..ClientConfig::default()
     }
-}
-
-fn chain(length: u64) -> Vec<admin::AuditLogEntry> {
-    let mut previous = GENESIS;
-    (1..=length)
-        .map(|sequence| {
-            let mut entry = admin::AuditLogEntry {
-                id: format!("e{sequence}"),
-                // Twenty entries a moment, so that pages by time overlap.
-                timestamp: Some(prost_types::Timestamp { seconds: 1_760_000_000 + (sequence / 20) as i64, nanos: 0 }),
-                operation: "WhoAmI".to_owned(),
-                sequence,
-                previous_hash: previous.to_vec().into(),
-                ..Default::default()
-            };
-            previous = audit_chain::hash(&previous, &entry);
-            entry.hash = previous.to_vec().into();
-            entry
-        })
-        .collect()
-}
-
-/// GetAuditLog as the contract has it, without `follow`.
-fn audit_log(entries: &[admin::AuditLogEntry], request: &admin::GetAuditLogRequest) -> Reply {
-    if let Some(id) = &request.resume_after {
-        let after =
-            entries.iter().position(|entry| entry.id == *id).ok_or_else(|| Status::not_found("no such entry"))?;
-        return Ok(entries[after + 1..].iter().map(prost::Message::encode_to_vec).collect());
-    }
-    let seconds = |at: &Option<prost_types::Timestamp>| at.map(|at| (at.seconds, at.nanos));
-    let before = |entry: &&admin::AuditLogEntry| {
-        request.end_time.is_none() || seconds(&entry.timestamp) < seconds(&request.end_time)
-    };
-    let limit = request.limit as usize;
-    Ok(entries.iter().rev().filter(before).take(limit).map(prost::Message::encode_to_vec).collect())
 }
 
 #[test]
@@ -167,9 +133,8 @@ fn strangers_are_not_trusted_and_absence_is_told() {
 
 #[test]
 fn a_chain_is_verified_exported_and_verified_again() {
-    let entries = chain(45);
-    let served = entries.clone();
-    let fake = Fake::start(move |call| audit_log(&served, &call.message()));
+    let log = Log::new(chain(45), &[]);
+    let fake = Fake::start(move |call| log.answer(call));
     let output = fake.run(&["audit", "verify", "-o", "json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
@@ -191,19 +156,21 @@ fn a_chain_is_verified_exported_and_verified_again() {
 
 #[test]
 fn a_long_log_is_read_from_its_first_entry() {
-    let entries = chain(20_050);
-    let fake = Fake::start(move |call| audit_log(&entries, &call.message()));
+    let log = Log::new(chain(20_050), &[]);
+    let fake = Fake::start(move |call| log.answer(call));
     let output = fake.run(&["audit", "verify"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("20050"), "{}", stdout(&output));
-    assert_eq!(fake.calls().len(), 4);
+    // Three pages back to the first entry, the rest in one stream; before them the checkpoints.
+    assert_eq!(fake.calls().len(), 5);
 }
 
 #[test]
 fn a_break_is_named() {
     let mut entries = chain(30);
     entries[16].actor = "mallory".to_owned();
-    let fake = Fake::start(move |call| audit_log(&entries, &call.message()));
+    let log = Log::new(entries, &[]);
+    let fake = Fake::start(move |call| log.answer(call));
     let output = fake.run(&["audit", "verify"]);
     assert_eq!(output.status.code(), Some(11));
     assert!(stderr(&output).contains("sequence 17"), "{}", stderr(&output));
@@ -252,7 +219,8 @@ fn no_answer_is_a_deadline_and_tells_how_to_repeat() {
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let entries = chain(5_000);
-    let fake = Fake::start(move |call| audit_log(&entries, &call.message()));
+    let log = Log::new(entries, &[]);
+    let fake = Fake::start(move |call| log.answer(call));
     let mut child = fake.command(&["audit", "export"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 10];
     let mut out = child.stdout.take().unwrap();

@@ -8,12 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::access::{ClientAccess, ClientGrant};
 use crate::clock::UnixMillis;
 use crate::config::{AccessPattern, BackendType, Config};
 use crate::error::Result;
 use crate::name::{ConfigName, NamespaceName, NodeId};
 use crate::secret::PresentedSecret;
-use crate::session::{AdmitRequest, DataGrant, EndReason, SessionId, SessionRecord, SessionReport};
+use crate::session::{AdmitRequest, ClientBasis, EndReason, SessionId, SessionRecord, SessionReport};
 
 /// Whether a namespace serves, serves reads only, or nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,7 +88,14 @@ pub struct ConfigRevision {
     pub revision: i64,
     /// The config.
     pub config: Arc<Config>,
+    /// When the config was first made.
+    pub created_at: UnixMillis,
+    /// When this revision was accepted.
+    pub updated_at: UnixMillis,
 }
+
+/// Live configs by name. A change copies a few entries of it, however many there are.
+pub type Configs = immutable_chunkmap::map::Map<ConfigName, Arc<ConfigRevision>, 64>;
 
 /// What a drain covers; `None` = all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,7 +120,7 @@ pub struct Snapshot {
     /// Grows with every change.
     pub revision: u64,
     /// Current revisions of live configs.
-    pub configs: HashMap<ConfigName, Arc<ConfigRevision>>,
+    pub configs: Configs,
     /// All namespaces.
     pub namespaces: HashMap<NamespaceName, Arc<Namespace>>,
     /// Maintenance of the whole gateway.
@@ -121,6 +129,8 @@ pub struct Snapshot {
     pub namespace_maintenance: HashMap<NamespaceName, Arc<Maintenance>>,
     /// Drains in progress.
     pub drains: Vec<DrainScope>,
+    /// Who may do what on the data plane; another `Arc` when something of it changed.
+    pub client_access: Arc<ClientAccess>,
 }
 
 impl Snapshot {
@@ -133,15 +143,33 @@ impl Snapshot {
     }
 }
 
-/// A client key that proved itself.
+/// What a client presents on the data plane.
+#[derive(Clone, Copy, Debug)]
+pub enum ClientCredential<'a> {
+    /// A client key, which the control plane has to check.
+    Key(PresentedSecret<'a>),
+    /// A JWT or client certificate that proved itself to the node.
+    Proven(&'a ProvenClient),
+}
+
+/// Whom a JWT or client certificate proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvenClient {
+    /// What a session of it would stand on; its subjects are never empty.
+    pub basis: ClientBasis,
+    /// When the certificate ends. A JWT proves who opens a session, and does not end it.
+    pub ends: Option<UnixMillis>,
+}
+
+/// A client whose credential is valid, and what it may do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdentity {
-    /// Public id of the key.
-    pub credential_id: String,
-    /// The one namespace it is for.
-    pub namespace: NamespaceName,
-    /// What it allows there.
-    pub grant: DataGrant,
+    /// What a session of it would stand on.
+    pub basis: ClientBasis,
+    /// Its namespaces, never empty.
+    pub grants: Vec<ClientGrant>,
+    /// When the credential ends.
+    pub ends: Option<UnixMillis>,
 }
 
 /// What the data plane may ask of the control plane. In role `all` a function call, on a data node a stream.
@@ -150,8 +178,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// The state to follow.
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 
-    /// Checks a client key; UNAUTHENTICATED, always the same, when it is unknown, wrong, revoked or expired.
-    async fn authenticate_client(&self, key: PresentedSecret<'_>) -> Result<ClientIdentity>;
+    /// What a client may do; UNAUTHENTICATED, always the same, when its key is unknown, wrong, revoked or expired, its
+    /// certificate is revoked, or no namespace is given to it.
+    async fn authenticate_client(&self, credential: ClientCredential<'_>) -> Result<ClientIdentity>;
 
     /// The newest revision of a live config with this version string (contract §9 "config updates").
     async fn config_version(&self, name: &ConfigName, version: &str) -> Result<Option<Arc<Config>>>;

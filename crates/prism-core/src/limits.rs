@@ -30,6 +30,12 @@ pub const MAX_NAMESPACES: i64 = 10_000;
 pub const MAX_CONFIGS: i64 = 100_000;
 /// Most API keys, and most client keys, of one installation that are not revoked.
 pub const MAX_KEYS: i64 = 10_000;
+/// Most roles of one installation.
+pub const MAX_ROLES: usize = 1000;
+/// Most bindings, and most client bindings, of one installation.
+pub const MAX_BINDINGS: i64 = 10_000;
+/// Most certificates that one installation keeps track of.
+pub const MAX_CERTIFICATES: i64 = 100_000;
 /// Longest time to live of a key-value entry: ten years.
 pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 24 * 3600;
 /// Most keys or entries of one BatchGet, BatchPut or PublishBatch.
@@ -38,6 +44,14 @@ pub const MAX_BATCH: usize = 1000;
 pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(1);
 /// Longest time to live of an API or client key: ten years.
 pub const MAX_KEY_TTL: Duration = Duration::from_hours(10 * 366 * 24);
+/// Longest time for which the token before works after a rotation: 30 days.
+pub const MAX_KEY_OVERLAP: Duration = Duration::from_hours(30 * 24);
+/// Most permissions of one role.
+pub const MAX_ROLE_PERMISSIONS: usize = 100;
+/// Shortest life of a certificate that Prism's CA issues to a user or an application.
+pub const MIN_CERTIFICATE_TTL: Duration = Duration::from_mins(1);
+/// Longest life of such a certificate: a year.
+pub const MAX_CERTIFICATE_TTL: Duration = Duration::from_hours(366 * 24);
 
 /// Bounds that the operator may set, section `[limits]` of `prism.toml`.
 #[derive(Clone, Debug)]

@@ -99,6 +99,13 @@ name!(
     |byte| is_edge(byte) || byte == b'-',
     "1 to 63 of a-z, 0-9 and '-', first and last a letter or digit"
 );
+name!(
+    /// Name of a role.
+    RoleName,
+    64,
+    |byte| is_edge(byte) || matches!(byte, b'.' | b'_' | b'-'),
+    "1 to 64 of a-z, 0-9, '.', '_' and '-', first and last a letter or digit"
+);
 
 #[cfg(test)]
 mod tests {
@@ -119,6 +126,16 @@ mod tests {
         assert!(ConfigName::parse("n", "orders.v1_x-2").is_ok());
         for bad in [".a", "a.", "_a", &"x".repeat(129)] {
             assert!(ConfigName::parse("n", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn roles_are_named_like_configs_but_shorter() {
+        for good in ["a", "db-admin", "team_1.viewer", &"x".repeat(64)] {
+            assert!(RoleName::parse("role.name", good).is_ok(), "{good}");
+        }
+        for bad in ["", "Admin", "a b", "a/b", "-a", "a.", &"x".repeat(65)] {
+            assert!(RoleName::parse("role.name", bad).is_err(), "{bad:?}");
         }
     }
 }

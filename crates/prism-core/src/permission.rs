@@ -19,6 +19,16 @@ impl Permission {
         let (resource, verb) = split(text)?;
         (verb != "*").then(|| Self { resource: resource.to_owned(), verb: verb.to_owned() })
     }
+
+    /// What it is about.
+    pub fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// What may be done with it.
+    pub fn verb(&self) -> &str {
+        &self.verb
+    }
 }
 
 impl fmt::Display for Permission {
@@ -45,6 +55,22 @@ impl Pattern {
     /// Whether this pattern covers `permission`.
     pub fn covers(&self, permission: &Permission) -> bool {
         self.resource == permission.resource && self.verb.as_ref().is_none_or(|verb| *verb == permission.verb)
+    }
+
+    /// Whether this pattern covers everything that `other` covers, verbs to come included: only `resource:*` does that for
+    /// another `resource:*`.
+    pub fn includes(&self, other: &Self) -> bool {
+        self.resource == other.resource && (self.verb.is_none() || self.verb == other.verb)
+    }
+
+    /// What it is about.
+    pub fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// What may be done with it; `None` = everything.
+    pub fn verb(&self) -> Option<&str> {
+        self.verb.as_deref()
     }
 }
 
@@ -141,8 +167,17 @@ impl Reach {
 
 /// Where `grants` allow `permission`.
 pub fn reach(grants: &[Grant], permission: &Permission) -> Reach {
+    reach_where(grants, |held| held.covers(permission))
+}
+
+/// Where one of the permissions of `grants` includes all of `pattern`.
+pub fn pattern_reach(grants: &[Grant], pattern: &Pattern) -> Reach {
+    reach_where(grants, |held| held.includes(pattern))
+}
+
+fn reach_where(grants: &[Grant], suffices: impl Fn(&Pattern) -> bool) -> Reach {
     let mut namespaces = Vec::new();
-    for grant in grants.iter().filter(|grant| grant.permissions.iter().any(|p| p.covers(permission))) {
+    for grant in grants.iter().filter(|grant| grant.permissions.iter().any(&suffices)) {
         match &grant.namespace {
             None => return Reach::Installation,
             Some(namespace) => namespaces.push(namespace.clone()),
@@ -186,5 +221,21 @@ mod tests {
         let grants = [Grant { role: role.name, namespace: Some(namespace), permissions: role.permissions }];
         let reach = reach(&grants, &Permission::parse("config:read").unwrap());
         assert!(reach.includes(Some("a")) && !reach.includes(Some("b")) && !reach.includes(None));
+    }
+
+    #[test]
+    fn every_verb_is_held_through_the_star_only() {
+        let pattern = |text: &str| Pattern::try_from(text.to_owned()).unwrap();
+        let verbs = ["access:manage", "access:read"].map(pattern);
+        let grant = |permissions: &[Pattern]| Grant {
+            role: "r".to_owned(),
+            namespace: None,
+            permissions: permissions.to_vec(),
+        };
+        assert_eq!(pattern_reach(&[grant(&verbs)], &pattern("access:*")), Reach::Nowhere);
+        assert_eq!(pattern_reach(&[grant(&verbs)], &pattern("access.read")), Reach::Installation);
+        assert_eq!(pattern_reach(&[grant(&[pattern("access:*")])], &pattern("access:*")), Reach::Installation);
+        assert_eq!(pattern_reach(&[grant(&[pattern("access:*")])], &pattern("access:read")), Reach::Installation);
+        assert_eq!(pattern_reach(&[grant(&[pattern("access:*")])], &pattern("config:read")), Reach::Nowhere);
     }
 }

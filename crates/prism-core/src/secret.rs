@@ -162,9 +162,18 @@ impl Random {
         out
     }
 
+    /// A public id for something without a secret.
+    pub fn id(&self) -> SecretId {
+        SecretId(self.word())
+    }
+
     /// A new secret of `kind`.
     pub fn secret(&self, kind: SecretKind) -> NewSecret {
-        let id = SecretId(self.word());
+        self.secret_for(kind, self.id())
+    }
+
+    /// Another secret of `kind` under an id that there is already.
+    pub fn secret_for(&self, kind: SecretKind, id: SecretId) -> NewSecret {
         let secret: [u8; SECRET_LENGTH] = self.word();
         let mut token = String::with_capacity(4 + BODY_LENGTH);
         token.push_str(kind.prefix());
@@ -258,6 +267,18 @@ mod tests {
         assert!(parse(SecretKind::ClientKey, new.token.expose()).is_none());
         let other = Random::system().secret(SecretKind::AdminKey);
         assert!(!other.hash.matches(&presented));
+    }
+
+    #[test]
+    fn a_replaced_secret_keeps_its_id_and_nothing_else() {
+        let random = Random::system();
+        let old = random.secret(SecretKind::AdminKey);
+        let new = random.secret_for(SecretKind::AdminKey, old.id);
+        assert_eq!(new.id, old.id);
+        let presented = parse(SecretKind::AdminKey, new.token.expose()).expect("well formed");
+        assert_eq!(presented.id, old.id);
+        assert!(new.hash.matches(&presented) && !old.hash.matches(&presented));
+        assert_ne!(random.id(), random.id());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::limits::SessionPolicy;
 use crate::name::{ConfigName, NodeId};
 use crate::secret::{SecretHash, SecretId};
+use crate::subject::Subject;
 
 /// Id of a session: a UUID of version 7, so that ids sort by creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +62,8 @@ pub enum EndReason {
     Expired,
     /// Its namespace was deleted.
     NamespaceDeleted,
+    /// The credential it stood on was revoked, or lost its namespace.
+    CredentialRevoked,
 }
 
 /// What the credential behind a session allows on the data plane.
@@ -70,6 +73,17 @@ pub struct DataGrant {
     pub read: bool,
     /// Writes.
     pub write: bool,
+}
+
+/// The client credential that a session stands on; when it falls, the session ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientBasis {
+    /// Public id of the credential.
+    pub credential_id: String,
+    /// Whom a JWT or certificate proved; empty for a client key.
+    pub subjects: Vec<Subject>,
+    /// SHA-256 of the client certificate, in hexadecimal.
+    pub certificate: Option<String>,
 }
 
 /// The durable part of a live session, as the control plane hands it to a node.
@@ -93,8 +107,8 @@ pub struct SessionRecord {
     pub config_name: Option<ConfigName>,
     /// What its credential allows.
     pub grant: DataGrant,
-    /// Public id of the client key it was made with.
-    pub credential_id: String,
+    /// What it stands on.
+    pub basis: ClientBasis,
     /// When it was made.
     pub created_at: UnixMillis,
     /// When it ends at the latest.
@@ -148,8 +162,10 @@ pub struct AdmitRequest {
     pub config_name: Option<ConfigName>,
     /// What the credential allows.
     pub grant: DataGrant,
-    /// Public id of the client key.
-    pub credential_id: String,
+    /// What it will stand on.
+    pub basis: ClientBasis,
+    /// When the credential ends; the session does not outlive it.
+    pub credential_ends: Option<UnixMillis>,
     /// The node that will serve it.
     pub node: NodeId,
 }

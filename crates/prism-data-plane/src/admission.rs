@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prism_backends::driver::Route;
+use prism_core::access::ClientGrant;
 use prism_core::config::{AccessPattern, Config};
 use prism_core::control::ClientIdentity;
-use prism_core::secret::{self, SecretKind};
-use prism_core::session::{AdmitRequest, EndReason, SessionRecord, SessionReport};
-use prism_core::{ConfigName, Error, Kind, NamespaceName, Result};
+use prism_core::session::{AdmitRequest, ClientBasis, EndReason, SessionRecord, SessionReport};
+use prism_core::{ConfigName, Error, Kind, NamespaceName, Result, UnixMillis};
 use prism_proto::config::v1::ClientConfig;
 use prism_proto::session::v1::create_session_request::{Auth, Config as Wanted};
 use prism_proto::session::v1::{CreateSessionRequest, CreateSessionResponse};
@@ -16,6 +16,7 @@ use prism_rpc::convert::{config_draft, config_to_proto, timestamp};
 use tokio::sync::oneshot;
 
 use crate::cause::{self, EndCause};
+use crate::credential::{Origin, Presented};
 use crate::decision::{Act, Leaving};
 use crate::fields::{Fields, MAX_CLIENT_TEXT};
 use crate::namespaces::NamespaceRuntime;
@@ -28,18 +29,20 @@ use crate::sessions::Verdict;
 /// will ever know its token.
 pub async fn create(
     plane: Arc<Plane>,
-    request: CreateSessionRequest,
+    mut request: CreateSessionRequest,
+    origin: Origin,
     started: Instant,
     answer: oneshot::Sender<Result<CreateSessionResponse>>,
 ) {
-    let outcome = match identify(&plane, request.auth.as_ref()).await {
+    let auth = request.auth.take();
+    let outcome = match identify(&plane, auth.as_ref(), request.config.as_ref(), &origin).await {
         Err(refusal) => {
             plane.gate.count_stranger(Rpc::CreateSession, started.elapsed(), false);
             Err(refusal)
         }
-        Ok(identity) => {
-            let runtime = plane.gate.namespaces.runtime(&identity.namespace);
-            let outcome = admit(&plane, request, identity, &runtime).await;
+        Ok(client) => {
+            let runtime = plane.gate.namespaces.runtime(&client.given.namespace);
+            let outcome = admit(&plane, request, client, &runtime).await;
             let ok = outcome.is_ok() && !answer.is_closed();
             runtime.series(Rpc::CreateSession).record(started.elapsed(), ok);
             outcome
@@ -56,31 +59,49 @@ pub async fn create(
     }
 }
 
-/// Checks a client key; one answer for malformed, unknown, revoked and expired ones.
-pub async fn client_identity(plane: &Plane, key: &str) -> Result<ClientIdentity> {
-    let invalid = || Error::unauthenticated("CLIENT_KEY_INVALID", "the client key is not valid");
-    let presented = secret::parse(SecretKind::ClientKey, key).ok_or_else(invalid)?;
-    plane.control.authenticate_client(presented).await.map_err(|error| match error.kind() {
-        Kind::Unauthenticated => invalid(),
-        _ => error,
-    })
+/// Who opens a session.
+struct Client<'a> {
+    presented: Presented<'a>,
+    basis: ClientBasis,
+    ends: Option<UnixMillis>,
+    /// Where the session will be, and what it may do there.
+    given: ClientGrant,
 }
 
-async fn identify(plane: &Plane, auth: Option<&Auth>) -> Result<ClientIdentity> {
+async fn identify<'a>(
+    plane: &Plane,
+    auth: Option<&'a Auth>,
+    wanted: Option<&Wanted>,
+    origin: &Origin,
+) -> Result<Client<'a>> {
     plane.gate.follow();
     if plane.gate.is_leaving() {
         return Err(cause::draining().retry_after(cause::RETRY));
     }
-    match auth {
-        Some(Auth::ApiKey(key)) => client_identity(plane, key).await,
-        Some(Auth::JwtToken(_)) => {
-            Err(Error::unauthenticated("JWT_NOT_CONFIGURED", "this server has no issuer of JWTs for the data plane"))
+    let presented = match auth {
+        Some(Auth::ApiKey(key)) => Presented::Key(key),
+        Some(Auth::JwtToken(token)) => Presented::Jwt(token),
+        Some(Auth::Mtls(mtls)) => Presented::Certificate { sent: &mtls.client_cert },
+        None => {
+            return Err(Error::unauthenticated("CREDENTIAL_REQUIRED", "api_key, jwt_token or mtls must be set"));
         }
-        Some(Auth::Mtls(_)) => Err(Error::unauthenticated(
-            "CLIENT_CERTIFICATE_REQUIRED",
-            "the connection has no client certificate, and one in the message alone proves nothing",
-        )),
-        None => Err(Error::unauthenticated("CREDENTIAL_REQUIRED", "api_key, jwt_token or mtls must be set")),
+    };
+    let ClientIdentity { basis, grants, ends } = plane.credentials.identify(presented, origin).await?;
+    let namespace = wanted.and_then(|wanted| namespace_of(plane, wanted));
+    let given = grants.iter().find(|given| Some(&given.namespace) == namespace.as_ref());
+    // Where none is wanted, or one that the credential is not for, the refusal comes with the config.
+    let given = given.or(grants.first()).cloned().ok_or_else(|| Error::internal("a client without a namespace"))?;
+    Ok(Client { presented, basis, ends, given })
+}
+
+/// The namespace of a wanted config, if it has one.
+fn namespace_of(plane: &Plane, wanted: &Wanted) -> Option<NamespaceName> {
+    match wanted {
+        Wanted::ConfigName(name) => {
+            let name = ConfigName::parse("config_name", name).ok()?;
+            plane.gate.namespaces.snapshot().configs.get(&name).map(|revision| revision.config.namespace.clone())
+        }
+        Wanted::InlineConfig(config) => NamespaceName::parse("namespace", &config.namespace).ok(),
     }
 }
 
@@ -95,28 +116,33 @@ struct Chosen {
 async fn admit(
     plane: &Arc<Plane>,
     request: CreateSessionRequest,
-    identity: ClientIdentity,
+    client: Client<'_>,
     runtime: &NamespaceRuntime,
 ) -> Result<(Arc<Session>, CreateSessionResponse)> {
     let gate = &plane.gate;
     gate.admit(Act::Open, runtime, Leaving::No, gate.clock.now())?;
-    if let Some(wait) = plane.drains.covering(&identity.namespace, &plane.node, &gate.namespaces.snapshot()) {
+    if let Some(wait) = plane.drains.covering(runtime.name(), &plane.node, &gate.namespaces.snapshot()) {
         return Err(cause::draining().retry_after(wait));
     }
     // Held until the session is in the map.
     let _place = gate.sessions.reserve(gate.limits.max_sessions).ok_or_else(|| too_many(gate.limits.max_sessions))?;
-    let chosen = choose(plane, &request, &identity, runtime).await?;
+    let chosen = choose(plane, &request, &client.given, runtime).await?;
     let wanted = AdmitRequest {
         client_id: request.client_id,
         client_version: request.client_version,
         metadata: request.metadata,
         config: Arc::clone(&chosen.config),
         config_name: chosen.name,
-        grant: identity.grant,
-        credential_id: identity.credential_id,
+        grant: client.given.grant,
+        basis: client.basis,
+        credential_ends: client.ends,
         node: plane.node.clone(),
     };
-    let (record, token) = plane.control.admit_session(wanted).await?;
+    let (record, token) = plane.control.admit_session(wanted).await.map_err(|error| match error.kind() {
+        // It fell between its check and the admission.
+        Kind::Unauthenticated => client.presented.invalid(),
+        _ => error,
+    })?;
     let route = match chosen.route {
         Some(route) => Ok(route),
         None => prepare(plane, &chosen.config, runtime).await,
@@ -132,7 +158,7 @@ async fn admit(
     let answer = answer(&record, token.into_exposed());
     let session = plane.assemble(record, Ok(route));
     enrol(plane, &session).await?;
-    let (namespace, pattern) = (&identity.namespace, session.config().pattern);
+    let (namespace, pattern) = (runtime.name(), session.config().pattern);
     tracing::info!(session.id = %session.id(), %namespace, %pattern, "session created");
     Ok((session, answer))
 }
@@ -146,7 +172,7 @@ fn too_many(most: usize) -> Error {
 async fn choose(
     plane: &Plane,
     request: &CreateSessionRequest,
-    identity: &ClientIdentity,
+    given: &ClientGrant,
     runtime: &NamespaceRuntime,
 ) -> Result<Chosen> {
     let mut fields = Fields::new();
@@ -162,12 +188,12 @@ async fn choose(
             let name = fields.keep(ConfigName::parse("config_name", name));
             fields.finish()?;
             let name = name.ok_or_else(|| Error::internal("a violation was lost"))?;
-            let config = named(plane, &name, &identity.namespace)?;
+            let config = named(plane, &name, &given.namespace)?;
             let route = plane.backends.open(&config, runtime.meter()).await?;
             Ok(Chosen { config, name: Some(name), route: Some(route) })
         }
         Some(Wanted::InlineConfig(config)) => {
-            let config = inline(plane, fields, config.clone(), identity, runtime).await?;
+            let config = inline(plane, fields, config.clone(), given, runtime).await?;
             Ok(Chosen { config, name: None, route: None })
         }
     }
@@ -192,6 +218,10 @@ async fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
     if !plane.gate.namespaces.snapshot().namespaces.contains_key(namespace) {
         plane.end(session, EndCause::NamespaceDeleted).await;
         return Err(EndCause::NamespaceDeleted.error());
+    }
+    if !plane.gate.upholds(session) {
+        plane.end(session, EndCause::CredentialRevoked).await;
+        return Err(EndCause::CredentialRevoked.error());
     }
     match verdict {
         Some(Verdict { force: true, reason }) => {
@@ -233,17 +263,17 @@ fn named(plane: &Plane, name: &ConfigName, namespace: &NamespaceName) -> Result<
     Ok(Arc::clone(&revision.config))
 }
 
-/// An inline config is held to the rules of a named one, and to the namespace of its key. What is wrong with it joins what
+/// An inline config is held to the rules of a named one, and to the namespace of its credential. What is wrong with it joins what
 /// `fields` has found.
 async fn inline(
     plane: &Plane,
     mut fields: Fields,
     config: ClientConfig,
-    identity: &ClientIdentity,
+    given: &ClientGrant,
     runtime: &NamespaceRuntime,
 ) -> Result<Arc<Config>> {
     // Before anything else, so that nobody learns which other namespaces exist.
-    if NamespaceName::parse("namespace", &config.namespace).is_ok_and(|namespace| namespace != identity.namespace) {
+    if NamespaceName::parse("namespace", &config.namespace).is_ok_and(|namespace| namespace != given.namespace) {
         return Err(cause::other_namespace());
     }
     let snapshot = plane.gate.namespaces.snapshot();
@@ -255,7 +285,7 @@ async fn inline(
     let config = config.ok_or_else(|| Error::internal("a violation was lost"))?;
     if changes_tables(&config) {
         plane.gate.admit(Act::Write, runtime, Leaving::No, plane.gate.clock.now())?;
-        if !identity.grant.write {
+        if !given.grant.write {
             return Err(cause::not_granted("write"));
         }
     }

@@ -22,6 +22,8 @@ pub enum EndCause {
     Expired,
     /// Its namespace was deleted.
     NamespaceDeleted,
+    /// The credential it stood on was revoked, or lost its namespace.
+    CredentialRevoked,
 }
 
 impl EndCause {
@@ -33,6 +35,7 @@ impl EndCause {
             Self::Drained => EndReason::Drained,
             Self::Expired => EndReason::Expired,
             Self::NamespaceDeleted => EndReason::NamespaceDeleted,
+            Self::CredentialRevoked => EndReason::CredentialRevoked,
         }
     }
 
@@ -52,6 +55,11 @@ impl EndCause {
             Self::Expired => Error::aborted("SESSION_EXPIRED", "the session has expired; create a new one"),
             Self::NamespaceDeleted => {
                 Error::aborted("SESSION_TERMINATED", "the namespace was deleted").with("reason", "namespace deleted")
+            }
+            Self::CredentialRevoked => {
+                let reason = "its credential was revoked or lost this namespace";
+                Error::aborted("SESSION_TERMINATED", format!("the session was terminated: {reason}"))
+                    .with("reason", reason)
             }
         }
     }
@@ -91,7 +99,7 @@ pub fn token_invalid() -> Error {
     Error::unauthenticated("SESSION_TOKEN_INVALID", "there is no live session with this token")
 }
 
-/// PERMISSION_DENIED for a permission that the client key lacks.
+/// PERMISSION_DENIED for a permission that the credential lacks.
 pub fn not_granted(permission: &'static str) -> Error {
     Error::new(
         prism_core::Kind::PermissionDenied,
@@ -101,7 +109,7 @@ pub fn not_granted(permission: &'static str) -> Error {
     .with("permission", permission)
 }
 
-/// PERMISSION_DENIED for a namespace that is not the credential's.
+/// PERMISSION_DENIED for a namespace that is none of the credential's.
 pub fn other_namespace() -> Error {
     Error::new(prism_core::Kind::PermissionDenied, "NAMESPACE_NOT_ALLOWED", "the credential is for another namespace")
 }

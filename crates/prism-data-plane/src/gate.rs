@@ -14,7 +14,7 @@ use prism_core::{Clock, Error, Kind, Result, UnixMillis};
 use prism_rpc::{Metrics, Series};
 use tonic::metadata::MetadataMap;
 
-use crate::cause;
+use crate::cause::{self, EndCause};
 use crate::decision::{self, Act, Leaving, Refusal, State};
 use crate::namespaces::{NamespaceRuntime, Namespaces, Policy};
 use crate::rpc::{COUNT, Method, Methods, Needs, Rpc};
@@ -131,7 +131,7 @@ impl Gate {
     fn check(&self, permit: &mut Permit, method: Method, now: UnixMillis, started: Instant) -> Result<()> {
         let session = Arc::clone(&permit.session);
         // It may have ended between the lookup and the moment from which the permit counts.
-        if session.has_ended() {
+        if session.has_ended() || !self.upholds(&session) {
             return Err(cause::token_invalid());
         }
         let namespace = session.namespace();
@@ -178,6 +178,39 @@ impl Gate {
         }
     }
 
+    /// Whether the credential behind `session` still allows all that the session may do. It is looked at once after each
+    /// change of keys, bindings or revoked certificates, by the first call of the session or by [`crate::revocation`]; from the
+    /// moment such a change is taken over, nothing starts under a session that it takes the ground from.
+    pub fn upholds(&self, session: &Session) -> bool {
+        let generation = self.namespaces.access_generation();
+        session.is_upheld_at(generation) || self.looks_upheld(session, generation)
+    }
+
+    fn looks_upheld(&self, session: &Session, generation: u64) -> bool {
+        let (snapshot, record) = (self.namespaces.snapshot(), session.record());
+        let namespace = session.namespace().name();
+        if !snapshot.namespaces.contains_key(namespace) {
+            // Its keys and bindings went with it. The session is about to be ended with that reason, and refused meanwhile.
+            return true;
+        }
+        let upheld = snapshot.client_access.upholds(&record.basis, namespace, record.grant, self.clock.now());
+        if upheld {
+            session.uphold_at(generation);
+        }
+        upheld
+    }
+
+    /// When the credential behind `session` ends, and the session with it.
+    pub fn credential_ends(&self, session: &Session) -> Option<UnixMillis> {
+        let (snapshot, record) = (self.namespaces.snapshot(), session.record());
+        if record.basis.certificate.is_some() {
+            // Nobody keeps the certificate; the end that the admission gave lies within its time.
+            return Some(record.expires_at);
+        }
+        let key = snapshot.client_access.keys.get(&record.basis.credential_id);
+        key.filter(|_| record.basis.subjects.is_empty()).and_then(|key| key.expires_at)
+    }
+
     /// Why a stream of `act` must end now; `None` while it may go on. A session on its way out is not a reason here: what that
     /// means depends on the kind of stream.
     pub fn stream_end(&self, act: Act, session: &Session) -> Option<Error> {
@@ -188,6 +221,9 @@ impl Gate {
         // Sessions of a deleted namespace are about to be ended with the better reason.
         if !policy.exists {
             return None;
+        }
+        if !self.upholds(session) {
+            return Some(EndCause::CredentialRevoked.error());
         }
         self.stream_frozen(act, session, &policy)
     }

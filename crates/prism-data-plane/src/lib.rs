@@ -7,6 +7,7 @@ mod admission;
 mod backends;
 mod call;
 mod cause;
+mod credential;
 mod decision;
 mod dispatch;
 mod drain;
@@ -15,6 +16,7 @@ mod gate;
 mod namespaces;
 mod node;
 mod plane;
+mod revocation;
 mod rpc;
 mod services;
 mod session;
@@ -27,13 +29,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures::StreamExt;
 use prism_backends::driver::Backend;
 use prism_core::control::ControlPlane;
 use prism_core::limits::{Limits, SessionPolicy};
 use prism_core::session::SessionRecord;
 use prism_core::{Clock, Error, NamespaceName, NodeId, Result};
-use prism_rpc::{Metrics, Table};
+use prism_identity::{ClientTrust, FailureLimiter, Issuers};
+use prism_rpc::{Connections, Metrics, Table};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -42,9 +46,11 @@ use tonic_health::server::HealthReporter;
 
 use crate::backends::Backends;
 use crate::cause::EndCause;
+use crate::credential::Credentials;
 use crate::gate::Gate;
 use crate::namespaces::Namespaces;
 use crate::plane::Plane;
+use crate::revocation::Revocations;
 use crate::rpc::Methods;
 use crate::session::Session;
 
@@ -77,6 +83,14 @@ pub struct DataPlaneOptions {
     pub reflection: bool,
     /// Whether gRPC health is served.
     pub health: bool,
+    /// Whose JWTs open sessions.
+    pub issuers: Issuers,
+    /// Whose client certificates do; `None` = nobody's.
+    pub trust: Option<Arc<ArcSwap<ClientTrust>>>,
+    /// The connections of the listener that serves this plane.
+    pub connections: Connections,
+    /// Failed credentials of one source or key that are answered without delay, in a minute.
+    pub auth_failures: u32,
 }
 
 /// The data plane of one node.
@@ -96,10 +110,13 @@ impl DataPlane {
     pub async fn start(options: DataPlaneOptions) -> Result<Arc<Self>> {
         let methods = Methods::load(&options.table).map_err(Error::internal)?;
         let namespaces = Namespaces::new(options.control.snapshot(), options.metrics.clone());
-        let gate =
-            Gate::new(methods, namespaces, options.metrics.clone(), options.clock, options.policy, options.limits);
+        let (control, clock) = (options.control, options.clock);
+        let failures = FailureLimiter::new(options.auth_failures);
+        let credentials =
+            Credentials::new(Arc::clone(&control), options.issuers, options.trust, failures, clock.clone());
+        let gate = Gate::new(methods, namespaces, options.metrics.clone(), clock, options.policy, options.limits);
         let backends = Backends::new(options.backends);
-        let plane = Arc::new(Plane::new(gate, options.control, backends, options.node, options.metrics));
+        let plane = Arc::new(Plane::new(gate, control, credentials, backends, options.node, options.metrics));
         fill_meters(&plane).await?;
         restore(&plane).await?;
         gauges(&plane);
@@ -110,6 +127,7 @@ impl DataPlane {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(sweeper::sweep(Arc::clone(&plane), stop.clone()));
         tasks.spawn(sweeper::follow(Arc::clone(&plane), stop.clone()));
+        tasks.spawn(Revocations::new(&plane, options.connections).enforce(stop.clone()));
         let service = DataService::new(&plane, others);
         Ok(Arc::new(Self { plane, service, health, stop, tasks }))
     }
@@ -188,6 +206,9 @@ async fn restore_one(plane: &Arc<Plane>, record: SessionRecord) {
         plane.end_when_settled(&session, session.termination());
     } else if !runtime.policy().exists {
         plane.end(&session, EndCause::NamespaceDeleted).await;
+    } else if !plane.gate.upholds(&session) {
+        // Its credential fell while this node was down.
+        plane.end(&session, EndCause::CredentialRevoked).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Namespaces as the gate sees them: policy, rate, meter and figures, kept up to date with the control plane's snapshot.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -10,7 +11,7 @@ use prism_core::rate::TokenBucket;
 use prism_core::storage::StorageMeter;
 use prism_core::{NamespaceName, UnixMillis};
 use prism_rpc::{Metrics, Series};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::decision::Freeze;
 use crate::rpc::{COUNT, Rpc};
@@ -124,6 +125,9 @@ pub struct Namespaces {
     /// A receiver that has seen what was applied, so that one atomic load tells whether there is something newer.
     seen: ArcSwap<watch::Receiver<Arc<Snapshot>>>,
     current: ArcSwap<Snapshot>,
+    /// Counts the values of `client_access` that were in force, the first one included.
+    access_generation: AtomicU64,
+    access_changed: Notify,
     refreshing: Mutex<()>,
 }
 
@@ -136,6 +140,8 @@ impl Namespaces {
             metrics,
             seen: ArcSwap::from_pointee(snapshots),
             current: ArcSwap::new(current),
+            access_generation: AtomicU64::new(1),
+            access_changed: Notify::new(),
             refreshing: Mutex::new(()),
         }
     }
@@ -166,9 +172,25 @@ impl Namespaces {
                 changed.insert(runtime.name.clone());
             }
         }
-        self.current.store(snapshot);
+        let before = self.current.swap(Arc::clone(&snapshot));
+        if !Arc::ptr_eq(&before.client_access, &snapshot.client_access) {
+            // After the snapshot, so that who reads this number finds what it stands for, and before `seen`, so that nobody
+            // takes the snapshot for taken over and still finds the number before it.
+            self.access_generation.fetch_add(1, Ordering::SeqCst);
+            self.access_changed.notify_one();
+        }
         self.seen.store(Arc::new(receiver));
         changed
+    }
+
+    /// Number of the client access in force; [`Namespaces::snapshot`], called after this, has it or a newer one.
+    pub fn access_generation(&self) -> u64 {
+        self.access_generation.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the client access has changed since the last time that this returned; for one task only.
+    pub async fn access_changed(&self) {
+        self.access_changed.notified().await;
     }
 
     /// Waits for a newer snapshot; `false` when the control plane is gone.

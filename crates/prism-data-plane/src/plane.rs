@@ -11,10 +11,12 @@ use prism_core::rate::TokenBucket;
 use prism_core::session::{EndReason, SessionRecord, SessionReport};
 use prism_core::{ConfigName, Error, NodeId, Result, UnixMillis};
 use prism_rpc::Metrics;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::backends::Backends;
 use crate::cause::EndCause;
+use crate::credential::Credentials;
 use crate::drain::Drains;
 use crate::gate::Gate;
 use crate::session::{Parts, Session};
@@ -30,6 +32,8 @@ pub struct Plane {
     pub gate: Arc<Gate>,
     /// The control plane.
     pub control: Arc<dyn ControlPlane>,
+    /// What client credentials are checked against.
+    pub credentials: Credentials,
     /// The backends.
     pub backends: Backends,
     /// This node.
@@ -48,10 +52,18 @@ pub struct Plane {
 
 impl Plane {
     /// A plane without sessions.
-    pub fn new(gate: Gate, control: Arc<dyn ControlPlane>, backends: Backends, node: NodeId, metrics: Metrics) -> Self {
+    pub fn new(
+        gate: Gate,
+        control: Arc<dyn ControlPlane>,
+        credentials: Credentials,
+        backends: Backends,
+        node: NodeId,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             gate: Arc::new(gate),
             control,
+            credentials,
             backends,
             node,
             metrics,
@@ -115,15 +127,18 @@ impl Plane {
     /// Ends many sessions as [`Plane::end`] does. All are cut before any is saved: a cut does not wait for the control plane.
     pub async fn end_all(self: &Arc<Self>, mut sessions: Vec<Arc<Session>>, cause: &EndCause) {
         sessions.retain(|session| self.cut(session, cause.clone()));
-        let (plane, reason) = (Arc::clone(self), cause.reason());
-        let saved = self.whole(async move {
-            let saves = sessions.into_iter().map(|session| plane.save_end(last_report(&session), reason));
-            futures::stream::iter(saves).buffer_unordered(ENDED_AT_ONCE).collect::<()>().await;
-            Ok(())
-        });
-        if let Err(lost) = saved.await {
+        if let Err(lost) = self.save_ends_of(sessions, cause.reason()).await {
             tracing::error!(error = %lost, "ends of sessions were lost");
         }
+    }
+
+    /// Makes the ends of sessions that were cut durable, in a task of its own that needs nobody to wait for it.
+    pub fn save_ends_of(self: &Arc<Self>, sessions: Vec<Arc<Session>>, reason: EndReason) -> JoinHandle<()> {
+        let plane = Arc::clone(self);
+        self.changes.spawn(async move {
+            let saves = sessions.into_iter().map(|session| plane.save_end(last_report(&session), reason));
+            futures::stream::iter(saves).buffer_unordered(ENDED_AT_ONCE).collect::<()>().await;
+        })
     }
 
     /// Makes the end of a session that is not here, or not any more, durable; what cannot be saved now is tried again.

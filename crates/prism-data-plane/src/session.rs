@@ -59,6 +59,8 @@ pub struct Session {
     unreported: AtomicBool,
     /// A drain is ending it.
     ending: AtomicBool,
+    /// The newest state of client access of which it is known that it upholds the session; 0 = none yet.
+    upheld_at: AtomicU64,
     subscriptions: Mutex<Vec<(u64, Weak<dyn QueueSubscription>)>>,
     next_subscription: AtomicU64,
     termination: OnceLock<String>,
@@ -86,6 +88,7 @@ impl Session {
             streams: AtomicI32::new(0),
             unreported: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            upheld_at: AtomicU64::new(0),
             subscriptions: Mutex::default(),
             next_subscription: AtomicU64::new(1),
             termination: OnceLock::new(),
@@ -216,6 +219,18 @@ impl Session {
     pub fn status(&self, policy: &SessionPolicy, now: UnixMillis) -> SessionStatus {
         let leaving = self.leaving() != Leaving::No;
         session::status(policy, now, self.has_ended(), leaving, self.last_activity(), self.expires_at())
+    }
+
+    // What it stands on.
+
+    /// Whether its credential is known to allow it by the client access numbered `generation`.
+    pub fn is_upheld_at(&self, generation: u64) -> bool {
+        self.upheld_at.load(Ordering::Relaxed) >= generation
+    }
+
+    /// Its credential allows it by the client access numbered `generation`.
+    pub fn uphold_at(&self, generation: u64) {
+        self.upheld_at.fetch_max(generation, Ordering::Relaxed);
     }
 
     // What runs.

@@ -6,9 +6,15 @@ use sha2::{Digest as _, Sha256};
 /// Checks that `entries`, oldest first from the first one on, are one unbroken chain with sequences from 1 without gaps.
 #[track_caller]
 pub fn verify(entries: &[AuditLogEntry]) {
-    let mut previous = vec![0; 32];
+    verify_after(0, &[0; 32], entries);
+}
+
+/// Checks that `entries`, oldest first, are the unbroken chain that follows the entry of this sequence and hash.
+#[track_caller]
+pub fn verify_after(sequence: u64, hash: &[u8], entries: &[AuditLogEntry]) {
+    let mut previous = hash.to_vec();
     for (index, entry) in entries.iter().enumerate() {
-        assert_eq!(entry.sequence, index as u64 + 1, "sequences have a gap: {entry:?}");
+        assert_eq!(entry.sequence, sequence + index as u64 + 1, "sequences have a gap: {entry:?}");
         assert_eq!(entry.previous_hash, previous, "previous_hash of {}", entry.sequence);
         let mut digest = Sha256::new();
         digest.update(&previous);
@@ -63,19 +69,19 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
+pub(crate) fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
     varint(out, field << 3 | 2);
     varint(out, value.len() as u64);
     out.extend_from_slice(value);
 }
 
-fn text(out: &mut Vec<u8>, field: u64, value: &str) {
+pub(crate) fn text(out: &mut Vec<u8>, field: u64, value: &str) {
     if !value.is_empty() {
         bytes(out, field, value.as_bytes());
     }
 }
 
-fn number(out: &mut Vec<u8>, field: u64, value: u64) {
+pub(crate) fn number(out: &mut Vec<u8>, field: u64, value: u64) {
     if value != 0 {
         varint(out, field << 3);
         varint(out, value);

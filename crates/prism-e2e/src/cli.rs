@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::binaries;
 use crate::server::Prism;
+use crate::wait::LIMIT;
 
 /// A shell in which `prism-admin` is run: a home folder, an environment, and flags that go with every command.
 #[derive(Clone, Debug)]
@@ -69,6 +70,15 @@ impl Cli {
         Following { child, lines }
     }
 
+    /// Starts a command that says what a person has to do before it goes on.
+    pub fn begin(&self, line: &str) -> Waiting {
+        let mut child = self.spawn(line, &[]);
+        let (sender, notes) = channel();
+        let err = BufReader::new(child.stderr.take().expect("a pipe"));
+        std::thread::spawn(move || err.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Waiting { line: format!("prism-admin {line}"), child: Some(child), notes, heard: String::new() }
+    }
+
     fn spawn(&self, line: &str, more: &[&str]) -> Child {
         let mut command = Command::new(binaries::prism_admin());
         command.args(line.split_whitespace()).args(more).current_dir(&self.home).env_clear();
@@ -113,6 +123,15 @@ impl Outcome {
         assert_eq!(self.code, Some(code), "{self:#?}");
         assert_eq!(self.out, "", "only data belongs on standard output: {self:#?}");
         assert!(self.err.starts_with("error: ") && self.err.contains(words), "{self:#?}");
+        self
+    }
+
+    /// It failed with this code after it had told what to do: no data, and an error that says `words`.
+    #[track_caller]
+    pub fn fails_after_notes(self, code: i32, words: &str) -> Self {
+        assert_eq!((self.code, self.out.as_str()), (Some(code), ""), "{self:#?}");
+        let error = self.err.lines().skip_while(|line| !line.starts_with("error: ")).collect::<Vec<_>>().join("\n");
+        assert!(error.contains(words), "{self:#?}");
         self
     }
 
@@ -168,5 +187,51 @@ impl Drop for Following {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A command that waits for somebody.
+pub struct Waiting {
+    line: String,
+    child: Option<Child>,
+    notes: Receiver<String>,
+    heard: String,
+}
+
+impl Waiting {
+    /// Waits for a line on its standard error with these words; panics with what it said instead when it ends.
+    pub fn note(&mut self, words: &str) -> String {
+        loop {
+            let line = self.notes.recv_timeout(LIMIT);
+            let line = line.unwrap_or_else(|_| panic!("{} never said {words:?} but {}", self.line, self.heard));
+            self.heard += &line;
+            self.heard.push('\n');
+            if line.contains(words) {
+                return line.trim().to_owned();
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Outcome {
+        let mut child = self.child.take().expect("it runs");
+        drop(child.stdin.take());
+        let output = child.wait_with_output().expect("its own child");
+        let rest: Vec<String> = self.notes.iter().collect();
+        Outcome {
+            line: self.line.clone(),
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).expect("text"),
+            err: std::mem::take(&mut self.heard) + &rest.join("\n"),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }

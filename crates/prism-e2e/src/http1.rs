@@ -1,4 +1,6 @@
-//! One HTTP/1.1 request, for the port of metrics and health.
+//! One HTTP/1.1 request, for the port of metrics and health, and for an OIDC provider.
+
+use std::fmt::Write as _;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -7,9 +9,21 @@ use crate::wait::within;
 
 /// The status and body of `GET path` at `address`.
 pub async fn get(address: &str, path: &str) -> (u16, String) {
+    send(address, "GET", path, &[], "").await
+}
+
+/// The status and body of a request with these headers and this body.
+pub async fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
     within("an HTTP answer", async {
         let mut stream = TcpStream::connect(address).await.expect("the port answers");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            let _ = write!(request, "{name}: {value}\r\n");
+        }
+        if !body.is_empty() {
+            let _ = write!(request, "content-length: {}\r\n", body.len());
+        }
+        let _ = write!(request, "\r\n{body}");
         stream.write_all(request.as_bytes()).await.expect("the request is sent");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.expect("the answer comes whole");

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 use crate::admin::{Admin, Headers};
+use crate::certificates::Holder;
 use crate::{binaries, dial};
 
 /// How long a start or an exit may take on a busy machine.
@@ -282,6 +283,16 @@ impl Prism {
         } else {
             dial::tls(&address, &self.data_dir().join("ca.pem"))
         }
+    }
+
+    /// A new connection to the admin plane with a client certificate.
+    pub fn admin_channel_as(&self, holder: &Holder) -> Channel {
+        dial::tls_as(&self.endpoints().admin, &self.data_dir().join("ca.pem"), holder)
+    }
+
+    /// A new connection to the data plane with a client certificate.
+    pub fn data_channel_as(&self, holder: &Holder) -> Channel {
+        dial::tls_as(&self.endpoints().data, &self.data_dir().join("ca.pem"), holder)
     }
 
     /// The operator with the first admin key, on a new connection.

@@ -348,7 +348,7 @@ fn help_and_completion_need_no_server() {
         cli.run(&format!("{noun} --help")).ok().quiet().prints("Usage: prism-admin").prints("--data-dir");
     }
     cli.run("--version").ok().quiet().prints("prism-admin ");
-    cli.run("exit-codes").ok().quiet().prints("11  audit verify");
+    cli.run("exit-codes").ok().quiet().prints("11  the audit log is broken");
     for shell in ["bash", "zsh", "fish"] {
         cli.run(&format!("completion {shell}")).ok().quiet().prints("client-key");
     }

@@ -31,7 +31,7 @@ async fn a_stranger_is_unauthenticated_by_every_rpc_with_its_package_as_domain()
         assert!(!failure.message.is_empty());
         count += 1;
     }
-    assert_eq!(count, 67);
+    assert_eq!(count, 75);
 }
 
 #[tokio::test]

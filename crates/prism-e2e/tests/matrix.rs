@@ -1,173 +1,61 @@
-//! Every RPC of the admin plane × every kind of caller: the verdict is that of the tables in seed A and contract §7, and every
-//! refusal is in the audit log with the missing permission.
+//! Every RPC of the admin plane, found by reflection, × every role, for the installation and in one namespace, × what the call
+//! aims at, and × every kind of credential. The verdict is that of the tables in seed A and contract §7, and every refusal is
+//! in the audit log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use prism_e2e::{Admin, Failure, Headers, Options, Pattern, Prism, Site, raw};
+use prism_e2e::matrix::{ROLES, Scope, Target, Targets, holds, is_known, permission_of, reflected_rules, scope_of};
+use prism_e2e::wait::within;
+use prism_e2e::{Admin, Failure, Headers, Options, Prism, Site, raw};
+use prism_proto::admin::v1::{
+    CreateApiKeyRequest, CreateRoleRequest, GetAuditLogRequest, RevokeApiKeyRequest, Role, RotateApiKeyRequest,
+};
 use prism_proto::rules::{AuditClass, MethodRule, rules};
-use serde_json::{Value, json};
 use tonic::Code;
 
-/// Seed A, "Authorization", letter for letter, and contract §7: "`admin` also has `tokens:manage`, `access:*` and `nodes:*`".
-const ROLES: [(&str, &[&str]); 3] = [
-    (
-        "admin",
-        &[
-            "config:*",
-            "session:*",
-            "namespace:*",
-            "backend:read",
-            "operational:*",
-            "audit:read",
-            "tokens:manage",
-            "access:*",
-            "nodes:*",
-        ],
-    ),
-    (
-        "operator",
-        &["config:read", "session:read", "session:terminate", "backend:read", "operational:maintenance", "audit:read"],
-    ),
-    ("viewer", &["config:read", "session:read", "backend:read", "audit:read"]),
-];
+/// A role of the installation's own, beside the three built in.
+const CUSTOM: (&str, &[&str]) = ("auditor", &["audit:read", "access:read", "namespace:*"]);
 
-/// Contract §7, the table of permissions.
-const PERMISSIONS: [(&str, &[&str]); 19] = [
-    ("config:read", &["ListConfigs", "GetConfig"]),
-    ("config:create", &["CreateConfig"]),
-    ("config:update", &["UpdateConfig"]),
-    ("config:delete", &["DeleteConfig"]),
-    ("session:read", &["ListSessions", "GetSession"]),
-    ("session:terminate", &["TerminateSession"]),
-    ("namespace:read", &["ListNamespaces", "GetNamespace"]),
-    ("namespace:create", &["CreateNamespace"]),
-    ("namespace:update", &["UpdateNamespace"]),
-    ("namespace:delete", &["DeleteNamespace"]),
-    ("backend:read", &["GetBackendStatus", "ListBackends", "GetMetrics", "GetMaintenanceStatus"]),
-    ("operational:maintenance", &["SetMaintenanceMode"]),
-    ("operational:drain", &["DrainConnections"]),
-    ("audit:read", &["GetAuditLog"]),
-    ("tokens:manage", &["CreateJoinToken", "RevokeJoinToken", "ListJoinTokens"]),
-    (
-        "access:manage",
-        &[
-            "CreateApiKey",
-            "RotateApiKey",
-            "RevokeApiKey",
-            "CreateClientKey",
-            "RevokeClientKey",
-            "CreateRole",
-            "UpdateRole",
-            "DeleteRole",
-            "CreateBinding",
-            "DeleteBinding",
-            "WhoCan",
-        ],
-    ),
-    ("access:read", &["ListApiKeys", "ListClientKeys", "ListRoles", "ListBindings"]),
-    ("authenticated", &["WhoAmI", "CanI"]),
-    ("none", &["ExchangeJoinToken"]),
-];
-
-/// What concerns the installation, so that a grant in one namespace does not reach it.
-const INSTALLATION: [&str; 10] = [
-    "CreateNamespace",
-    "RotateApiKey",
-    "CreateRole",
-    "UpdateRole",
-    "DeleteRole",
-    "ListRoles",
-    "CreateBinding",
-    "DeleteBinding",
-    "ListBindings",
-    "WhoCan",
-];
-/// What names no namespace and shows a bound caller its own part.
-const FILTERED: [&str; 6] = ["ListNamespaces", "GetBackendStatus", "ListBackends", "ListApiKeys", "WhoAmI", "CanI"];
-
-fn permission_of(method: &str) -> &'static str {
-    PERMISSIONS.iter().find(|(_, methods)| methods.contains(&method)).map_or("?", |(permission, _)| permission)
-}
-
-fn holds(role: &str, permission: &str) -> bool {
-    let (_, patterns) = ROLES.iter().find(|(name, _)| *name == role).unwrap();
-    let any = format!("{}:*", permission.split(':').next().unwrap());
-    permission == "authenticated" || patterns.iter().any(|pattern| *pattern == permission || *pattern == any)
-}
-
-/// What the requests aim at, in one namespace.
-struct Targets {
-    namespace: String,
-    config: String,
-    session: String,
-    api_key: String,
-    client_key: String,
-}
-
-impl Targets {
-    async fn new(site: &Site) -> Self {
-        let config = site.config(Pattern::KeyValue).await;
-        let client_keys = prism_proto::admin::v1::ListClientKeysRequest {
-            namespace: Some(site.namespace.clone()),
-            ..Default::default()
-        };
-        Self {
-            namespace: site.namespace.clone(),
-            session: site.session_of(&config).await.id,
-            config,
-            api_key: site.admin.create_api_key("viewer", Some(&site.namespace), None).await.api_key.unwrap().key_id,
-            client_key: site.admin.access().list_client_keys(client_keys).await.unwrap().into_inner().client_keys[0]
-                .key_id
-                .clone(),
-        }
-    }
-
-    /// A request that aims at this namespace and, where it changes something, is refused or harmless once it is let in.
-    fn request(&self, method: &str) -> Value {
-        let namespace = &self.namespace;
-        match method {
-            "ListConfigs"
-            | "ListSessions"
-            | "ListClientKeys"
-            | "GetMetrics"
-            | "GetMaintenanceStatus"
-            | "SetMaintenanceMode"
-            | "CreateApiKey"
-            | "CreateClientKey" => json!({"namespace": namespace}),
-            "GetAuditLog" => json!({"namespace": namespace, "limit": 1}),
-            "GetConfig" | "UpdateConfig" => json!({"name": self.config}),
-            "CreateConfig" => json!({"config": {"namespace": namespace}}),
-            "DeleteConfig" => json!({"name": self.config, "etag": "stale"}),
-            "GetSession" => json!({"sessionId": self.session}),
-            "TerminateSession" => json!({"sessionId": self.session, "reason": "\u{7}"}),
-            "GetNamespace" | "CreateNamespace" => json!({"name": namespace}),
-            "UpdateNamespace" => json!({"name": namespace, "etag": "stale"}),
-            "DeleteNamespace" => json!({"name": namespace, "validateOnly": true}),
-            "GetBackendStatus" => json!({"backendType": "sqlite"}),
-            "DrainConnections" => json!({"namespace": namespace, "validateOnly": true}),
-            "RevokeApiKey" => json!({"keyId": self.api_key}),
-            "RevokeClientKey" => json!({"keyId": self.client_key}),
-            _ => json!({}),
-        }
-    }
-}
-
-/// The verdicts of one kind of caller.
-struct Caller<'a> {
-    name: &'static str,
+/// A valid caller.
+struct Caller {
+    name: String,
     admin: Admin,
-    targets: &'a Targets,
-    /// Whether an RPC is allowed.
-    allowed: Box<dyn Fn(&MethodRule) -> bool>,
+    permissions: &'static [&'static str],
+    /// The namespace it is bound to.
+    own: Option<String>,
 }
 
-async fn call(caller: &Caller<'_>, rule: &MethodRule, id: &str) -> Result<(), Failure> {
-    let message = prism_proto::from_json(&rule.input, &caller.targets.request(&rule.method)).unwrap();
-    let headers = caller.admin.headers.clone().with("x-request-id", id);
-    raw::call(&caller.admin.channel, &headers, &rule.path, message)
-        .await
-        .map(drop)
-        .map_err(|status| Failure::from(&status))
+impl Caller {
+    fn expects(&self, rule: &MethodRule, target: &Target) -> bool {
+        if !holds(self.permissions, permission_of(&rule.method)) {
+            return false;
+        }
+        match (&self.own, scope_of(&rule.method), target) {
+            (None, _, _) | (Some(_), Scope::Filtered, _) => true,
+            (Some(_), Scope::Installation, _) => false,
+            (Some(own), _, Target::Namespace(aimed)) => own == aimed,
+            (Some(_), scope, Target::Installation) => scope == Scope::List,
+        }
+    }
+}
+
+async fn call(admin: &Admin, rule: &MethodRule, request: &serde_json::Value, id: &str) -> Result<(), Failure> {
+    let message = prism_proto::from_json(&rule.input, request).unwrap_or_else(|error| panic!("{}: {error}", rule.path));
+    let headers = admin.headers.clone().with("x-request-id", id);
+    let what = format!("{} with {request}", rule.path);
+    let outcome = if request["follow"] == true {
+        // It may have nothing to say for long; that it opens is the verdict.
+        within(&what, raw::open(&admin.channel, &headers, &rule.path, message)).await.map(drop)
+    } else {
+        within(&what, raw::call(&admin.channel, &headers, &rule.path, message)).await.map(drop)
+    };
+    outcome.map_err(|status| Failure::from(&status))
+}
+
+async fn server() -> Arc<Prism> {
+    Arc::new(Prism::start(Options::new().config("[limits]\nauth_failures = 1000\n")).await)
 }
 
 #[test]
@@ -179,83 +67,179 @@ fn the_descriptors_say_what_the_contracts_table_says() {
 }
 
 #[tokio::test]
-async fn every_verdict_equals_the_table_and_every_refusal_is_in_the_audit_log() {
-    let site = Site::new(std::sync::Arc::new(Prism::start(Options::new()).await)).await;
-    let other = Site::new(std::sync::Arc::clone(&site.server)).await;
-    let (mine, theirs) = (Targets::new(&site).await, Targets::new(&other).await);
-    let bound = site.admin.with_role("admin", Some(&site.namespace)).await;
-    let mut callers = vec![
-        Caller {
-            name: "nobody",
-            admin: site.admin.with_headers(Headers::none()),
-            targets: &mine,
-            allowed: Box::new(|_| false),
-        },
-        Caller {
-            name: "bound admin, its namespace",
-            admin: bound.clone(),
-            targets: &mine,
-            allowed: Box::new(|rule| !INSTALLATION.contains(&rule.method.as_str())),
-        },
-        Caller {
-            name: "bound admin, another namespace",
-            admin: bound,
-            targets: &theirs,
-            allowed: Box::new(|rule| FILTERED.contains(&rule.method.as_str())),
-        },
-    ];
-    for (role, _) in ROLES {
-        let admin = site.admin.with_role(role, None).await;
-        callers.push(Caller {
-            name: role,
-            admin,
-            targets: &mine,
-            allowed: Box::new(move |rule| holds(role, permission_of(&rule.method))),
-        });
+async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_nothing_else() {
+    let server = server().await;
+    let (site, other) = (Site::new(Arc::clone(&server)).await, Site::new(Arc::clone(&server)).await);
+    let role = Role {
+        name: CUSTOM.0.to_owned(),
+        permissions: CUSTOM.1.iter().map(|text| (*text).to_owned()).collect(),
+        built_in: false,
+    };
+    site.admin.access().create_role(CreateRoleRequest { role: Some(role) }).await.expect("a role");
+    let (mine, theirs) = (Targets::of_namespace(&site).await, Targets::of_namespace(&other).await);
+    let installation = Targets::of_installation(&site).await;
+    let mut callers = Vec::new();
+    for (role, permissions) in ROLES.into_iter().chain([CUSTOM]) {
+        for own in [None, Some(site.namespace.clone())] {
+            let admin = site.admin.with_role(role, own.as_deref()).await;
+            let place = own.as_ref().map_or("everywhere", |_| "in its namespace");
+            callers.push(Caller { name: format!("{role} {place}"), admin, permissions, own });
+        }
     }
 
-    let rules: Vec<_> =
-        rules().unwrap().into_iter().filter(|rule| rule.service.starts_with("prism.admin.v1.")).collect();
-    assert_eq!(rules.len(), 37, "AdminService has 20 RPCs, AccessService 17");
+    let rules = reflected_rules(&site.admin.channel).await;
     let (mut verdicts, mut refusals, mut wrong) = (0, BTreeMap::new(), Vec::new());
     for caller in &callers {
         for rule in &rules {
-            let id = format!("matrix-{verdicts}");
-            let outcome = call(caller, rule, &id).await;
-            let code = outcome.as_ref().map_or_else(|failure| failure.code, |()| Code::Ok);
-            let allowed = !matches!(code, Code::PermissionDenied | Code::Unauthenticated);
-            if allowed != (caller.allowed)(rule) {
-                wrong.push(format!("{}: {} answered {code:?}", caller.name, rule.path));
+            for targets in [&installation, &mine, &theirs] {
+                let Some(requests) = targets.requests(&rule.method) else { continue };
+                for request in requests {
+                    let id = format!("matrix-{verdicts}");
+                    let outcome = call(&caller.admin, rule, &request, &id).await;
+                    let expected = caller.expects(rule, &targets.target);
+                    let (aimed, shown) = (&targets.target, &caller.name);
+                    match (&outcome, expected) {
+                        (Err(failure), _) if matches!(failure.code, Code::Unauthenticated | Code::Unimplemented) => {
+                            wrong.push(format!("{shown}: {} on {aimed:?} answered {failure:?}", rule.path));
+                        }
+                        (Err(failure), false) if failure.code == Code::PermissionDenied => {
+                            refusals.insert(id, (shown, rule, outcome.unwrap_err()));
+                        }
+                        (Err(failure), true) if failure.code != Code::PermissionDenied => {}
+                        (Ok(()), true) => {}
+                        _ => {
+                            wrong.push(format!("{shown}: {} on {aimed:?}: expected {expected}, {outcome:?}", rule.path))
+                        }
+                    }
+                    verdicts += 1;
+                }
             }
-            if !allowed {
-                refusals.insert(id, (caller.name, rule.clone(), outcome.unwrap_err()));
-            }
-            verdicts += 1;
         }
     }
     assert!(wrong.is_empty(), "{} of {verdicts} verdicts differ from the table:\n{}", wrong.len(), wrong.join("\n"));
-    println!(
-        "{verdicts} verdicts of {} RPCs × {} kinds of callers, {} refusals",
-        rules.len(),
-        callers.len(),
-        refusals.len()
-    );
+    println!("{verdicts} verdicts: {} RPCs × {} callers × what they aim at", rules.len(), callers.len());
+    println!("{} of them refusals, each in the audit log", refusals.len());
 
     let log = site.admin.whole_log().await;
     prism_e2e::audit::verify(&log);
+    let mut entries: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for entry in &log {
+        entries.entry(&entry.request_id).or_default().push(entry);
+    }
     for (id, (caller, rule, failure)) in &refusals {
-        let entries: Vec<_> = log.iter().filter(|entry| entry.request_id == *id).collect();
-        let [entry] = entries.as_slice() else { panic!("{caller}: {} left {} entries", rule.path, entries.len()) };
+        let Some([entry]) = entries.get(id.as_str()).map(Vec::as_slice) else {
+            panic!("{caller}: {} left not one entry", rule.path)
+        };
         assert_eq!((entry.operation.as_str(), entry.success), (rule.method.as_str(), false), "{caller}");
-        if *caller == "nobody" {
-            assert_eq!((failure.code, entry.actor.as_str()), (Code::Unauthenticated, "anonymous"));
-            continue;
-        }
         failure.is(Code::PermissionDenied, "PERMISSION_DENIED");
         assert_eq!(failure.metadata["permission"], rule.permission, "{caller}: {}", rule.path);
         assert_eq!(failure.metadata["audit_id"], entry.id, "{caller}: {}", rule.path);
         assert_eq!(entry.metadata["permission"], rule.permission, "{caller}: {}", rule.path);
         assert!(failure.message.contains(&rule.permission), "{}", failure.message);
+    }
+}
+
+/// Credentials that must open nothing, whatever they once were.
+async fn dead_credentials(site: &Site) -> Vec<(&'static str, Headers)> {
+    let mut access = site.admin.access();
+    let key = async |user: Option<&str>| site.admin.create_api_key("admin", None, user).await;
+    let revoked = key(None).await;
+    let id = revoked.api_key.unwrap().key_id;
+    access.revoke_api_key(RevokeApiKeyRequest { key_id: id }).await.expect("a revocation");
+    let rotated = key(None).await;
+    let rotate = RotateApiKeyRequest { key_id: rotated.api_key.unwrap().key_id, overlap: None };
+    let current = access.rotate_api_key(rotate).await.expect("a rotation").into_inner().token;
+    assert_ne!(current, rotated.token);
+    let short = CreateApiKeyRequest {
+        name: "short".to_owned(),
+        roles: vec!["admin".to_owned()],
+        ttl: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..CreateApiKeyRequest::default()
+    };
+    let expired = access.create_api_key(short).await.expect("a key").into_inner().token;
+    let session = site.session(prism_e2e::Pattern::KeyValue).await;
+    let alices = key(Some("alice@example.com")).await.token;
+    let valid = site.server.admin_token();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let cut = &valid[..valid.len() - 1];
+    let mut flipped = valid.clone();
+    let last = flipped.pop().unwrap();
+    flipped.push(if last == '0' { '1' } else { '0' });
+    vec![
+        ("absent", Headers::none()),
+        ("empty", Headers::bearer("")),
+        ("cut", Headers::bearer(cut)),
+        ("doubled", Headers::bearer(&format!("{valid}{valid}"))),
+        ("upper case", Headers::bearer(&valid.to_uppercase())),
+        ("wrong checksum", Headers::bearer(&flipped)),
+        ("no prefix", Headers::admin_token(&valid[4..])),
+        ("unknown", Headers::bearer(&prism_e2e::matrix::unknown_key())),
+        ("another scheme", Headers::none().with("authorization", &format!("Basic {valid}"))),
+        ("a JWT of alg none", Headers::bearer("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.")),
+        ("two at once", Headers::bearer(&valid).with("x-admin-token", &revoked.token)),
+        ("expired", Headers::bearer(&expired)),
+        ("revoked", Headers::bearer(&revoked.token)),
+        ("rotated away", Headers::bearer(&rotated.token)),
+        ("a client key", Headers::bearer(&site.key)),
+        ("a session's token", Headers::bearer(&session.token)),
+        ("alice's, as bob", Headers::bearer(&alices).user("bob@example.com")),
+    ]
+}
+
+#[tokio::test]
+async fn no_other_credential_opens_anything() {
+    let site = Site::new(server().await).await;
+    let targets = Targets::of_namespace(&site).await;
+    let rules = reflected_rules(&site.admin.channel).await;
+    let credentials = dead_credentials(&site).await;
+    let (mut calls, mut wrong, mut reasons) = (0, Vec::new(), BTreeMap::new());
+    for (name, headers) in &credentials {
+        let admin = site.admin.with_headers(headers.clone());
+        for rule in &rules {
+            let requests = targets.requests(&rule.method).unwrap_or_else(|| vec![serde_json::json!({})]);
+            for request in requests {
+                match call(&admin, rule, &request, &format!("dead-{calls}")).await {
+                    Err(failure) if failure.code == Code::Unauthenticated => {
+                        reasons.entry(*name).or_insert_with(BTreeSet::new).insert((failure.reason, failure.message));
+                    }
+                    other => wrong.push(format!("{name}: {} answered {other:?}", rule.path)),
+                }
+                calls += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {calls} calls:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{calls} refusals: {} RPCs × {} credentials that are none", rules.len(), credentials.len());
+
+    // What is unknown, wrong, expired, revoked or foreign is told apart by nobody.
+    for (name, found) in &reasons {
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        let told = ["absent", "two at once", "alice's, as bob"];
+        if !told.contains(name) {
+            assert_eq!(found, &reasons["unknown"], "{name}");
+        }
+    }
+
+    // Entries are bounded in number, and none is forgotten: what is not there is counted.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let last = site.admin.with_headers(Headers::none());
+    let closing = rules.iter().find(|rule| rule.method == "WhoAmI").unwrap();
+    call(&last, closing, &serde_json::json!({}), "closing").await.unwrap_err();
+    let log = site.admin.audit(GetAuditLogRequest { limit: 10_000, ..GetAuditLogRequest::default() }).await;
+    let anonymous: Vec<_> = log.iter().filter(|entry| entry.actor == "anonymous").collect();
+    let counted: u64 = anonymous
+        .iter()
+        .filter_map(|entry| entry.metadata.get("suppressed_before"))
+        .map(|count| count.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(anonymous.len() as u64 + counted, calls + 1);
+    assert!(anonymous.len() < calls as usize / 2, "{} entries for {calls} calls", anonymous.len());
+}
+
+#[test]
+fn every_rpc_has_a_place_in_the_tests_table() {
+    for rule in rules().unwrap().iter().filter(|rule| rule.service.starts_with("prism.admin.v1.")) {
+        assert!(is_known(&rule.method), "{} is in no list of src/matrix.rs", rule.path);
     }
 }
 

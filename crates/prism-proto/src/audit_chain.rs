@@ -1,8 +1,11 @@
 //! The hash chain of the audit log (contract §9, "audit, chain").
 
+mod encoded;
+
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+pub use self::encoded::{EncodedEntry, MalformedEntry, hash_encoded};
 use crate::admin::v1::AuditLogEntry;
 
 /// `previous_hash` of the first entry.

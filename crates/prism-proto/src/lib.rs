@@ -4,6 +4,7 @@
 //! Modules mirror packages: `prism.admin.v1` is [`admin::v1`].
 
 pub mod audit_chain;
+pub mod audit_checkpoint;
 pub mod json;
 pub mod rules;
 

@@ -125,8 +125,8 @@ mod tests {
         let rules = rules().unwrap();
         println!("{} RPCs", rules.len());
         let of = |service: &str| rules.iter().filter(|rule| rule.service == service).count();
-        assert_eq!(of("prism.admin.v1.AdminService"), 20);
-        assert_eq!(of("prism.admin.v1.AccessService"), 17);
+        assert_eq!(of("prism.admin.v1.AdminService"), 22);
+        assert_eq!(of("prism.admin.v1.AccessService"), 23);
         assert_eq!(of("prism.cluster.v1.AdminService"), 3);
         assert_eq!(of("prism.cluster.v1.BootstrapService"), 2);
         assert_eq!(of("prism.config.v1.ConfigService"), 3);
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(of("prism.pubsub.v1.PubSubService"), 3);
         assert_eq!(of("prism.reader.v1.ReaderService"), 3);
         assert_eq!(of("prism.transact.v1.TransactService"), 3);
-        assert_eq!(rules.len(), 72);
+        assert_eq!(rules.len(), 80);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use crate::connections::Connections;
 use crate::idle::{Activity, BusyBody};
 use crate::metrics::Counter;
 use crate::request::Peer;
@@ -82,8 +83,8 @@ pub struct ServeOptions {
     pub keepalive_interval: Duration,
     /// A connection that gives no sign of life for this long is closed.
     pub keepalive_timeout: Duration,
-    /// Open connections, for a gauge.
-    pub connections: Arc<AtomicUsize>,
+    /// Open connections: their number, and how to cut those of a certificate.
+    pub connections: Connections,
     /// Connections closed because there were too many.
     pub refused: Counter,
 }
@@ -102,7 +103,7 @@ impl ServeOptions {
             idle_timeout: None,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
-            connections: Arc::default(),
+            connections: Connections::default(),
             refused: Counter::default(),
         }
     }
@@ -198,25 +199,6 @@ struct Server {
     acceptor: Option<TlsAcceptor>,
 }
 
-/// Counts an open connection and holds its slot.
-struct Open {
-    connections: Arc<AtomicUsize>,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl Open {
-    fn new(connections: &Arc<AtomicUsize>, slot: OwnedSemaphorePermit) -> Self {
-        connections.fetch_add(1, Ordering::Relaxed);
-        Self { connections: connections.clone(), _slot: slot }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn connection<S, B>(
     server: Arc<Server>,
     stream: TcpStream,
@@ -230,13 +212,12 @@ async fn connection<S, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let _open = Open::new(&server.options.connections, slot);
+    let _open = server.options.connections.enter(slot);
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(peer = %address, %error, "the connection is gone");
     }
     let Some(acceptor) = &server.acceptor else {
-        let peer = Peer { address, certificates: Arc::from([]) };
-        return drive(&server, stream, peer, service, shutdown).await;
+        return drive(&server, stream, Peer::new(address, &[]), service, shutdown).await;
     };
     let handshake = tokio::time::timeout(server.options.handshake_timeout, acceptor.accept(stream));
     let stream = tokio::select! {
@@ -247,11 +228,17 @@ async fn connection<S, B>(
         },
         () = shutdown.announced() => return,
     };
-    let certificates = stream.get_ref().1.peer_certificates().map_or_else(
-        || Arc::from([]),
-        |certificates| certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
-    );
-    drive(&server, stream, Peer { address, certificates }, service, shutdown).await;
+    let peer = Peer::new(address, stream.get_ref().1.peer_certificates().unwrap_or_default());
+    // Noted before the first request: who finds a certificate good could not find its connection otherwise.
+    let certified = peer.fingerprint.as_ref().map(|fingerprint| server.options.connections.certify(fingerprint));
+    let driven = drive(&server, stream, peer, service, shutdown);
+    match certified {
+        None => driven.await,
+        Some(certified) => tokio::select! {
+            () = driven => {}
+            () = certified.cut() => tracing::debug!(peer = %address, "the connection was cut with its certificate"),
+        },
+    }
 }
 
 /// Serves one connection in up to three steps: it has to say something in time; it serves; it ends.

@@ -50,8 +50,23 @@ impl RequestId {
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// The certificates it proved to own, leaf first; empty without mutual TLS.
+    /// The certificates it showed, leaf first, at most [`crate::tls::MAX_CHAIN`]; empty without a client certificate. It proved
+    /// to own the key of the leaf. Nobody has asked yet whether the leaf is valid or to be trusted.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// SHA-256 of the leaf's DER encoding in lower-case hexadecimal, under which [`crate::Connections::cut`] finds the
+    /// connection.
+    pub fingerprint: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// The peer at `address`, which proved to own the key of the first of `certificates`.
+    pub fn new(address: SocketAddr, certificates: &[CertificateDer<'_>]) -> Self {
+        Self {
+            address,
+            fingerprint: certificates.first().map(|leaf| crate::tls::fingerprint(leaf).into()),
+            certificates: certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
+        }
+    }
 }
 
 /// Makes request ids: a random prefix for each process and a counter.

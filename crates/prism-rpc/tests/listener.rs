@@ -13,20 +13,23 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prism_core::secret::Random;
-use prism_rpc::{BoundListener, Peer, RequestIdService, RequestIds, ServeOptions, Shutdown, ShutdownTrigger, serve};
+use prism_rpc::{
+    BoundListener, CertificateAuthority, Connections, Peer, RequestIdService, RequestIds, ServeOptions, Shutdown,
+    ShutdownTrigger, serve, tls,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-/// A listener that answers `/` with the peer's address, `/slow` after 200 ms, and `/stuck` never.
+/// A listener that answers `/` with the peer's address, `/fingerprint` with that of its certificate, `/slow` after 200 ms, and `/stuck` never.
 struct Served {
     address: SocketAddr,
     trigger: ShutdownTrigger,
     task: JoinHandle<()>,
     /// Requests that are being answered.
     running: Arc<AtomicUsize>,
-    connections: Arc<AtomicUsize>,
+    connections: Connections,
 }
 
 struct Running(Arc<AtomicUsize>);
@@ -56,8 +59,12 @@ async fn served(change: impl FnOnce(&mut ServeOptions)) -> Served {
                 "/stuck" => std::future::pending().await,
                 _ => {}
             }
-            let peer = request.extensions().get::<Peer>().unwrap().address.to_string();
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(peer))))
+            let peer = request.extensions().get::<Peer>().unwrap();
+            let said = match request.uri().path() {
+                "/fingerprint" => peer.fingerprint.as_deref().unwrap_or_default().to_owned(),
+                _ => peer.address.to_string(),
+            };
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
         }
     });
     let service = RequestIdService::new(service, RequestIds::new(&Random::system()));
@@ -111,7 +118,7 @@ async fn an_announced_end_lets_running_requests_finish() {
     timeout(Duration::from_secs(5), connection).await.expect("GOAWAY ends the connection").unwrap().unwrap();
     assert!(sender.send_request(get("/")).await.is_err());
     assert!(TcpStream::connect(served.address).await.is_err());
-    assert_eq!(served.connections.load(Ordering::SeqCst), 0);
+    assert_eq!(served.connections.open(), 0);
 }
 
 #[tokio::test]
@@ -139,7 +146,7 @@ async fn connections_beyond_the_bound_are_closed_and_slots_come_back() {
     sender.send_request(get("/")).await.unwrap();
     drop(sender);
     connection.await.unwrap().unwrap();
-    eventually("the slot", || served.connections.load(Ordering::SeqCst) == 0).await;
+    eventually("the slot", || served.connections.open() == 0).await;
     let (mut sender, _connection, _) = client(served.address).await;
     assert_eq!(sender.send_request(get("/")).await.unwrap().status(), StatusCode::OK);
 }
@@ -189,4 +196,58 @@ async fn http1_is_spoken_only_where_it_is_asked_for() {
             assert_eq!(sender.send_request(get("/")).await.unwrap().status(), StatusCode::OK);
         }
     }
+}
+
+/// A TLS client with a certificate of its own making.
+async fn certified(served: &Served, authority: &CertificateAuthority) -> (SendRequest<Empty<Bytes>>, String) {
+    let made = rcgen::generate_simple_self_signed(["client.example".to_owned()]).unwrap();
+    let fingerprint = tls::fingerprint(made.cert.der());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.certificate_der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    (over_tls(served, &connector).await, fingerprint)
+}
+
+async fn over_tls(served: &Served, connector: &tokio_rustls::TlsConnector) -> SendRequest<Empty<Bytes>> {
+    let stream = TcpStream::connect(served.address).await.unwrap();
+    let stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn the_connections_of_a_certificate_can_be_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = CertificateAuthority::load_or_create(folder.path()).unwrap();
+    let served = served(|options| options.tls = Some(authority.server_tls(&[]).unwrap().config())).await;
+    let (mut cut, fingerprint) = certified(&served, &authority).await;
+    let (mut other, _) = certified(&served, &authority).await;
+    for sender in [&mut cut, &mut other] {
+        assert_eq!(sender.send_request(get("/")).await.unwrap().status(), StatusCode::OK);
+    }
+    let seen = cut.send_request(get("/fingerprint")).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(seen, fingerprint);
+
+    let mut sender = cut.clone();
+    let stuck = tokio::spawn(async move { sender.send_request(get("/stuck")).await });
+    eventually("the request", || served.running.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(served.connections.cut(&fingerprint), 1);
+    let ended = timeout(Duration::from_secs(5), stuck).await.expect("the request ends with its connection");
+    assert!(ended.unwrap().is_err());
+    eventually("the end of the request", || served.running.load(Ordering::SeqCst) == 0).await;
+    eventually("the slot", || served.connections.open() == 1).await;
+    assert!(cut.send_request(get("/")).await.is_err());
+    assert_eq!(other.send_request(get("/")).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(served.connections.cut(&fingerprint), 0);
 }

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use prism_core::Clock;
 use tokio::runtime::{Builder, Runtime};
 
 use cli::{Cli, Command, Role, ServeArgs};
@@ -70,10 +71,11 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         return Err(Failure::Start("another cryptography provider is installed already".to_owned()));
     }
+    let issuers = settings.issuers(Clock::system()).map_err(Failure::Usage)?;
     let directory = DataDir::open(&settings.data_dir).map_err(Failure::Start)?;
     let data = runtime("prism-data", settings.limits.data_threads)?;
     let admin = runtime("prism-admin", ADMIN_THREADS)?;
-    let result = admin.block_on(app::run(settings, &directory, data.handle().clone()));
+    let result = admin.block_on(app::run(settings, issuers, &directory, data.handle().clone()));
     data.shutdown_timeout(LAST_WORK);
     admin.shutdown_timeout(LAST_WORK);
     // The lock is given up last: until here work of this process could still write.

@@ -4,9 +4,16 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tempfile::TempDir;
+use tokio_rustls::TlsConnector;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -179,6 +186,9 @@ fn what_is_wrong_with_the_configuration_is_said_before_anything_is_made() {
     std::fs::write(&file, "[listen]\nport = 1\n").unwrap();
     let said = run(&|command| command.arg("--config").arg(&file));
     assert!(said.contains("prism.toml") && said.contains("line 2") && said.contains("unknown field `port`"), "{said}");
+    std::fs::write(&file, "[[oidc]]\nissuer = \"http://id.example.org\"\naudience = \"prism\"\n").unwrap();
+    let said = run(&|command| command.arg("--config").arg(&file));
+    assert!(said.contains("http://id.example.org") && said.contains("https"), "{said}");
     let said = run(&|command| command.env("PRISM_DATA_PORT", "many"));
     assert!(said.contains("PRISM_DATA_PORT"), "{said}");
     let said = run(&|command| command.env("PRISM_LOG", "a=b=c"));
@@ -199,18 +209,172 @@ fn a_broken_authority_stops_the_start() {
     assert!(said.contains("ca.key"), "{said}");
 }
 
-#[test]
-fn certificates_may_come_from_files() {
-    let folder = folder();
+/// Writes a self-signed certificate and its key.
+fn write_pair(folder: &Path) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(["prism.example".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    made.cert.der().clone()
+}
+
+/// A CA that can be put into a bundle.
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Trusts nobody and looks at everybody.
+#[derive(Debug)]
+struct Curious(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Curious {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, leaf, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+type TlsStream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+/// A TLS connection, with a client certificate that leads to no CA the server knows if `certified`.
+async fn connect(address: &str, certified: bool) -> std::io::Result<TlsStream> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Curious(provider)));
+    let mut config = if certified {
+        let made = rcgen::generate_simple_self_signed(["anyone.example".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        builder.with_client_auth_cert(vec![made.cert.der().clone()], key).unwrap()
+    } else {
+        builder.with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
+}
+
+/// The certificate that the server shows.
+async fn shown(address: &str) -> CertificateDer<'static> {
+    let stream = connect(address, false).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+#[tokio::test]
+async fn certificates_may_come_from_files_and_change_while_connections_stay() {
+    let folder = folder();
+    let first = write_pair(folder.path());
     let section = "mode = \"files\"\ncert = \"cert.pem\"\nkey = \"key.pem\"\n";
     let file = folder.path().join("prism.toml");
     std::fs::write(&file, format!("[tls.data]\n{section}[tls.admin]\n{section}")).unwrap();
     let mut server = Server::start(&folder.path().join("data"), &["--config", file.to_str().unwrap()]);
+    let endpoints = server.endpoints().unwrap();
+    let mut health = health(&endpoints.data).await;
+    assert!(ask(&mut health).await.is_ok());
+    for address in [&endpoints.data, &endpoints.admin] {
+        assert_eq!(shown(address).await, first);
+    }
+
+    let second = write_pair(folder.path());
+    for address in [&endpoints.data, &endpoints.admin] {
+        let begun = Instant::now();
+        while shown(address).await != second {
+            assert!(begun.elapsed() < PATIENCE, "the new certificate was not taken over");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert!(ask(&mut health).await.is_ok(), "the old connection is still good");
+    std::fs::write(folder.path().join("key.pem"), "nonsense").unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(shown(&endpoints.admin).await, second);
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
+}
+
+type Health = tonic_health::pb::health_client::HealthClient<tonic::transport::Channel>;
+
+/// A client of the health service that shows a certificate nobody knows.
+async fn health(address: &str) -> Health {
+    let address = address.to_owned();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let address = address.clone();
+        async move { connect(&address, true).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+    Health::new(endpoint.connect_with_connector(connector).await.unwrap())
+}
+
+async fn ask(health: &mut Health) -> Result<(), tonic::Status> {
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_certificate_of_any_ca_gets_through_the_handshake_and_its_end_is_a_figure() {
+    let folder = folder();
+    std::fs::write(folder.path().join("cas.pem"), authority().pem()).unwrap();
+    let file = folder.path().join("prism.toml");
+    std::fs::write(&file, "[tls.admin]\nclient_ca = \"cas.pem\"\n").unwrap();
+    let server = Server::start(&folder.path().join("data"), &["--config", file.to_str().unwrap()]);
+    let endpoints = server.endpoints().unwrap();
+    for address in [&endpoints.data, &endpoints.admin] {
+        ask(&mut health(address).await).await.expect("health is open to everybody");
+    }
+    let (metrics, _) = endpoints.get("metrics");
+    for (name, there) in
+        [("ca", true), ("admin", true), ("data", true), ("admin_client_ca", true), ("data_client_ca", false)]
+    {
+        let sample = format!("prism_certificate_expiry_timestamp_seconds{{certificate=\"{name}\"}} ");
+        assert_eq!(metrics.contains(&sample), there, "{name}: {metrics}");
+    }
+}
+
+#[test]
+fn a_ca_for_both_planes_stops_the_start() {
+    let folder = folder();
+    std::fs::write(folder.path().join("cas.pem"), authority().pem()).unwrap();
+    let file = folder.path().join("prism.toml");
+    let data = folder.path().join("data");
+    let refusal = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let ports = ["--data-port", "0", "--admin-port", "0", "--metrics-port", "0", "--config"];
+        let (code, said) = refused(prism(&ports).arg(&file).arg("--data-dir").arg(&data));
+        assert_eq!(code, Some(1), "{said}");
+        said
+    };
+    let said = refusal("[tls.admin]\nclient_ca = \"cas.pem\"\n[tls.data]\nclient_ca = \"cas.pem\"\n");
+    assert!(said.contains("cas.pem") && said.contains("one plane only"), "{said}");
+    let said = refusal("[tls.data]\nclient_ca = \"data/ca.pem\"\n");
+    assert!(said.contains("ca.pem") && said.contains("Prism's own CA"), "{said}");
+    let said = refusal("[tls.admin]\nclient_ca = \"missing.pem\"\n");
+    assert!(said.contains("missing.pem"), "{said}");
 }
 
 /// Keeps a health watch open, which no server-side grace ever ends.

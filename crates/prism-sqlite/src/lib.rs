@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use prism_core::{Error, Result};
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 pub use migrate::migrate;
 pub use reader::Readers;
@@ -27,10 +28,20 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // What a savepoint may have to undo stays in memory instead of a temporary file.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    prepare(&connection)?;
+    Ok(connection)
+}
+
+/// What readers and writers have in common.
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "trusted_schema", false)?;
+    // A prepared statement keeps its plan. Without this, SQLite may plan it anew for every other parameter.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.set_prepared_statement_cache_capacity(128);
-    Ok(connection)
+    Ok(())
 }
 
 /// Opens a database for reading only.
@@ -38,10 +49,8 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     use rusqlite::OpenFlags;
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "query_only", true)?;
-    connection.busy_timeout(std::time::Duration::from_secs(10))?;
-    connection.set_prepared_statement_cache_capacity(128);
+    prepare(&connection)?;
     Ok(connection)
 }
 

@@ -21,6 +21,9 @@ pub trait Hook: Send + 'static {
     /// Runs when the batch is durable and before any of its callers hears of it.
     fn committed(&mut self, _connection: &Connection) {}
 
+    /// Runs when one operation of a batch was rolled back and the others go on.
+    fn undone(&mut self) {}
+
     /// Runs when the whole batch was rolled back.
     fn rolled_back(&mut self, _connection: &Connection) {}
 }
@@ -202,6 +205,7 @@ impl<H: Hook> Committer<H> {
         }
         if !kept {
             self.execute("ROLLBACK TO operation")?;
+            self.hook.undone();
         }
         self.execute("RELEASE operation")?;
         Ok(kept)

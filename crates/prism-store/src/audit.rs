@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use prism_core::limits::MAX_MAP_ENTRIES;
 use prism_core::permission::Reach;
 use prism_core::secret::redact;
-use prism_core::{Error, Result, UnixMillis};
+use prism_core::{Error, Result};
 use prism_proto::admin::v1::AuditLogEntry;
 use prism_proto::audit_chain;
 use prost::Message as _;
-use rusqlite::{Connection, named_params};
+use rusqlite::named_params;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::tx::{Tx, all, corrupt, limited_to, one, present_only};
+use crate::tx::{Tx, limited_to};
 
 /// What the door knows of a call when it writes its entry; sequence, time and hashes are added here.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -57,21 +57,6 @@ fn masked(text: String) -> String {
     text
 }
 
-/// Which entries to read.
-#[derive(Clone, Debug, Default)]
-pub struct EntryFilter {
-    /// Only this namespace.
-    pub namespace: Option<String>,
-    /// Only this actor.
-    pub actor: Option<String>,
-    /// Only this operation.
-    pub operation: Option<String>,
-    /// From this moment on.
-    pub start: Option<UnixMillis>,
-    /// Before this moment.
-    pub end: Option<UnixMillis>,
-}
-
 impl Tx<'_> {
     /// Appends the entry of this operation to the chain and returns its id.
     pub fn append_entry(&mut self, draft: EntryDraft) -> Result<String> {
@@ -79,9 +64,12 @@ impl Tx<'_> {
             // The storage gave the transaction up; an entry now would stand without its change.
             return Err(Error::unavailable("STORAGE_UNAVAILABLE", "the storage refused a write; nothing was changed"));
         }
-        let previous = self.one("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1", [], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
-        })?;
+        let previous = match self.touched.known.chain {
+            Some(known) => Some(known),
+            None => self.one("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1", [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
+            })?,
+        };
         let (sequence, previous_hash) = previous.map_or((1, audit_chain::GENESIS), |(last, hash)| (last + 1, hash));
         let mut entry = AuditLogEntry {
             id: Uuid::now_v7().to_string(),
@@ -118,15 +106,19 @@ impl Tx<'_> {
             (sequence, &entry.id, self.now.0, &entry.actor, &entry.operation, &entry.namespace, hash, entry.encode_to_vec()),
         )?;
         self.touched.audit = true;
+        self.touched.known.chain = Some((sequence, hash));
         Ok(entry.id)
     }
 
     /// The sequence of the newest entry, 0 when there is none.
     pub fn last_sequence(&self) -> Result<i64> {
-        self.count("SELECT coalesce(max(sequence), 0) FROM audit", [])
+        match self.touched.known.chain {
+            Some((sequence, _)) => Ok(sequence),
+            None => self.count("SELECT coalesce(max(sequence), 0) FROM audit", []),
+        }
     }
 
-    /// The sequence of the entry with this id; NOT_FOUND when it is unknown or outside `reach`.
+    /// The sequence of the entry with this id; NOT_FOUND when it is unknown, removed by retention, or outside `reach`.
     pub fn entry_sequence(&self, id: &str, reach: &Reach) -> Result<i64> {
         let limited = limited_to(reach, None);
         self.one(
@@ -136,71 +128,4 @@ impl Tx<'_> {
         )?
         .ok_or_else(|| Error::not_found("the audit entry named by resume_after"))
     }
-}
-
-/// In which order to read entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Entries before this sequence, newest first.
-    NewestBefore(i64),
-    /// Entries after this sequence, oldest first.
-    OldestAfter(i64),
-}
-
-const FILTER: &str = "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
-    AND (NOT :present OR EXISTS (SELECT 1 FROM namespaces n WHERE n.name = audit.namespace AND n.created_at <= audit.timestamp))
-    AND (:actor IS NULL OR actor = :actor) AND (:operation IS NULL OR operation = :operation)
-    AND (:start IS NULL OR timestamp >= :start) AND (:end IS NULL OR timestamp < :end)";
-
-/// At most `limit` entries that match, from `order` on.
-pub(crate) fn read_entries(
-    connection: &Connection,
-    filter: &EntryFilter,
-    reach: &Reach,
-    order: Order,
-    limit: usize,
-) -> Result<Vec<AuditLogEntry>> {
-    let (bound, direction, from) = match order {
-        Order::NewestBefore(sequence) => ("sequence < :from", "DESC", sequence),
-        Order::OldestAfter(sequence) => ("sequence > :from", "ASC", sequence),
-    };
-    let limited = limited_to(reach, filter.namespace.as_deref());
-    all(
-        connection,
-        &format!("SELECT entry FROM audit WHERE {bound} AND {FILTER} ORDER BY sequence {direction} LIMIT :limit"),
-        named_params! {
-            ":from": from, ":limited": limited, ":present": present_only(reach), ":actor": filter.actor, ":operation": filter.operation,
-            ":start": filter.start.map(|at| at.0), ":end": filter.end.map(|at| at.0), ":limit": limit as i64,
-        },
-        |row| AuditLogEntry::decode(row.get_ref(0)?.as_bytes()?).map_err(corrupt),
-    )
-}
-
-/// Checks the whole chain and returns the number of entries; INTERNAL `AUDIT_CHAIN_BROKEN` names the first bad sequence.
-pub(crate) fn verify(connection: &Connection) -> Result<i64> {
-    let (mut previous, mut sequence) = (audit_chain::GENESIS, 0i64);
-    loop {
-        let entries = read_entries(
-            connection,
-            &EntryFilter::default(),
-            &Reach::Installation,
-            Order::OldestAfter(sequence),
-            1000,
-        )?;
-        if entries.is_empty() {
-            let rows = one(connection, "SELECT count(*) FROM audit", [], |row| row.get::<_, i64>(0))?.unwrap_or(0);
-            return if rows == sequence { Ok(rows) } else { Err(broken(sequence + 1)) };
-        }
-        for entry in entries {
-            sequence += 1;
-            if entry.sequence != sequence as u64 {
-                return Err(broken(sequence));
-            }
-            previous = audit_chain::verify_link(&previous, &entry).map_err(|_| broken(sequence))?;
-        }
-    }
-}
-
-fn broken(sequence: i64) -> Error {
-    Error::internal(format!("the audit chain is broken at sequence {sequence}")).with("sequence", sequence.to_string())
 }

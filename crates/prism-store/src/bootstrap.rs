@@ -36,10 +36,25 @@ impl Store {
                 namespace: None,
                 owner: None,
                 life,
+                rotated_at: None,
+                previous: None,
             })?;
             tx.execute("INSERT INTO facts (name, value) VALUES ('bootstrapped', ?1)", [tx.now.0.to_string()])?;
             tx.append_entry(first_key_entry(id.as_str()))?;
             Ok(())
+        })
+        .await
+    }
+
+    /// The name of this installation in the URIs of its certificates; made once, and the same for ever.
+    pub(crate) async fn named_cluster(&self) -> Result<String> {
+        let mut bytes = [0; 8];
+        self.random.fill(&mut bytes);
+        let new = bytes.iter().fold("prism-".to_owned(), |name, byte| format!("{name}{byte:02x}"));
+        self.write(move |tx| {
+            tx.execute("INSERT INTO facts (name, value) VALUES ('cluster', ?1) ON CONFLICT DO NOTHING", [new])?;
+            tx.one("SELECT value FROM facts WHERE name = 'cluster'", [], |row| row.get(0))?
+                .ok_or_else(|| Error::internal("a fact that was stored is not there"))
         })
         .await
     }
@@ -57,7 +72,7 @@ fn first_key_entry(id: &str) -> EntryDraft {
 }
 
 /// Writes `secret` to a file of mode 0600, whole or not at all.
-fn write_secret(folder: &Path, name: &str, secret: &str) -> Result<()> {
+pub(crate) fn write_secret(folder: &Path, name: &str, secret: &str) -> Result<()> {
     let path = folder.join(name);
     let temporary = folder.join(format!("{name}.new"));
     let write = || -> std::io::Result<()> {

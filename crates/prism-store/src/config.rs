@@ -8,7 +8,7 @@ use prism_core::permission::Reach;
 use prism_core::{Error, Kind, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
-use crate::tx::{Tx, corrupt, limited_to};
+use crate::tx::{Change, Tx, corrupt, limited_to};
 
 /// A revision of a live config.
 #[derive(Clone, Debug)]
@@ -59,7 +59,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ConfigRow> {
 
 impl From<ConfigRow> for ConfigRevision {
     fn from(row: ConfigRow) -> Self {
-        Self { revision: row.revision, config: row.config }
+        let ConfigRow { revision, config, created_at, updated_at } = row;
+        Self { revision, config, created_at, updated_at }
+    }
+}
+
+impl From<&ConfigRevision> for ConfigRow {
+    fn from(known: &ConfigRevision) -> Self {
+        let ConfigRevision { revision, config, created_at, updated_at } = known;
+        Self { revision: *revision, config: Arc::clone(config), created_at: *created_at, updated_at: *updated_at }
     }
 }
 
@@ -67,9 +75,7 @@ impl Tx<'_> {
     /// One revision of a live config.
     pub fn config(&self, name: &str, wanted: &Wanted) -> Result<Option<ConfigRow>> {
         match wanted {
-            Wanted::Current => {
-                self.one(&format!("{FROM_LIVE} AND r.revision = c.revision WHERE c.name = ?1"), [name], read)
-            }
+            Wanted::Current => self.current_config(name),
             Wanted::Version(version) => self.one(
                 &format!("{FROM_LIVE} WHERE c.name = ?1 AND r.version = ?2 ORDER BY r.revision DESC LIMIT 1"),
                 (name, version),
@@ -81,9 +87,31 @@ impl Tx<'_> {
         }
     }
 
+    /// The current revision of a live config, as a rule from memory.
+    fn current_config(&self, name: &str) -> Result<Option<ConfigRow>> {
+        match self.touched.configs.get(name) {
+            Some(Change::Stored(revision)) => Ok(Some(ConfigRow::from(revision.as_ref()))),
+            Some(Change::Deleted) => Ok(None),
+            Some(Change::Unknown) => self.stored_config(name),
+            None => Ok(self.published.snapshot.borrow().configs.get(name).map(|known| ConfigRow::from(known.as_ref()))),
+        }
+    }
+
+    /// The current revision of a live config, from the database.
+    pub(crate) fn stored_config(&self, name: &str) -> Result<Option<ConfigRow>> {
+        self.one(&format!("{FROM_LIVE} AND r.revision = c.revision WHERE c.name = ?1"), [name], read)
+    }
+
     /// The namespace of a live config.
     pub fn config_namespace(&self, name: &str) -> Result<Option<String>> {
-        self.one("SELECT namespace FROM configs WHERE name = ?1", [name], |row| row.get(0))
+        Ok(self.current_config(name)?.map(|row| row.config.namespace.to_string()))
+    }
+
+    /// Whether there is room for one config more.
+    fn has_room_for_config(&self) -> Result<bool> {
+        // At most so many; to count exactly takes longer the more there are.
+        let at_most = self.published.snapshot.borrow().configs.len() + self.touched.configs.len();
+        Ok((at_most as i64) < MAX_CONFIGS || self.count("SELECT count(*) FROM configs", [])? < MAX_CONFIGS)
     }
 
     /// Live configs within `reach`, by name, and how many there are.
@@ -131,16 +159,18 @@ impl Tx<'_> {
     pub fn store_config(&mut self, config: Config) -> Result<ConfigRow> {
         let name = config.name.as_str().to_owned();
         let existing = self.config(&name, &Wanted::Current)?;
-        if existing.is_none() && self.count("SELECT count(*) FROM configs", [])? >= MAX_CONFIGS {
+        if existing.is_none() && !self.has_room_for_config()? {
             return Err(Error::new(
                 Kind::ResourceExhausted,
                 "TOO_MANY_CONFIGS",
                 format!("an installation holds at most {MAX_CONFIGS} configs"),
             ));
         }
-        // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
-        let revision =
-            self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?;
+        let revision = match &existing {
+            Some(row) => row.revision + 1,
+            // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
+            None => self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?,
+        };
         let text = serde_json::to_string(&config).map_err(Error::internal)?;
         self.execute(
             "INSERT INTO config_revisions (name, revision, version, config, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -152,13 +182,14 @@ impl Tx<'_> {
              ON CONFLICT (name) DO UPDATE SET pattern = ?3, revision = ?4, updated_at = ?6",
             (&name, config.namespace.as_str(), config.pattern.name(), revision, created_at.0, self.now.0),
         )?;
-        self.touched.configs.insert(name);
-        Ok(ConfigRow { revision, config: Arc::new(config), created_at, updated_at: self.now })
+        let row = ConfigRow { revision, config: Arc::new(config), created_at, updated_at: self.now };
+        self.touched.configs.insert(name, Change::Stored(Arc::new(row.clone().into())));
+        Ok(row)
     }
 
     /// Deletes a config; its revisions stay. `false` when there was none.
     pub fn delete_config(&mut self, name: &str) -> Result<bool> {
-        self.touched.configs.insert(name.to_owned());
+        self.touched.configs.insert(name.to_owned(), Change::Deleted);
         Ok(self.execute("DELETE FROM configs WHERE name = ?1", [name])? > 0)
     }
 }

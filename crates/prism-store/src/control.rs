@@ -2,12 +2,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use prism_core::access::ClientAccess;
 use prism_core::config::Config;
-use prism_core::control::{ClientIdentity, ControlPlane, NamespaceStatus, Snapshot};
+use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, NamespaceStatus, Snapshot};
 use prism_core::error::QuotaViolation;
-use prism_core::secret::{PresentedSecret, SecretKind, Token};
-use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
-use prism_core::{ConfigName, Error, NodeId, Result, UnixMillis};
+use prism_core::secret::{SecretKind, Token};
+use prism_core::session::{
+    AdmitRequest, ClientBasis, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
+};
+use prism_core::{ConfigName, Error, Kind, NodeId, Result, UnixMillis};
 use tokio::sync::watch;
 
 use crate::Store;
@@ -23,25 +26,38 @@ impl ControlPlane for Store {
         self.published.snapshot.subscribe()
     }
 
-    async fn authenticate_client(&self, key: PresentedSecret<'_>) -> Result<ClientIdentity> {
-        let keys = self.published.client_keys.load();
-        keys.get(&key.id)
-            .filter(|found| found.hash.matches(&key) && found.life.is_valid(self.clock.now()))
-            .map(|found| ClientIdentity {
-                credential_id: found.id.to_string(),
-                namespace: found.namespace.clone(),
-                grant: found.grant,
-            })
-            .ok_or_else(|| Error::unauthenticated("CLIENT_KEY_INVALID", "the client key is not valid"))
+    async fn authenticate_client(&self, credential: ClientCredential<'_>) -> Result<ClientIdentity> {
+        let now = self.clock.now();
+        let refused = || Error::unauthenticated("CLIENT_CREDENTIAL_INVALID", "the client credential is not valid");
+        let (basis, ends) = match credential {
+            ClientCredential::Key(key) => {
+                let keys = self.published.client_keys.load();
+                let matching = keys.get(&key.id).filter(|found| found.hash.matches(&key) && found.life.is_valid(now));
+                let found = matching.ok_or_else(refused)?;
+                (ClientBasis { credential_id: found.id.to_string(), ..ClientBasis::default() }, found.life.expires_at)
+            }
+            ClientCredential::Proven(client) => (client.basis.clone(), client.ends),
+        };
+        let access = Arc::clone(&self.published.snapshot.borrow().client_access);
+        if basis.certificate.as_ref().is_some_and(|fingerprint| access.revoked_certificates.contains(fingerprint)) {
+            return Err(refused());
+        }
+        let grants = access.grants(&basis, now);
+        if grants.is_empty() {
+            // A key always has its namespace, unless it was revoked this very moment.
+            return Err(if basis.subjects.is_empty() { refused() } else { no_namespace(&basis) });
+        }
+        Ok(ClientIdentity { basis, grants, ends })
     }
 
     async fn config_version(&self, name: &ConfigName, version: &str) -> Result<Option<Arc<Config>>> {
         let (name, wanted) = (name.clone(), Wanted::Version(version.to_owned()));
+        let published = Arc::clone(&self.published);
         self.database
             .readers
             .run(move |connection| {
                 // Nothing here depends on the time.
-                let tx = Tx { connection, touched: &mut Touched::default(), now: UnixMillis(0) };
+                let tx = Tx { connection, touched: &mut Touched::default(), published: &published, now: UnixMillis(0) };
                 Ok(tx.config(name.as_str(), &wanted)?.map(|row| row.config))
             })
             .await
@@ -54,6 +70,7 @@ impl ControlPlane for Store {
         let record = self
             .write(move |tx| {
                 tx.may_admit(&request)?;
+                let latest = tx.now + max_age;
                 let record = SessionRecord {
                     id: SessionId::generate(),
                     token_id: secret.id,
@@ -64,15 +81,15 @@ impl ControlPlane for Store {
                     config: request.config,
                     config_name: request.config_name,
                     grant: request.grant,
-                    credential_id: request.credential_id,
+                    basis: request.basis,
                     created_at: tx.now,
-                    expires_at: tx.now + max_age,
+                    expires_at: request.credential_ends.map_or(latest, |ends| ends.min(latest)),
                     last_activity: tx.now,
                     terminating: None,
                     figures: SessionFigures::default(),
                 };
                 tx.insert_session(&record, &request.node)?;
-                tx.touch_client_key(&record.credential_id)?;
+                tx.touch_client_key(&record.basis)?;
                 Ok(record)
             })
             .await?;
@@ -104,10 +121,32 @@ impl ControlPlane for Store {
     }
 }
 
+fn no_namespace(basis: &ClientBasis) -> Error {
+    let subjects = basis.subjects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = format!("no namespace is given to {subjects}; an operator can give one with a client binding");
+    Error::new(Kind::PermissionDenied, "NO_NAMESPACE", message)
+}
+
 impl Tx<'_> {
+    /// The client access with the changes of this batch.
+    fn client_access(&self) -> Result<Arc<ClientAccess>> {
+        if self.touched.client_access {
+            // Rare: an admission in one batch with a change of keys or bindings.
+            return Ok(Arc::new(self.load_client_access()?));
+        }
+        Ok(Arc::clone(&self.published.snapshot.borrow().client_access))
+    }
+
     /// Decides on an admission inside the transaction that carries it out, so that quotas are exact.
     fn may_admit(&self, request: &AdmitRequest) -> Result<()> {
         let name = &request.config.namespace;
+        let current = self.client_access()?;
+        if !current.upholds(&request.basis, name, request.grant, self.now) {
+            return Err(Error::unauthenticated(
+                "CLIENT_CREDENTIAL_INVALID",
+                "the client credential is not valid any more",
+            ));
+        }
         let row = self.namespace(name.as_str())?.ok_or_else(|| Error::not_found(format!("namespace:{name}")))?;
         if let Some(config) = &request.config_name
             && self.config_namespace(config.as_str())?.is_none()

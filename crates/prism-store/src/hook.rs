@@ -1,19 +1,20 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use prism_core::access::Access;
 use prism_core::control::Snapshot;
 use prism_core::secret::SecretId;
-use prism_core::{NamespaceName, Result, UnixMillis};
+use prism_core::{ConfigName, NamespaceName, Result, UnixMillis};
+use prism_proto::admin::v1::AuditCheckpoint;
 use prism_sqlite::Hook;
 use rusqlite::Connection;
 use tokio::sync::watch;
 use tracing::error;
 
-use crate::config::Wanted;
 use crate::key::{ApiKeyRow, ClientKeyRow, read_api_key, read_client_key};
 use crate::operations::{MAINTENANCE, read_maintenance};
-use crate::tx::{Touched, Tx, all};
+use crate::tx::{Change, Known, Touched, Tx, all};
 
 /// Valid and revoked keys by public id, for authentication without a query.
 pub(crate) type Keys<K> = ArcSwap<HashMap<SecretId, Arc<K>>>;
@@ -24,14 +25,17 @@ pub(crate) struct Published {
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(crate) api_keys: Keys<ApiKeyRow>,
     pub(crate) client_keys: Keys<ClientKeyRow>,
+    pub(crate) access: ArcSwap<Access>,
     /// The newest audit sequence, for those who follow the log.
     pub(crate) audit: watch::Sender<i64>,
+    /// The newest checkpoint of the log.
+    pub(crate) checkpoint: ArcSwapOption<AuditCheckpoint>,
 }
 
 /// The writer thread's hook: publishes what a batch changed, after its commit and before its callers hear of it.
 pub(crate) struct Publisher {
     pub(crate) touched: Touched,
-    published: Arc<Published>,
+    pub(crate) published: Arc<Published>,
 }
 
 impl Publisher {
@@ -41,18 +45,25 @@ impl Publisher {
             snapshot: watch::Sender::new(Arc::default()),
             api_keys: ArcSwap::default(),
             client_keys: ArcSwap::default(),
+            access: ArcSwap::default(),
             audit: watch::Sender::new(0),
+            checkpoint: ArcSwapOption::empty(),
         });
         let names = |sql: &str| {
-            all(connection, sql, [], |row| row.get::<_, String>(0)).map(|names| names.into_iter().collect())
+            all(connection, sql, [], |row| row.get::<_, String>(0)).map(|names| names.into_iter().collect::<BTreeSet<_>>())
         };
         let touched = Touched {
-            configs: names("SELECT name FROM configs")?,
+            configs: names("SELECT name FROM configs")?.into_iter().map(|name| (name, Change::Unknown)).collect(),
             namespaces: names("SELECT name FROM namespaces")?,
             operations: true,
             api_keys: names("SELECT id FROM api_keys")?,
             client_keys: names("SELECT id FROM client_keys")?,
             audit: true,
+            checkpoints: true,
+            access: true,
+            client_access: true,
+            current_access: None,
+            known: Known::default(),
         };
         let mut publisher = Self { touched, published: Arc::clone(&shared) };
         publisher.publish(connection)?;
@@ -60,18 +71,30 @@ impl Publisher {
     }
 
     fn publish(&mut self, connection: &Connection) -> Result<()> {
-        let touched = std::mem::take(&mut self.touched);
+        let mut touched = std::mem::take(&mut self.touched);
+        self.touched.known = std::mem::take(&mut touched.known);
         // Times do not matter to what is read here.
         let mut unused = Touched::default();
-        let tx = Tx { connection, touched: &mut unused, now: UnixMillis(i64::MIN) };
-        if !touched.configs.is_empty() || !touched.namespaces.is_empty() || touched.operations {
+        let tx = Tx { connection, touched: &mut unused, published: &self.published, now: UnixMillis(i64::MIN) };
+        // Before the snapshot, which wakes those who follow.
+        refresh(&tx, &self.published.api_keys, &touched.api_keys, "api_keys", read_api_key, |key| key.id)?;
+        refresh(&tx, &self.published.client_keys, &touched.client_keys, "client_keys", read_client_key, |key| key.id)?;
+        if touched.access {
+            self.published.access.store(Arc::new(tx.load_access()?));
+        }
+        if touched.changes_snapshot() {
             let mut next = Snapshot::clone(&self.published.snapshot.borrow());
             next.revision += 1;
-            for name in &touched.configs {
-                match tx.config(name, &Wanted::Current)? {
-                    Some(row) => next.configs.insert(row.config.name.clone(), Arc::new(row.into())),
-                    None => next.configs.remove(name.as_str()),
+            for (name, change) in std::mem::take(&mut touched.configs) {
+                let current = match change {
+                    Change::Stored(revision) => Some(revision),
+                    Change::Deleted => None,
+                    Change::Unknown => tx.stored_config(&name)?.map(|row| Arc::new(row.into())),
                 };
+                match current {
+                    Some(revision) => drop(next.configs.insert_cow(revision.config.name.clone(), revision)),
+                    None => drop(ConfigName::try_from(name).map(|name| next.configs.remove_cow(&name))),
+                }
             }
             for name in &touched.namespaces {
                 match tx.namespace(name)? {
@@ -82,10 +105,14 @@ impl Publisher {
             if touched.operations {
                 load_operations(&tx, &mut next)?;
             }
+            if touched.client_access {
+                next.client_access = Arc::new(tx.load_client_access()?);
+            }
             self.published.snapshot.send_replace(Arc::new(next));
         }
-        refresh(&tx, &self.published.api_keys, &touched.api_keys, "api_keys", read_api_key, |key| key.id)?;
-        refresh(&tx, &self.published.client_keys, &touched.client_keys, "client_keys", read_client_key, |key| key.id)?;
+        if touched.checkpoints {
+            self.published.checkpoint.store(tx.newest_checkpoint()?.map(Arc::new));
+        }
         if touched.audit {
             let last = tx.last_sequence()?;
             self.published.audit.send_replace(last);
@@ -135,6 +162,10 @@ impl Hook for Publisher {
             error!(reason = failed.reason(), cause = ?failed.cause(), "the control state could not be read back after a commit; stopping");
             std::process::abort();
         }
+    }
+
+    fn undone(&mut self) {
+        self.touched.undone();
     }
 
     fn rolled_back(&mut self, _connection: &Connection) {

@@ -1,8 +1,11 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use prism_core::limits::MAX_KEYS;
 use prism_core::page::Page;
 use prism_core::permission::Reach;
-use prism_core::secret::{SecretHash, SecretId};
-use prism_core::session::DataGrant;
+use prism_core::secret::{PresentedSecret, SecretHash, SecretId};
+use prism_core::session::{ClientBasis, DataGrant};
 use prism_core::{Error, Kind, NamespaceName, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
@@ -25,6 +28,36 @@ pub struct ApiKeyRow {
     pub owner: Option<String>,
     /// Life.
     pub life: KeyLife,
+    /// When it got its current token; `None` = it has its first.
+    pub rotated_at: Option<UnixMillis>,
+    /// The token before, while it still works.
+    pub previous: Option<PreviousToken>,
+}
+
+/// A token that was replaced and works until the end of its overlap.
+#[derive(Clone, Copy, Debug)]
+pub struct PreviousToken {
+    /// Hash of its secret.
+    pub hash: SecretHash,
+    /// When it ends.
+    pub until: UnixMillis,
+}
+
+impl ApiKeyRow {
+    /// The hash of the token that `presented` proves, if the key and that token are valid at `now`.
+    pub(crate) fn proven(&self, presented: &PresentedSecret<'_>, now: UnixMillis) -> Option<SecretHash> {
+        // Both are compared whatever the first says, so that the time tells nothing.
+        let current = self.hash.matches(presented).then_some(self.hash);
+        let previous = self.previous.filter(|token| token.hash.matches(presented)).map(|token| token.hash);
+        current.or(previous).filter(|hash| self.accepts(hash, now))
+    }
+
+    /// Whether the token with this hash, which was proven before, is valid at `now`.
+    pub(crate) fn accepts(&self, hash: &SecretHash, now: UnixMillis) -> bool {
+        let current = self.hash == *hash;
+        let previous = self.previous.is_some_and(|token| token.hash == *hash && now < token.until);
+        (current || previous) && self.life.is_valid(now)
+    }
 }
 
 /// A data-plane client key as stored.
@@ -98,7 +131,19 @@ pub(crate) fn read_api_key(row: &Row<'_>) -> rusqlite::Result<ApiKeyRow> {
             .map_err(corrupt)?,
         owner: row.get("owner")?,
         life: KeyLife::read(row)?,
+        rotated_at: row.get::<_, Option<i64>>("rotated_at")?.map(UnixMillis),
+        previous: previous_token(row)?,
     })
+}
+
+fn previous_token(row: &Row<'_>) -> rusqlite::Result<Option<PreviousToken>> {
+    let (Some(hash), Some(until)) =
+        (row.get::<_, Option<Vec<u8>>>("previous_hash")?, row.get::<_, Option<i64>>("previous_until")?)
+    else {
+        return Ok(None);
+    };
+    let hash = SecretHash::from_bytes(&hash).ok_or_else(|| corrupt("key hash"))?;
+    Ok(Some(PreviousToken { hash, until: UnixMillis(until) }))
 }
 
 pub(crate) fn read_client_key(row: &Row<'_>) -> rusqlite::Result<ClientKeyRow> {
@@ -113,6 +158,9 @@ pub(crate) fn read_client_key(row: &Row<'_>) -> rusqlite::Result<ClientKeyRow> {
     })
 }
 
+/// How exactly it is known when a key was last used.
+const TOUCH_EVERY: Duration = Duration::from_secs(1);
+
 const LIMITED: &str = "(:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))";
 
 impl Tx<'_> {
@@ -124,6 +172,13 @@ impl Tx<'_> {
     /// API keys within `reach`, by id, and how many there are.
     pub fn api_keys(&self, reach: &Reach, page: &Page) -> Result<(Vec<ApiKeyRow>, i64)> {
         self.key_list("api_keys", limited_to(reach, None).as_deref(), page, read_api_key)
+    }
+
+    /// All API keys that are valid now, by id.
+    pub fn valid_api_keys(&self) -> Result<Vec<ApiKeyRow>> {
+        let sql =
+            "SELECT * FROM api_keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1) ORDER BY id";
+        self.all(sql, [self.now.0], read_api_key)
     }
 
     /// Stores a new API key; RESOURCE_EXHAUSTED `TOO_MANY_KEYS` when there are too many.
@@ -154,13 +209,39 @@ impl Tx<'_> {
         self.revoke("api_keys", id)
     }
 
-    /// Whether the key with this id is valid now, and notes that it was used, to the second. "" is the server itself.
-    pub fn use_api_key(&mut self, id: &str) -> Result<bool> {
-        if id.is_empty() {
-            return Ok(true);
+    /// Gives a key a new token. The one before works until `overlap_ends`, or not at all; one that was replaced even earlier
+    /// ends now. `None` when the key is unknown.
+    pub fn rotate_api_key(
+        &mut self,
+        id: &str,
+        hash: &SecretHash,
+        overlap_ends: Option<UnixMillis>,
+    ) -> Result<Option<ApiKeyRow>> {
+        self.execute(
+            "UPDATE api_keys SET previous_hash = CASE WHEN ?3 IS NULL THEN NULL ELSE hash END, previous_until = ?3, hash = ?2,
+             rotated_at = ?4 WHERE id = ?1",
+            (id, hash.as_bytes(), overlap_ends.map(|at| at.0), self.now.0),
+        )?;
+        self.touched.api_keys.insert(id.to_owned());
+        self.api_key(id)
+    }
+
+    /// One API key, as a rule from memory; when it was last used may be older there.
+    pub(crate) fn current_api_key(&self, id: SecretId) -> Result<Option<Arc<ApiKeyRow>>> {
+        if self.touched.api_keys.contains(id.as_str()) {
+            return Ok(self.api_key(id.as_str())?.map(Arc::new));
         }
-        self.touch("api_keys", id)?;
-        Ok(self.api_key(id)?.is_some_and(|key| key.life.is_valid(self.now)))
+        Ok(self.published.api_keys.load().get(&id).cloned())
+    }
+
+    /// Notes that a key was used, to the second.
+    pub(crate) fn touch_api_key(&mut self, key: &ApiKeyRow) -> Result<()> {
+        let last = self.touched.known.used.get(&key.id).copied();
+        if last.is_some_and(|last| last <= self.now && self.now.since(last) < TOUCH_EVERY) {
+            return Ok(());
+        }
+        self.touched.known.used.insert(key.id, self.now);
+        self.touch("api_keys", key.id.as_str())
     }
 
     /// One client key.
@@ -185,17 +266,20 @@ impl Tx<'_> {
             ),
         )?;
         self.touched.client_keys.insert(key.id.as_str().to_owned());
+        self.touched.client_access = true;
         Ok(())
     }
 
     /// Revokes a client key; one that is revoked already stays as it was. `false` when it is unknown.
     pub fn revoke_client_key(&mut self, id: &str) -> Result<bool> {
         self.touched.client_keys.insert(id.to_owned());
+        self.touched.client_access = true;
         self.revoke("client_keys", id)
     }
 
-    pub(crate) fn touch_client_key(&mut self, id: &str) -> Result<()> {
-        self.touch("client_keys", id)
+    /// Notes that the client key under a session was used.
+    pub(crate) fn touch_client_key(&mut self, basis: &ClientBasis) -> Result<()> {
+        if basis.subjects.is_empty() { self.touch("client_keys", &basis.credential_id) } else { Ok(()) }
     }
 
     fn key_list<T>(

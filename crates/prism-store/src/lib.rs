@@ -1,40 +1,61 @@
 //! Control state in embedded SQLite: namespaces, configs, sessions, keys, maintenance, and the audit chain, changed only
 //! through [`Store::write`], where many operations share one fsync.
 
+#[cfg(test)]
+mod access_tests;
 mod audit;
+mod audit_query;
+#[cfg(test)]
+mod audit_tests;
+mod audit_verify;
+mod binding;
 mod bootstrap;
+mod certificate;
+mod checkpoint;
 mod config;
 mod control;
+mod credential;
 mod hook;
 mod idempotency;
 mod key;
 mod namespace;
 mod operations;
+mod retention;
+mod role;
 mod schema;
 mod session;
+mod signer;
 mod tx;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prism_core::access::Access;
 use prism_core::limits::{IDEMPOTENCY_WINDOW, SessionPolicy};
-use prism_core::permission::Reach;
-use prism_core::secret::{PresentedSecret, Random, SecretId};
+use prism_core::secret::{PresentedSecret, Random};
 use prism_core::{Clock, Result};
-use prism_proto::admin::v1::AuditLogEntry;
 use prism_sqlite::Database;
 use tokio::sync::watch;
 
 use hook::{Published, Publisher};
+use tx::Touched;
 
-pub use audit::{EntryDraft, EntryFilter, Order};
+pub use audit::EntryDraft;
+pub use audit_query::{EntryChunk, EntryFilter, EntryQuery, Order};
+pub use binding::{BindingRow, ClientBindingRow};
+pub use certificate::CertificateRow;
+pub use checkpoint::MAX_CHECKPOINTS;
 pub use config::{ConfigRow, Wanted};
+pub use credential::Credential;
 pub use idempotency::{IdempotencyKey, Remembered};
-pub use key::{ApiKeyRow, ClientKeyRow, KeyLife};
+pub use key::{ApiKeyRow, ClientKeyRow, KeyLife, PreviousToken};
 pub use namespace::{Dependants, NamespaceRow};
 pub use operations::DrainId;
+pub use retention::{AuditSettings, AuditUpkeep, OnReadFailure};
+pub use role::RoleRemoval;
 pub use session::SessionSummary;
+pub use signer::{AUDIT_KEY, Signer};
 pub use tx::Tx;
 
 /// The control state of one installation.
@@ -44,12 +65,15 @@ pub struct Store {
     clock: Clock,
     random: Random,
     policy: SessionPolicy,
+    cluster: String,
+    signer: Arc<Signer>,
 }
 
 impl Store {
     /// Opens or makes `prism.db` in `data_dir`, brings its schema up to date, and answers for what a crash interrupted.
     ///
-    /// On the first start it makes the first admin key and writes it to `admin.token`.
+    /// On the first start it makes the first admin key, written to `admin.token`, and the key that signs the audit log,
+    /// `audit.key`.
     pub async fn open(data_dir: &Path, policy: SessionPolicy, clock: Clock, random: Random) -> Result<Self> {
         let mut shared = None;
         let database = Database::open(&data_dir.join("prism.db"), "state", schema::MIGRATIONS, |connection| {
@@ -58,12 +82,21 @@ impl Store {
             Ok(hook)
         })?;
         let published = shared.ok_or_else(|| prism_core::Error::internal("the store was opened without its hook"))?;
-        let store = Self { database, published, clock, random, policy };
+        let (signed_before, contradicted) = database.readers.run(checkpoint::signed_before).await?;
+        if let Some(sequence) = contradicted {
+            tracing::error!(sequence, "the audit log does not hold what was signed of it; somebody changed the database");
+        }
+        let signer = Arc::new(Signer::load_or_create(data_dir, signed_before)?);
+        let mut store = Self { database, published, clock, random, policy, cluster: String::new(), signer };
         let interrupted = store.write(|tx: &mut Tx<'_>| -> Result<usize> { tx.settle_interrupted_drains() }).await?;
         if interrupted > 0 {
             tracing::warn!(drains = interrupted, "drains were interrupted by a crash; their sessions are active again");
         }
         store.bootstrap(data_dir).await?;
+        store.cluster = store.named_cluster().await?;
+        if let Err(failed) = store.make_checkpoint().await {
+            tracing::warn!(reason = failed.reason(), cause = ?failed.cause(), "the audit log could not be signed");
+        }
         Ok(store)
     }
 
@@ -76,23 +109,33 @@ impl Store {
         self.database
             .writer
             .run(move |connection, publisher: &mut Publisher| {
-                work(&mut Tx { connection, touched: &mut publisher.touched, now })
+                let Publisher { touched, published } = publisher;
+                work(&mut Tx { connection, touched, published, now })
             })
             .await
     }
 
-    /// Reads at most `limit` audit entries off the writer thread.
-    pub async fn audit_entries(
+    /// Runs `work` on what is committed, off the writer thread. Nothing can be changed by it.
+    pub async fn read<T: Send + 'static>(
         &self,
-        filter: EntryFilter,
-        reach: Reach,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<AuditLogEntry>> {
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (now, published) = (self.clock.now(), Arc::clone(&self.published));
         self.database
             .readers
-            .run(move |connection| audit::read_entries(connection, &filter, &reach, order, limit))
+            .run(move |connection| {
+                let snapshot = connection.unchecked_transaction().map_err(prism_sqlite::error)?;
+                let mut touched = Touched::default();
+                work(&mut Tx { connection: &snapshot, touched: &mut touched, published: &published, now })
+            })
             .await
+    }
+
+    /// Reads audit entries off the writer thread, at most some 2000 or a mebibyte at a time.
+    ///
+    /// ABORTED `AUDIT_LOG_CUT` when retention removed what comes next.
+    pub async fn audit_chunk(&self, query: EntryQuery) -> Result<EntryChunk> {
+        self.database.readers.run(move |connection| audit_query::read_chunk(connection, &query)).await
     }
 
     /// The newest audit sequence, as it grows.
@@ -100,24 +143,29 @@ impl Store {
         self.published.audit.subscribe()
     }
 
-    /// Checks the whole audit chain and returns the number of entries.
+    /// Checks the whole audit chain, against itself and against every checkpoint, and returns the number of entries; those
+    /// that retention removed are covered by a signed cut. INTERNAL names the first bad `sequence` in its metadata.
     pub async fn verify_audit(&self) -> Result<i64> {
-        self.database.readers.run(audit::verify).await
+        let signer = Arc::clone(&self.signer);
+        self.database.readers.run(move |connection| audit_verify::verify(connection, &signer)).await
     }
 
-    /// The API key that `presented` proves, if it is valid now.
-    pub fn authenticate(&self, presented: &PresentedSecret<'_>) -> Option<Arc<ApiKeyRow>> {
+    /// The API key that `presented` proves, if it is valid now, and what its caller's rights stand on.
+    pub fn authenticate(&self, presented: &PresentedSecret<'_>) -> Option<(Arc<ApiKeyRow>, Credential)> {
         let keys = self.published.api_keys.load();
-        keys.get(&presented.id)
-            .filter(|key| key.hash.matches(presented) && key.life.is_valid(self.clock.now()))
-            .cloned()
+        let key = keys.get(&presented.id)?;
+        let hash = key.proven(presented, self.clock.now())?;
+        Some((Arc::clone(key), Credential::ApiKey { id: key.id, hash }))
     }
 
-    /// Whether the API key with this id is valid now.
-    pub fn is_valid_api_key(&self, id: &str) -> bool {
-        let keys = self.published.api_keys.load();
-        let key = SecretId::parse(id).and_then(|id| keys.get(&id).cloned());
-        key.is_some_and(|key| key.life.is_valid(self.clock.now()))
+    /// Roles, bindings and revoked certificates as they were last published.
+    pub fn access(&self) -> Arc<Access> {
+        self.published.access.load_full()
+    }
+
+    /// Name of the installation in the URIs of its certificates.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
     }
 
     /// Removes what is past its time: ended sessions after `retain_ended`, idempotency keys after a day. Called now and then.

@@ -75,6 +75,14 @@ impl Tx<'_> {
         self.one(&format!("SELECT {COLUMNS} FROM namespaces WHERE name = ?1"), [name], read)
     }
 
+    /// Whether there is a namespace of this name, as a rule from memory.
+    pub fn has_namespace(&self, name: &str) -> Result<bool> {
+        if self.touched.namespaces.contains(name) {
+            return Ok(self.namespace(name)?.is_some());
+        }
+        Ok(self.published.snapshot.borrow().namespaces.contains_key(name))
+    }
+
     /// All namespaces within `reach`, by name, and how many there are.
     pub fn namespaces(&self, reach: &Reach, page: &Page) -> Result<(Vec<NamespaceRow>, i64)> {
         let limited = limited_to(reach, None);
@@ -156,7 +164,7 @@ impl Tx<'_> {
     }
 
     /// Removes a namespace with everything that depends on it: configs are deleted, sessions end, client keys die, bound
-    /// API keys are revoked, its maintenance is over. Its data is to be removed until [`Tx::finish_removal`].
+    /// API keys are revoked, bindings are gone, its maintenance is over. Its data is to be removed until [`Tx::finish_removal`].
     pub fn delete_namespace(&mut self, name: &NamespaceName) -> Result<()> {
         for config in
             self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))?
@@ -176,6 +184,11 @@ impl Tx<'_> {
             let touched = if table == "api_keys" { &mut self.touched.api_keys } else { &mut self.touched.client_keys };
             touched.extend(ids);
         }
+        for table in ["bindings", "client_bindings"] {
+            self.execute(&format!("DELETE FROM {table} WHERE namespace = ?1"), [name.as_str()])?;
+        }
+        self.access_changed();
+        self.touched.client_access = true;
         self.execute("DELETE FROM maintenance WHERE scope = ?1", [name.as_str()])?;
         self.execute("DELETE FROM namespaces WHERE name = ?1", [name.as_str()])?;
         self.execute("INSERT INTO removals (namespace, since) VALUES (?1, ?2)", (name.as_str(), self.now.0))?;

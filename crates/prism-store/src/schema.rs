@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -146,4 +146,69 @@ CREATE INDEX idempotency_by_age ON idempotency (created_at);
 CREATE TABLE removals (namespace TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+";
+
+/// Roles, bindings, certificates, rotation of keys, and what the server signed about its audit log.
+const TRUST: &str = "
+ALTER TABLE api_keys ADD COLUMN previous_hash BLOB;
+ALTER TABLE api_keys ADD COLUMN previous_until INTEGER;
+ALTER TABLE api_keys ADD COLUMN rotated_at INTEGER;
+
+-- What a session stands on beside credential_id, as JSON; NULL = a client key.
+ALTER TABLE sessions ADD COLUMN basis TEXT;
+
+-- Custom roles; the built-in ones are in the program.
+CREATE TABLE roles (
+    name TEXT PRIMARY KEY,
+    permissions TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE bindings (
+    id TEXT PRIMARY KEY,
+    subject TEXT NOT NULL,
+    role TEXT NOT NULL,
+    namespace TEXT,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX bindings_once ON bindings (subject, role, coalesce(namespace, ''));
+CREATE INDEX bindings_by_role ON bindings (role);
+CREATE INDEX bindings_by_namespace ON bindings (namespace, id);
+
+CREATE TABLE client_bindings (
+    id TEXT PRIMARY KEY,
+    subject TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    may_read INTEGER NOT NULL,
+    may_write INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    UNIQUE (subject, namespace)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX client_bindings_by_namespace ON client_bindings (namespace, id);
+
+-- Certificates that Prism's CA issued, and those of other CAs that were revoked: these have no serial.
+CREATE TABLE certificates (
+    fingerprint TEXT PRIMARY KEY,
+    serial TEXT UNIQUE,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    uri TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX certificates_revoked ON certificates (fingerprint) WHERE revoked_at IS NOT NULL;
+
+-- What the server signed about its audit log. A cut stands for the entries up to it, which are removed.
+CREATE TABLE checkpoints (
+    sequence INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL,
+    checkpoint BLOB NOT NULL,
+    cut INTEGER NOT NULL
+) STRICT;
+CREATE INDEX checkpoints_by_cut ON checkpoints (cut);
 ";

@@ -6,10 +6,12 @@ use prism_core::page::Page;
 use prism_core::permission::Reach;
 use prism_core::secret::{SecretHash, SecretId};
 use prism_core::session::{
-    self, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport, SessionStatus,
+    self, ClientBasis, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport, SessionStatus,
 };
-use prism_core::{ConfigName, NamespaceName, NodeId, Result, UnixMillis};
+use prism_core::subject::Subject;
+use prism_core::{ConfigName, Error, NamespaceName, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
+use serde::{Deserialize, Serialize};
 
 use crate::tx::{Tx, corrupt, limited_to, present_only};
 
@@ -67,7 +69,7 @@ fn read_summary(row: &Row<'_>) -> rusqlite::Result<SessionSummary> {
 
 const RECORD: &str = "id, token_id, created_at, expires_at, last_activity, requests_total, bytes_sent, bytes_received,
     active_streams, last_request, client_id, client_version, metadata, config, config_name, may_read, may_write, credential_id,
-    token_hash, terminating";
+    token_hash, terminating, basis";
 
 fn read_record(row: &Row<'_>) -> rusqlite::Result<SessionRecord> {
     let (id, token_id) = ids(row)?;
@@ -84,10 +86,32 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<SessionRecord> {
         config: Arc::new(serde_json::from_str(row.get_ref(13)?.as_str()?).map_err(corrupt)?),
         config_name: row.get::<_, Option<String>>(14)?.map(ConfigName::try_from).transpose().map_err(corrupt)?,
         grant: DataGrant { read: row.get(15)?, write: row.get(16)? },
-        credential_id: row.get(17)?,
+        basis: basis(row.get(17)?, row.get(20)?)?,
         token_hash: SecretHash::from_bytes(row.get_ref(18)?.as_blob()?).ok_or_else(|| corrupt("token hash"))?,
         terminating: row.get(19)?,
     })
+}
+
+/// What a session stands on beside the id of its credential.
+#[derive(Serialize, Deserialize)]
+struct StoredBasis {
+    subjects: Vec<Subject>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
+}
+
+fn basis(credential_id: String, stored: Option<String>) -> rusqlite::Result<ClientBasis> {
+    let Some(stored) = stored else { return Ok(ClientBasis { credential_id, ..ClientBasis::default() }) };
+    let StoredBasis { subjects, certificate } = serde_json::from_str(&stored).map_err(corrupt)?;
+    Ok(ClientBasis { credential_id, subjects, certificate })
+}
+
+fn stored_basis(basis: &ClientBasis) -> Result<Option<String>> {
+    if basis.subjects.is_empty() {
+        return Ok(None);
+    }
+    let ClientBasis { subjects, certificate, .. } = basis.clone();
+    serde_json::to_string(&StoredBasis { subjects, certificate }).map(Some).map_err(Error::internal)
 }
 
 fn ids(row: &Row<'_>) -> rusqlite::Result<(SessionId, SecretId)> {
@@ -229,16 +253,17 @@ impl Tx<'_> {
         let json = |value: serde_json::Result<String>| value.map_err(prism_core::Error::internal);
         self.execute(
             "INSERT INTO sessions (id, token_id, token_hash, namespace, node, client_id, client_version, metadata, config, config_name,
-                may_read, may_write, credential_id, created_at, expires_at, last_activity)
+                may_read, may_write, credential_id, basis, created_at, expires_at, last_activity)
              VALUES (:id, :token_id, :token_hash, :namespace, :node, :client_id, :client_version, :metadata, :config, :config_name,
-                :may_read, :may_write, :credential_id, :created_at, :expires_at, :created_at)",
+                :may_read, :may_write, :credential_id, :basis, :created_at, :expires_at, :created_at)",
             named_params! {
                 ":id": record.id.to_string(), ":token_id": record.token_id.as_str(), ":token_hash": record.token_hash.as_bytes(),
                 ":namespace": record.config.namespace.as_str(), ":node": node.as_str(), ":client_id": record.client_id,
                 ":client_version": record.client_version, ":metadata": json(serde_json::to_string(&record.metadata))?,
                 ":config": json(serde_json::to_string(&*record.config))?,
                 ":config_name": record.config_name.as_ref().map(ConfigName::as_str), ":may_read": record.grant.read,
-                ":may_write": record.grant.write, ":credential_id": record.credential_id, ":created_at": record.created_at.0,
+                ":may_write": record.grant.write, ":credential_id": record.basis.credential_id,
+                ":basis": stored_basis(&record.basis)?, ":created_at": record.created_at.0,
                 ":expires_at": record.expires_at.0,
             },
         )?;

@@ -1,9 +1,15 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
+use prism_core::access::Access;
+use prism_core::control::ConfigRevision;
 use prism_core::permission::Reach;
+use prism_core::secret::SecretId;
 use prism_core::{Result, UnixMillis};
 use prism_sqlite::error;
 use rusqlite::{Connection, Params, Row};
+
+use crate::hook::Published;
 
 /// One operation's view of the control state, inside the transaction that will make it durable.
 ///
@@ -11,19 +17,65 @@ use rusqlite::{Connection, Params, Row};
 pub struct Tx<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) touched: &'a mut Touched,
+    pub(crate) published: &'a Published,
     /// The moment this operation happens.
     pub now: UnixMillis,
 }
 
 /// What a batch changed of the state that others follow in memory.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "five facts that do not depend on each other")]
 pub(crate) struct Touched {
-    pub(crate) configs: BTreeSet<String>,
+    /// Configs by name, as they are after the last change; [`Change::Unknown`] has to be read back.
+    pub(crate) configs: BTreeMap<String, Change<Arc<ConfigRevision>>>,
     pub(crate) namespaces: BTreeSet<String>,
     pub(crate) operations: bool,
     pub(crate) api_keys: BTreeSet<String>,
     pub(crate) client_keys: BTreeSet<String>,
     pub(crate) audit: bool,
+    pub(crate) checkpoints: bool,
+    /// Roles, bindings or revoked certificates of the admin plane.
+    pub(crate) access: bool,
+    /// Client keys, client bindings or revoked certificates of the data plane.
+    pub(crate) client_access: bool,
+    /// The access of this batch as it stands, read again after each change.
+    pub(crate) current_access: Option<Arc<Access>>,
+    /// What stays known from batch to batch.
+    pub(crate) known: Known,
+}
+
+/// What the last change made of something.
+#[derive(Clone, Debug)]
+pub(crate) enum Change<T> {
+    /// This.
+    Stored(T),
+    /// Nothing.
+    Deleted,
+    /// Not known any more, because something was undone.
+    Unknown,
+}
+
+/// What the writer thread remembers of the database instead of asking for it at every operation.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// Sequence and hash of the newest audit entry.
+    pub(crate) chain: Option<(i64, [u8; 32])>,
+    /// When keys were last noted as used.
+    pub(crate) used: HashMap<SecretId, UnixMillis>,
+}
+
+impl Touched {
+    /// Forgets what may rest on changes that were undone; the names of what was touched stay.
+    pub(crate) fn undone(&mut self) {
+        self.configs.values_mut().for_each(|change| *change = Change::Unknown);
+        self.current_access = None;
+        self.known.chain = None;
+    }
+
+    /// Whether the data plane has to hear of it.
+    pub(crate) fn changes_snapshot(&self) -> bool {
+        !self.configs.is_empty() || !self.namespaces.is_empty() || self.operations || self.client_access
+    }
 }
 
 impl Tx<'_> {
@@ -33,6 +85,9 @@ impl Tx<'_> {
         let result = work(self);
         if result.is_err() && !self.connection.is_autocommit() {
             self.execute("ROLLBACK TO attempt", [])?;
+        }
+        if result.is_err() {
+            self.touched.undone();
         }
         if !self.connection.is_autocommit() {
             self.execute("RELEASE attempt", [])?;

@@ -1,13 +1,19 @@
-//! WhoAmI, CanI: what any valid credential may ask about itself.
+//! WhoAmI, CanI: what any valid credential may ask about itself; WhoCan: who else holds a permission.
 
-use prism_core::permission::{Grant, Reach};
-use prism_core::{Error, Result};
+use std::collections::BTreeSet;
+
+use prism_core::access::Access;
+use prism_core::permission::{Grant, Permission};
+use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
-use prism_store::Tx;
+use prism_rpc::convert::timestamp;
+use prism_store::{ApiKeyRow, Tx};
 
+use super::permissions::Permissions;
+use super::scopes::scope_of;
 use crate::convert;
 use crate::door::reach_of;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// `WhoAmI`.
 #[derive(Clone)]
@@ -17,6 +23,7 @@ impl Op for WhoAmI {
     type Request = wire::WhoAmIRequest;
     type Response = wire::WhoAmIResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/WhoAmI";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         String::new()
@@ -40,7 +47,9 @@ impl Op for WhoAmI {
             actor: caller.identity.actor.clone(),
             auth_method: caller.identity.auth_method.to_owned(),
             credential_id: caller.identity.credential_id.clone(),
-            grants: caller.identity.grants.iter().map(grant).collect(),
+            grants: caller.grants.iter().map(grant).collect(),
+            subjects: caller.identity.subjects().iter().map(ToString::to_string).collect(),
+            expires_at: caller.identity.expires_at().map(timestamp),
         }))
     }
 }
@@ -51,30 +60,13 @@ pub struct CanI {
     rpc: String,
     permission: String,
     namespace: Option<String>,
-    is_list: bool,
 }
-
-/// RPCs that answer with what the caller may see, so that a grant in any namespace suffices.
-const LISTS: &[&str] = &[
-    "prism.admin.v1.AdminService/ListConfigs",
-    "prism.admin.v1.AdminService/ListSessions",
-    "prism.admin.v1.AdminService/ListNamespaces",
-    "prism.admin.v1.AdminService/ListBackends",
-    "prism.admin.v1.AdminService/GetBackendStatus",
-    "prism.admin.v1.AdminService/GetMetrics",
-    "prism.admin.v1.AdminService/GetMaintenanceStatus",
-    "prism.admin.v1.AdminService/GetAuditLog",
-    "prism.admin.v1.AccessService/ListApiKeys",
-    "prism.admin.v1.AccessService/ListClientKeys",
-];
-
-/// RPCs that concern the whole installation, whatever namespace they name.
-const INSTALLATION: &[&str] = &["prism.admin.v1.AdminService/CreateNamespace"];
 
 impl Op for CanI {
     type Request = wire::CanIRequest;
     type Response = wire::CanIResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/CanI";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         String::new()
@@ -101,34 +93,155 @@ impl Op for CanI {
                 )
             });
         convert::all_of([convert::outcome(&rule), convert::namespace_filter(request.namespace.as_deref())])?;
-        let rule = rule?;
-        let is_list = LISTS.contains(&rpc.as_str());
-        Ok(Self { permission: rule.permission.clone(), rpc, namespace: request.namespace, is_list })
+        Ok(Self { permission: rule?.permission.clone(), rpc, namespace: request.namespace })
     }
 
     fn execute(self, _: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
-        let (allowed, reason) = match self.permission.as_str() {
-            "none" => (true, "needs no credential".to_owned()),
+        let reason = match self.permission.as_str() {
+            "none" => None,
             // A node's own certificate, which no operator holds.
-            "node:self" => (false, "is for a node's own certificate".to_owned()),
+            "node:self" => Some("is for a node's own certificate".to_owned()),
             permission => {
-                let reach = reach_of(&caller.identity, permission)?;
-                // Whom a namespace belongs to cannot make another one, whatever its name.
-                let wanted = self.namespace.as_deref().filter(|_| !INSTALLATION.contains(&self.rpc.as_str()));
-                let allowed = reach.includes(wanted) || (self.is_list && wanted.is_none() && reach != Reach::Nowhere);
-                let place =
-                    wanted.map_or_else(|| "the whole installation".to_owned(), |name| format!("namespace {name}"));
-                (
-                    allowed,
-                    if allowed {
-                        String::new()
-                    } else {
-                        format!("your grants do not include {permission} for {place}")
-                    },
-                )
+                let reach = reach_of(&caller.grants, permission)?;
+                let (scope, namespace) = (scope_of(&self.rpc), self.namespace.as_deref());
+                (!scope.allows(&reach, namespace)).then(|| {
+                    let place = match (scope, namespace) {
+                        (Scope::Namespace | Scope::Filtered, Some(name)) => format!("namespace {name}"),
+                        (Scope::Filtered, None) => "any namespace".to_owned(),
+                        (Scope::Installation, _) | (Scope::Namespace, None) => "the whole installation".to_owned(),
+                    };
+                    format!("your grants do not include {permission} for {place}")
+                })
             }
         };
+        let allowed = reason.is_none();
+        let reason = reason.unwrap_or_default();
         let done = Done::new(wire::CanIResponse { allowed, permission: self.permission, reason });
         Ok(done.detail("rpc", self.rpc).detail("allowed", allowed))
+    }
+}
+
+/// `WhoCan`: the subjects of bindings, and `key:<id>` for API keys that are valid now. Members of a group whom an issuer's
+/// `role_map` in `prism.toml` gives a role are not known here.
+#[derive(Clone)]
+pub struct WhoCan {
+    permission: Permission,
+    namespace: Option<NamespaceName>,
+}
+
+impl Op for WhoCan {
+    type Request = wire::WhoCanRequest;
+    type Response = wire::WhoCanResponse;
+    const RPC: &'static str = "prism.admin.v1.AccessService/WhoCan";
+    const SCOPE: Scope = Scope::Namespace;
+
+    fn resource(_: &Self::Request) -> String {
+        "roles".to_owned()
+    }
+
+    fn namespace(request: &Self::Request) -> String {
+        request.namespace.clone().unwrap_or_default()
+    }
+
+    fn place(request: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::of(request.namespace.clone()))
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let permission = Permissions::of(&services.table).permission("permission", &request.permission);
+        let namespace = request.namespace.as_deref().map(|name| NamespaceName::parse("namespace", name)).transpose();
+        convert::all_of([convert::outcome(&permission), convert::outcome(&namespace)])?;
+        Ok(Self { permission: permission?, namespace: namespace? })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let (access, keys) = (tx.access()?, tx.valid_api_keys()?);
+        let subjects = holders(&access, &keys, &self.permission, self.namespace.as_ref());
+        Ok(Done::new(wire::WhoCanResponse { subjects }).detail("permission", self.permission))
+    }
+}
+
+/// Whom roles allow `permission` in `namespace`; `None` = in the whole installation. Sorted, each once.
+fn holders(
+    access: &Access,
+    keys: &[ApiKeyRow],
+    permission: &Permission,
+    namespace: Option<&NamespaceName>,
+) -> Vec<String> {
+    let allows = |role: &str| {
+        access.roles.get(role).is_some_and(|role| role.permissions.iter().any(|pattern| pattern.covers(permission)))
+    };
+    // What holds everywhere holds in a namespace too.
+    let reaches = |held: Option<&NamespaceName>| held.is_none() || held == namespace;
+    let bound = access
+        .bindings
+        .iter()
+        .filter(|(_, grants)| grants.iter().any(|grant| reaches(grant.namespace.as_ref()) && allows(&grant.role)));
+    let keys = keys
+        .iter()
+        .filter(|key| reaches(key.namespace.as_ref()) && key.roles.iter().any(|role| allows(role)))
+        .map(|key| format!("key:{}", key.id));
+    let found: BTreeSet<String> = bound.map(|(subject, _)| subject.to_string()).chain(keys).collect();
+    found.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prism_core::access::RoleGrant;
+    use prism_core::secret::{Random, SecretKind};
+    use prism_core::subject::Subject;
+    use prism_store::KeyLife;
+
+    use super::*;
+
+    fn grant(role: &str, namespace: Option<&str>) -> RoleGrant {
+        let namespace = namespace.map(|name| NamespaceName::parse("n", name).unwrap());
+        RoleGrant { role: role.to_owned(), namespace }
+    }
+
+    fn key(roles: &[&str], namespace: Option<&str>) -> ApiKeyRow {
+        let new = Random::system().secret(SecretKind::AdminKey);
+        ApiKeyRow {
+            id: new.id,
+            hash: new.hash,
+            name: "k".to_owned(),
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            namespace: grant("", namespace).namespace,
+            owner: None,
+            life: KeyLife::default(),
+            rotated_at: None,
+            previous: None,
+        }
+    }
+
+    #[test]
+    fn holders_are_those_whose_roles_reach_the_place() {
+        let (alice, ops) = (Subject::user("alice").unwrap(), Subject::group("ops").unwrap());
+        let gone = Subject::certificate("spiffe://prism-1/user/bob").unwrap();
+        let access = Access {
+            bindings: [
+                (alice, vec![grant("viewer", None), grant("operator", Some("a")), grant("operator", Some("b"))]),
+                (ops, vec![grant("admin", Some("b"))]),
+                (gone, vec![grant("gone", None)]),
+            ]
+            .into(),
+            ..Access::default()
+        };
+        let keys = [key(&["gone", "admin"], None), key(&["operator"], Some("a")), key(&[], None)];
+        let (first, second) = (format!("key:{}", keys[0].id), format!("key:{}", keys[1].id));
+        let who = |permission: &str, namespace| {
+            let permission = Permission::parse(permission).unwrap();
+            holders(&access, &keys, &permission, grant("", namespace).namespace.as_ref())
+        };
+        assert_eq!(who("session:terminate", None), std::slice::from_ref(&first));
+        let mut in_a = vec![first.clone(), second, "user:alice".to_owned()];
+        in_a.sort();
+        assert_eq!(who("session:terminate", Some("a")), in_a);
+        assert_eq!(
+            who("session:terminate", Some("b")),
+            ["group:ops".to_owned(), first.clone(), "user:alice".to_owned()]
+        );
+        assert_eq!(who("config:read", None), [first.clone(), "user:alice".to_owned()]);
+        assert_eq!(who("config:delete", Some("c")), [first]);
     }
 }

@@ -1,18 +1,20 @@
-//! CreateApiKey, ListApiKeys, RevokeApiKey.
+//! CreateApiKey, ListApiKeys, RotateApiKey, RevokeApiKey.
 
 use std::time::Duration;
 
-use prism_core::limits::{MAX_KEY_TTL, MAX_TEXT_BYTES};
+use prism_core::access::Access;
+use prism_core::limits::{MAX_KEY_OVERLAP, MAX_KEY_TTL, MAX_TEXT_BYTES};
 use prism_core::page::Page;
-use prism_core::permission::{Pattern, Permission, reach};
-use prism_core::secret::SecretKind;
-use prism_core::{Error, Kind, NamespaceName, Result};
+use prism_core::secret::{Random, SecretKind};
+use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::{ApiKeyRow, KeyLife, Tx};
 
+use super::held::require_roles_held;
+use super::role::require_role;
 use crate::convert;
 use crate::identity::is_reserved;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// Most roles of one key.
 const MAX_ROLES: usize = 16;
@@ -21,21 +23,31 @@ fn resource_of(id: &str) -> String {
     format!("key:{id}")
 }
 
+/// Where a stored key's roles hold.
+fn place_of(id: &str, tx: &Tx<'_>) -> Result<Place> {
+    Ok(Place::of(tx.api_key(id)?.and_then(|key| key.namespace).map(String::from)))
+}
+
+fn require_id(id: &str) -> Result<()> {
+    if id.is_empty() { Err(Error::invalid("key_id", "must be set")) } else { Ok(()) }
+}
+
 /// `CreateApiKey`.
 #[derive(Clone)]
 pub struct CreateApiKey {
     name: String,
-    roles: Vec<(String, Vec<Pattern>)>,
+    roles: Vec<String>,
     namespace: Option<NamespaceName>,
     owner: Option<String>,
     ttl: Option<Duration>,
-    random: prism_core::secret::Random,
+    random: Random,
 }
 
 impl Op for CreateApiKey {
     type Request = wire::CreateApiKeyRequest;
     type Response = wire::CreateApiKeyResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/CreateApiKey";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(_: &Self::Request) -> String {
         "keys".to_owned()
@@ -52,17 +64,16 @@ impl Op for CreateApiKey {
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
         let namespace = request.namespace.as_deref().map(|name| NamespaceName::parse("namespace", name)).transpose();
         let ttl = convert::life("ttl", request.ttl.as_ref(), MAX_KEY_TTL);
-        let roles = known_roles(&request.roles, services);
         convert::all_of([
             name(&request.name),
-            roles.as_ref().map(|_| ()).map_err(Clone::clone),
+            require_roles(&request.roles, &services.store.access()),
             namespace.as_ref().map(|_| ()).map_err(Clone::clone),
             request.user.as_deref().map_or(Ok(()), user),
             ttl.as_ref().map(|_| ()).map_err(Clone::clone),
         ])?;
         Ok(Self {
             name: request.name,
-            roles: roles?,
+            roles: request.roles,
             namespace: namespace?,
             owner: request.user,
             ttl: ttl?,
@@ -76,13 +87,16 @@ impl Op for CreateApiKey {
         {
             return Err(Error::invalid("namespace", format!("namespace {name} does not exist")));
         }
-        self.require_held(caller)?;
+        let access = tx.access()?;
+        // A role may have gone since the request was proven.
+        require_roles(&self.roles, &access)?;
+        require_roles_held(caller, &access, &self.roles, self.namespace.as_ref().map(NamespaceName::as_str))?;
         let new = self.random.secret(SecretKind::AdminKey);
         let key = ApiKeyRow {
             id: new.id,
             hash: new.hash,
             name: self.name,
-            roles: self.roles.into_iter().map(|(name, _)| name).collect(),
+            roles: self.roles,
             namespace: self.namespace,
             owner: self.owner,
             life: KeyLife {
@@ -91,36 +105,18 @@ impl Op for CreateApiKey {
                 expires_at: self.ttl.map(|ttl| tx.now + ttl),
                 ..KeyLife::default()
             },
+            rotated_at: None,
+            previous: None,
         };
         tx.insert_api_key(&key)?;
-        let response =
-            wire::CreateApiKeyResponse { api_key: Some(convert::api_key(&key)), token: new.token.into_exposed() };
+        let response = wire::CreateApiKeyResponse {
+            api_key: Some(convert::api_key(&key, tx.now)),
+            token: new.token.into_exposed(),
+        };
         let mut done = Done::new(response).detail("name", &key.name).detail("roles", key.roles.join(","));
         done.resource = Some(resource_of(key.id.as_str()));
         done.secret_of = Some(key.id.to_string());
         Ok(done)
-    }
-}
-
-impl CreateApiKey {
-    /// Nobody hands out more than they hold: every permission of every role must be the caller's, as far as the key reaches.
-    fn require_held(&self, caller: &Caller) -> Result<()> {
-        let place = self.namespace.as_ref().map(NamespaceName::as_str);
-        for (role, patterns) in &self.roles {
-            for pattern in patterns {
-                // A caller holds `x:*` only through `x:*`; no verb is called "any", so asking for it asks for the pattern.
-                let probe = Permission::parse(&pattern.to_string().replace('*', "any"));
-                if !probe.is_some_and(|permission| reach(&caller.identity.grants, &permission).includes(place)) {
-                    return Err(Error::new(
-                        Kind::PermissionDenied,
-                        "PERMISSION_DENIED",
-                        format!("the role {role} allows {pattern}, which your credential does not have here"),
-                    )
-                    .with("permission", pattern.to_string()));
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -144,22 +140,18 @@ fn user(user: &str) -> Result<()> {
     Ok(())
 }
 
-fn known_roles(names: &[String], services: &Services) -> Result<Vec<(String, Vec<Pattern>)>> {
+fn require_roles(names: &[String], access: &Access) -> Result<()> {
     if names.is_empty() || names.len() > MAX_ROLES {
         return Err(Error::invalid("roles", format!("must name 1 to {MAX_ROLES} roles")));
     }
-    let mut found: Vec<(String, Vec<Pattern>)> = Vec::new();
     for (index, name) in names.iter().enumerate() {
-        let role = services.roles.iter().find(|role| role.name == *name).ok_or_else(|| {
-            let known = services.roles.iter().map(|role| role.name.as_str()).collect::<Vec<_>>().join(", ");
-            Error::invalid(format!("roles[{index}]"), format!("is not a role; there are: {known}"))
-        })?;
-        if found.iter().any(|(earlier, _)| earlier == name) {
-            return Err(Error::invalid(format!("roles[{index}]"), "is named twice"));
+        let field = format!("roles[{index}]");
+        require_role(&field, name, access)?;
+        if names[..index].contains(name) {
+            return Err(Error::invalid(field, "is named twice"));
         }
-        found.push((role.name.clone(), role.permissions.clone()));
     }
-    Ok(found)
+    Ok(())
 }
 
 /// `ListApiKeys`.
@@ -172,6 +164,7 @@ impl Op for ListApiKeys {
     type Request = wire::ListApiKeysRequest;
     type Response = wire::ListApiKeysResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/ListApiKeys";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "keys".to_owned()
@@ -189,11 +182,77 @@ impl Op for ListApiKeys {
         let (mut rows, total) = tx.api_keys(&caller.reach, &self.page)?;
         let next_page_token = self.page.cut(&mut rows, |key| key.id.to_string()).unwrap_or_default();
         Ok(Done::new(wire::ListApiKeysResponse {
-            api_keys: rows.iter().map(convert::api_key).collect(),
+            api_keys: rows.iter().map(|key| convert::api_key(key, tx.now)).collect(),
             next_page_token,
             total_count: i32::try_from(total).unwrap_or(i32::MAX),
         }))
     }
+}
+
+/// `RotateApiKey`. The key stays what it is and gets another token, so whoever rotates it gets all that it allows.
+#[derive(Clone)]
+pub struct RotateApiKey {
+    id: String,
+    /// `None` = the old token ends at once.
+    overlap: Option<Duration>,
+    random: Random,
+}
+
+impl Op for RotateApiKey {
+    type Request = wire::RotateApiKeyRequest;
+    type Response = wire::RotateApiKeyResponse;
+    const RPC: &'static str = "prism.admin.v1.AccessService/RotateApiKey";
+    const SCOPE: Scope = Scope::Namespace;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.key_id)
+    }
+
+    fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place> {
+        place_of(&request.key_id, tx)
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let overlap = overlap(request.overlap.as_ref());
+        convert::all_of([require_id(&request.key_id), convert::outcome(&overlap)])?;
+        Ok(Self { id: request.key_id, overlap: overlap?, random: services.random().clone() })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let unknown = || Error::not_found(resource_of(&self.id));
+        let key = tx.api_key(&self.id)?.ok_or_else(unknown)?;
+        require_roles_held(caller, &*tx.access()?, &key.roles, key.namespace.as_ref().map(NamespaceName::as_str))?;
+        if key.life.revoked_at.is_some() {
+            return Err(Error::precondition("KEY_REVOKED", "the key is revoked; create another one"));
+        }
+        if !key.life.is_valid(tx.now) {
+            return Err(Error::precondition("KEY_EXPIRED", "the key has expired; create another one"));
+        }
+        let new = self.random.secret_for(SecretKind::AdminKey, key.id);
+        // No token outlives its key.
+        let ends = |overlap| key.life.expires_at.map_or(tx.now + overlap, |end| end.min(tx.now + overlap));
+        let overlap_ends = self.overlap.map(ends);
+        let key = tx.rotate_api_key(&self.id, &new.hash, overlap_ends)?.ok_or_else(unknown)?;
+        let response = wire::RotateApiKeyResponse {
+            api_key: Some(convert::api_key(&key, tx.now)),
+            token: new.token.into_exposed(),
+        };
+        let mut done = Done::new(response)
+            .detail("name", &key.name)
+            .detail("overlap_ms", self.overlap.unwrap_or_default().as_millis());
+        done.secret_of = Some(key.id.to_string());
+        Ok(done)
+    }
+}
+
+/// How long the old token goes on; less than a millisecond is not at all.
+fn overlap(given: Option<&prost_types::Duration>) -> Result<Option<Duration>> {
+    let Some(given) = given else { return Ok(None) };
+    let overlap = prism_rpc::convert::from_duration("overlap", given)?;
+    if overlap > MAX_KEY_OVERLAP {
+        return Err(Error::invalid("overlap", format!("must be at most {} s", MAX_KEY_OVERLAP.as_secs())));
+    }
+    Ok(Some(overlap).filter(|overlap| overlap.as_millis() > 0))
 }
 
 /// `RevokeApiKey`; revoking a revoked key changes nothing.
@@ -206,19 +265,18 @@ impl Op for RevokeApiKey {
     type Request = wire::RevokeApiKeyRequest;
     type Response = wire::RevokeApiKeyResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/RevokeApiKey";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.key_id)
     }
 
     fn place(request: &Self::Request, tx: &Tx<'_>) -> Result<Place> {
-        Ok(Place::of(tx.api_key(&request.key_id)?.and_then(|key| key.namespace).map(String::from)))
+        place_of(&request.key_id, tx)
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        if request.key_id.is_empty() {
-            return Err(Error::invalid("key_id", "must be set"));
-        }
+        require_id(&request.key_id)?;
         Ok(Self { id: request.key_id })
     }
 

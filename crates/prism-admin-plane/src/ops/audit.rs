@@ -1,27 +1,30 @@
 //! GetAuditLog: the log as it stood when the call came, or as it grows.
 
-use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use futures::Stream;
-use prism_core::permission::Reach;
-use prism_core::{Error, NamespaceName, Result};
+use prism_core::permission::{self, Permission, Reach};
+use prism_core::{Error, Kind, NamespaceName, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::from_timestamp;
-use prism_store::{EntryFilter, Order, Store, Tx};
+use prism_store::{Credential, EntryChunk, EntryFilter, EntryQuery, Order, Store, Tx};
+use prost::bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::convert;
-use crate::op::{Answer, Caller, Done, Op, Place, Services};
+use crate::op::{Answer, Caller, Done, Op, Place, Scope, Services};
 
 /// Entries when the request asks for 0 and neither follows nor resumes.
 const DEFAULT_LIMIT: usize = 100;
 /// Most entries of one answer; a larger `limit` is taken as this.
 const MAX_LIMIT: usize = 10_000;
-/// How often a stream that waits looks whether its credential still holds.
+/// How often a stream looks whether what it stands on still holds, beside each time that it reads.
 const RECHECK: Duration = Duration::from_millis(500);
-/// Entries read at a time.
-const CHUNK: usize = 256;
+/// What a stream stands on.
+const PERMISSION: &str = "audit:read";
 
 /// `GetAuditLog`.
 #[derive(Clone)]
@@ -34,15 +37,12 @@ pub struct GetAuditLog {
 
 /// Where a stream of entries begins, once its own entry is written.
 pub struct AuditCursor {
-    filter: EntryFilter,
-    reach: Reach,
-    order: Order,
-    /// How many at most; `None` = no limit.
-    left: Option<usize>,
-    /// Entries after this one are not for this stream; `None` = it follows.
-    until: Option<u64>,
-    /// The key that a stream stands on; empty for the server itself.
-    credential_id: String,
+    /// What to read; its limit is how many at most.
+    query: EntryQuery,
+    /// Whether it waits for new entries.
+    follow: bool,
+    /// What the stream stands on.
+    credential: Credential,
 }
 
 impl Answer for AuditCursor {
@@ -59,6 +59,7 @@ impl Op for GetAuditLog {
     type Request = wire::GetAuditLogRequest;
     type Response = AuditCursor;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetAuditLog";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "audit".to_owned()
@@ -117,94 +118,173 @@ impl Op for GetAuditLog {
         let order = match &self.resume_after {
             Some(id) => Order::OldestAfter(tx.entry_sequence(id, &caller.reach)?),
             None if self.follow => Order::OldestAfter(last),
-            None => Order::NewestBefore(last + 1),
+            None => Order::NewestBefore { sequence: last + 1, timestamp: UnixMillis(i64::MAX) },
         };
         Ok(Done::new(AuditCursor {
-            filter: self.filter,
-            reach: caller.reach.clone(),
-            order,
-            left: self.limit,
-            until: (!self.follow).then_some(last as u64),
-            credential_id: caller.identity.credential_id.clone(),
+            query: EntryQuery {
+                filter: self.filter,
+                reach: caller.reach.clone(),
+                order,
+                until: (!self.follow).then_some(last),
+                limit: self.limit.unwrap_or(usize::MAX),
+            },
+            follow: self.follow,
+            credential: caller.identity.credential.clone(),
         }))
     }
 }
 
 impl AuditCursor {
-    /// Whether this stream waits for new entries.
-    pub fn follows(&self) -> bool {
-        self.until.is_none()
-    }
-
-    /// The entries. A stream that follows ends with its limit, or when its caller goes away.
-    pub fn stream(self, store: Arc<Store>) -> impl Stream<Item = Result<wire::AuditLogEntry>> + Send + 'static {
-        let progress = store.audit_progress();
-        let reader = Reader { cursor: self, store, progress, ready: VecDeque::new(), done: false };
-        futures::stream::try_unfold(reader, |mut reader| async move {
-            Ok(reader.next().await?.map(|entry| (entry, reader)))
-        })
+    /// The entries, as they are stored. A stream that follows ends with its limit, or when its caller goes away.
+    ///
+    /// UNAUTHENTICATED `CREDENTIAL_INVALID` and PERMISSION_DENIED when what the stream stands on is taken away, within
+    /// [`RECHECK`]; ABORTED `AUDIT_LOG_CUT` when retention removed entries before they were read.
+    pub fn stream(self, store: Arc<Store>) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+        let standing = Standing {
+            store: Arc::clone(&store),
+            credential: self.credential,
+            reach: self.query.reach.clone(),
+            namespace: self.query.filter.namespace.clone(),
+            checked: Instant::now(),
+        };
+        let (progress, standing_of_reader) = (store.audit_progress(), standing.clone());
+        let (query, follow) = (self.query, self.follow);
+        let reader = Reader { query, follow, standing: standing_of_reader, store, progress, ahead: None, end: false };
+        let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
+            Ok(reader.next().await?.map(|chunk| (chunk, reader)))
+        });
+        Entries { chunks, ready: Vec::new().into_iter(), standing }
     }
 }
 
+/// What a stream stands on.
+#[derive(Clone)]
+struct Standing {
+    store: Arc<Store>,
+    credential: Credential,
+    reach: Reach,
+    namespace: Option<String>,
+    checked: Instant,
+}
+
+impl Standing {
+    fn check(&mut self) -> Result<()> {
+        self.checked = Instant::now();
+        let Some(grants) = self.store.standing(&self.credential) else {
+            return Err(Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is no longer valid"));
+        };
+        let permission = Permission::parse(PERMISSION).ok_or_else(|| Error::internal("not a permission"))?;
+        let now = permission::reach(&grants, &permission);
+        let holds = match (&self.namespace, &self.reach) {
+            (Some(namespace), _) => now.includes(Some(namespace)),
+            (None, Reach::Installation) => now.includes(None),
+            (None, Reach::Namespaces(names)) => names.iter().all(|name| now.includes(Some(name.as_str()))),
+            (None, Reach::Nowhere) => false,
+        };
+        if holds {
+            return Ok(());
+        }
+        let message = format!("this needs the permission {PERMISSION}, which was taken from your credential");
+        Err(Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message).with("permission", PERMISSION))
+    }
+
+    fn check_now_and_then(&mut self) -> Result<()> {
+        if self.checked.elapsed() < RECHECK { Ok(()) } else { self.check() }
+    }
+}
+
+/// Reads chunk after chunk, each while the one before is sent.
 struct Reader {
-    cursor: AuditCursor,
+    query: EntryQuery,
+    follow: bool,
+    standing: Standing,
     store: Arc<Store>,
     progress: tokio::sync::watch::Receiver<i64>,
-    ready: VecDeque<wire::AuditLogEntry>,
-    done: bool,
+    ahead: Option<AbortOnDropHandle<Result<EntryChunk>>>,
+    /// Whether the last chunk reached the end of the log.
+    end: bool,
 }
 
 impl Reader {
-    async fn next(&mut self) -> Result<Option<wire::AuditLogEntry>> {
+    /// The next entries; never none of them, but at the end.
+    async fn next(&mut self) -> Result<Option<Vec<Bytes>>> {
         loop {
-            if let Some(entry) = self.ready.pop_front() {
-                return Ok(Some(entry));
-            }
-            if self.done || self.cursor.left == Some(0) {
+            if self.query.limit == 0 || (self.end && !self.follow) {
                 return Ok(None);
             }
-            self.require_credential()?;
-            self.read().await?;
-            if self.ready.is_empty() && !self.done {
-                // A grant that was taken away ends the stream also when nothing happens that it would tell.
-                if let Ok(Err(_)) = tokio::time::timeout(RECHECK, self.progress.changed()).await {
-                    return Ok(None);
+            self.standing.check()?;
+            if self.end && !self.grown().await? {
+                return Ok(None);
+            }
+            let chunk = self.read().await?;
+            self.query.order = chunk.next;
+            self.query.limit = self.query.limit.saturating_sub(chunk.entries.len());
+            self.end = chunk.end;
+            if !chunk.entries.is_empty() {
+                if !self.end && self.query.limit > 0 {
+                    self.ahead = Some(self.begin());
                 }
+                return Ok(Some(chunk.entries));
             }
         }
     }
 
-    fn require_credential(&self) -> Result<()> {
-        let id = &self.cursor.credential_id;
-        if id.is_empty() || self.store.is_valid_api_key(id) {
-            return Ok(());
-        }
-        Err(Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is no longer valid"))
+    fn begin(&mut self) -> AbortOnDropHandle<Result<EntryChunk>> {
+        // What is published from here on wakes the wait that may follow.
+        self.progress.mark_unchanged();
+        let (store, query) = (Arc::clone(&self.store), self.query.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move { store.audit_chunk(query).await }))
     }
 
-    async fn read(&mut self) -> Result<()> {
-        // What is published from here on wakes the wait that may follow.
-        let last = *self.progress.borrow_and_update();
-        let cursor = &mut self.cursor;
-        let chunk = cursor.left.map_or(CHUNK, |left| left.min(CHUNK));
-        let mut entries =
-            self.store.audit_entries(cursor.filter.clone(), cursor.reach.clone(), cursor.order, chunk).await?;
-        if let Some(until) = cursor.until {
-            let beyond = entries.last().is_some_and(|entry| entry.sequence >= until);
-            let forwards = matches!(cursor.order, Order::OldestAfter(_));
-            self.done = entries.len() < chunk || (forwards && beyond);
-            entries.retain(|entry| entry.sequence <= until);
+    async fn read(&mut self) -> Result<EntryChunk> {
+        let mut reading = match self.ahead.take() {
+            Some(reading) => reading,
+            None => self.begin(),
+        };
+        loop {
+            match tokio::time::timeout(RECHECK, &mut reading).await {
+                Ok(read) => return read.map_err(Error::internal)?,
+                Err(_) => self.standing.check()?,
+            }
         }
-        match (&mut cursor.order, entries.last()) {
-            (Order::NewestBefore(at) | Order::OldestAfter(at), Some(entry)) => *at = entry.sequence as i64,
-            // Nothing up to here matched; the next read need not look at it again.
-            (Order::OldestAfter(at), None) => *at = (*at).max(last),
-            (Order::NewestBefore(_), None) => self.done = true,
+    }
+
+    /// Waits for new entries; `false` when there will be none.
+    async fn grown(&mut self) -> Result<bool> {
+        loop {
+            match tokio::time::timeout(RECHECK, self.progress.changed()).await {
+                Ok(changed) => return Ok(changed.is_ok()),
+                // A grant that was taken away ends the stream also when nothing happens that it would tell.
+                Err(_) => self.standing.check()?,
+            }
         }
-        if let Some(left) = &mut cursor.left {
-            *left -= entries.len();
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Entries one by one. Those of a chunk wait for a slow caller, but not beyond the end of their grant.
+    struct Entries<S> {
+        #[pin]
+        chunks: S,
+        ready: std::vec::IntoIter<Bytes>,
+        standing: Standing,
+    }
+}
+
+impl<S: Stream<Item = Result<Vec<Bytes>>>> Stream for Entries<S> {
+    type Item = Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        loop {
+            if let Some(entry) = this.ready.next() {
+                return Poll::Ready(Some(this.standing.check_now_and_then().map(|()| entry)));
+            }
+            match ready!(this.chunks.as_mut().poll_next(context)) {
+                Some(Ok(chunk)) => *this.ready = chunk.into_iter(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
         }
-        self.ready.extend(entries);
-        Ok(())
     }
 }

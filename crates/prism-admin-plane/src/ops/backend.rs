@@ -11,7 +11,7 @@ use prism_rpc::convert::pattern_to_proto;
 use prism_store::Tx;
 
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// The worst health of `reports`, which are of one type, and what it says.
 fn summary(reports: &[&BackendReport]) -> Option<wire::BackendHealth> {
@@ -34,6 +34,7 @@ impl Op for GetBackendStatus {
     type Request = wire::GetBackendStatusRequest;
     type Response = wire::GetBackendStatusResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetBackendStatus";
+    const SCOPE: Scope = Scope::Filtered;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {
@@ -93,6 +94,7 @@ impl Op for ListBackends {
     type Request = wire::ListBackendsRequest;
     type Response = wire::ListBackendsResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/ListBackends";
+    const SCOPE: Scope = Scope::Filtered;
     const PREPARES: bool = true;
 
     fn resource(_: &Self::Request) -> String {

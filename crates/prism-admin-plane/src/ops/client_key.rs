@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prism_core::limits::MAX_KEY_TTL;
 use prism_core::page::Page;
-use prism_core::secret::SecretKind;
+use prism_core::secret::{Random, SecretKind};
 use prism_core::session::DataGrant;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
@@ -12,7 +12,7 @@ use prism_store::{ClientKeyRow, KeyLife, Tx};
 
 use super::api_key::name;
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(id: &str) -> String {
     format!("key:{id}")
@@ -25,13 +25,14 @@ pub struct CreateClientKey {
     namespace: NamespaceName,
     grant: DataGrant,
     ttl: Option<Duration>,
-    random: prism_core::secret::Random,
+    random: Random,
 }
 
 impl Op for CreateClientKey {
     type Request = wire::CreateClientKeyRequest;
     type Response = wire::CreateClientKeyResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/CreateClientKey";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(_: &Self::Request) -> String {
         "keys".to_owned()
@@ -47,7 +48,7 @@ impl Op for CreateClientKey {
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
         let namespace = NamespaceName::parse("namespace", &request.namespace);
-        let grant = grant(&request.permissions);
+        let grant = convert::data_grant("permissions", &request.permissions);
         let ttl = convert::life("ttl", request.ttl.as_ref(), MAX_KEY_TTL);
         convert::all_of([
             name(&request.name),
@@ -93,25 +94,6 @@ impl Op for CreateClientKey {
     }
 }
 
-fn grant(permissions: &[String]) -> Result<DataGrant> {
-    let mut grant = DataGrant::default();
-    for (index, permission) in permissions.iter().enumerate() {
-        let held = match permission.as_str() {
-            "read" => &mut grant.read,
-            "write" => &mut grant.write,
-            _ => return Err(Error::invalid(format!("permissions[{index}]"), "must be \"read\" or \"write\"")),
-        };
-        if std::mem::replace(held, true) {
-            return Err(Error::invalid(format!("permissions[{index}]"), "is named twice"));
-        }
-    }
-    if permissions.is_empty() {
-        Err(Error::invalid("permissions", "must name \"read\", \"write\" or both"))
-    } else {
-        Ok(grant)
-    }
-}
-
 /// `ListClientKeys`.
 #[derive(Clone)]
 pub struct ListClientKeys {
@@ -123,6 +105,7 @@ impl Op for ListClientKeys {
     type Request = wire::ListClientKeysRequest;
     type Response = wire::ListClientKeysResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/ListClientKeys";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "keys".to_owned()
@@ -154,7 +137,7 @@ impl Op for ListClientKeys {
     }
 }
 
-/// `RevokeClientKey`; sessions made with the key go on, new ones are refused. Revoking a revoked key changes nothing.
+/// `RevokeClientKey`; the data plane ends the sessions that stand on the key. Revoking a revoked key changes nothing.
 #[derive(Clone)]
 pub struct RevokeClientKey {
     id: String,
@@ -164,6 +147,7 @@ impl Op for RevokeClientKey {
     type Request = wire::RevokeClientKeyRequest;
     type Response = wire::RevokeClientKeyResponse;
     const RPC: &'static str = "prism.admin.v1.AccessService/RevokeClientKey";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.key_id)

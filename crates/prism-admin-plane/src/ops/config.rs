@@ -13,7 +13,7 @@ use prism_rpc::convert::timestamp;
 use prism_store::{ConfigRow, Tx, Wanted};
 
 use crate::convert::{all_of, namespace_filter, outcome, text};
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(name: &str) -> String {
     format!("config:{name}")
@@ -51,6 +51,7 @@ impl Op for ListConfigs {
     type Request = wire::ListConfigsRequest;
     type Response = wire::ListConfigsResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/ListConfigs";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "configs".to_owned()
@@ -97,6 +98,7 @@ impl Op for GetConfig {
     type Request = wire::GetConfigRequest;
     type Response = wire::GetConfigResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetConfig";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
@@ -149,10 +151,10 @@ fn proven(config: Option<prism_proto::config::v1::ClientConfig>, services: &Serv
 
 /// The namespace may have gone since the request was proven.
 fn require_namespace(tx: &Tx<'_>, config: &Config) -> Result<()> {
-    match tx.namespace(config.namespace.as_str())? {
-        Some(_) => Ok(()),
-        None => Err(Error::invalid("config.namespace", format!("namespace {} does not exist", config.namespace))),
+    if tx.has_namespace(config.namespace.as_str())? {
+        return Ok(());
     }
+    Err(Error::invalid("config.namespace", format!("namespace {} does not exist", config.namespace)))
 }
 
 fn require_same_namespace(existing: &ConfigRow, config: &Config) -> Result<()> {
@@ -164,6 +166,11 @@ fn require_same_namespace(existing: &ConfigRow, config: &Config) -> Result<()> {
 
 fn namespace_change() -> Error {
     Error::invalid("config.namespace", "cannot change; make a config of another name there")
+}
+
+/// Only a config with tables of its own has effects when it is prepared.
+fn changes_tables(config: &Config) -> bool {
+    config.backend.options.contains_key("schema")
 }
 
 /// Lets the driver check a config, and makes what it needs unless the call only asks.
@@ -197,6 +204,7 @@ impl Op for CreateConfig {
     type Request = wire::CreateConfigRequest;
     type Response = wire::CreateConfigResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/CreateConfig";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {
@@ -216,17 +224,22 @@ impl Op for CreateConfig {
         Ok(Self { config, overwrite: request.overwrite, validate_only: request.validate_only })
     }
 
+    fn needs_rehearsal(&self) -> bool {
+        changes_tables(&self.config)
+    }
+
     async fn prepare(&mut self, services: &Services) -> Result<()> {
         prepare(&self.config, self.validate_only, services).await
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         require_namespace(tx, &self.config)?;
-        if let Some(existing) = tx.config(self.config.name.as_str(), &Wanted::Current)? {
+        let existing = tx.config(self.config.name.as_str(), &Wanted::Current)?;
+        if let Some(existing) = &existing {
             if !self.overwrite {
                 return Err(Error::already_exists(resource_of(self.config.name.as_str())));
             }
-            require_same_namespace(&existing, &self.config)?;
+            require_same_namespace(existing, &self.config)?;
         }
         let mut response =
             wire::CreateConfigResponse { config: Some(convert::config_to_proto(&self.config)), created_at: None };
@@ -235,7 +248,8 @@ impl Op for CreateConfig {
         }
         let row = tx.store_config(Config::clone(&self.config))?;
         response.created_at = Some(timestamp(row.created_at));
-        Ok(describe(Done::new(response), &row.config, Some(row.revision)))
+        let before = existing.as_ref().map(|existing| &*existing.config);
+        Ok(describe(Done::new(response), &row.config, Some(row.revision)).changed(before, Some(&*row.config)))
     }
 }
 
@@ -252,6 +266,7 @@ impl Op for UpdateConfig {
     type Request = wire::UpdateConfigRequest;
     type Response = wire::UpdateConfigResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/UpdateConfig";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {
@@ -287,6 +302,10 @@ impl Op for UpdateConfig {
         Ok(Self { config: Arc::new(config?), validate_only: request.validate_only, etag: request.etag })
     }
 
+    fn needs_rehearsal(&self) -> bool {
+        changes_tables(&self.config)
+    }
+
     async fn prepare(&mut self, services: &Services) -> Result<()> {
         prepare(&self.config, self.validate_only, services).await
     }
@@ -304,7 +323,8 @@ impl Op for UpdateConfig {
         }
         let row = tx.store_config(Config::clone(&self.config))?;
         response.updated_at = Some(timestamp(row.updated_at));
-        Ok(describe(Done::new(response), &row.config, Some(row.revision)))
+        let done = describe(Done::new(response), &row.config, Some(row.revision));
+        Ok(done.changed(Some(&*existing.config), Some(&*row.config)))
     }
 }
 
@@ -319,6 +339,7 @@ impl Op for DeleteConfig {
     type Request = wire::DeleteConfigRequest;
     type Response = wire::DeleteConfigResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/DeleteConfig";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
@@ -338,6 +359,7 @@ impl Op for DeleteConfig {
             tx.config(&self.name, &Wanted::Current)?.ok_or_else(|| Error::not_found(resource_of(&self.name)))?;
         check_etag(self.etag.as_deref(), &existing.etag())?;
         tx.delete_config(&self.name)?;
-        Ok(Done::new(wire::DeleteConfigResponse { success: true }).detail("revision", existing.revision))
+        let done = Done::new(wire::DeleteConfigResponse { success: true }).detail("revision", existing.revision);
+        Ok(done.changed(Some(&*existing.config), None::<&Config>))
     }
 }

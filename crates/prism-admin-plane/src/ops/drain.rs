@@ -1,6 +1,7 @@
 //! DrainConnections: an intent in one transaction, the drain itself, its outcome and its one audit entry in another.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,15 +10,19 @@ use prism_core::limits::MAX_DRAIN_TIMEOUT;
 use prism_core::{Error, NamespaceName, NodeId, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::from_duration;
-use prism_store::{DrainId, Tx};
+use prism_store::{DrainId, IdempotencyKey, Tx};
 
 use crate::convert;
-use crate::door::{Admitted, Call, Door, Gate, Verdict, conclude, gate};
+use crate::door::{Admitted, Call, Door, Gate, KeyedCall, Verdict, conclude, gate, keyed_call};
 use crate::identity::Identity;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
+use crate::unrecorded::cannot_record;
 
 /// How long a drain waits when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the answer waits for the end of a drain to be written.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `DrainConnections`.
 #[derive(Clone)]
@@ -43,6 +48,7 @@ impl Op for DrainConnections {
     type Request = wire::DrainConnectionsRequest;
     type Response = wire::DrainConnectionsResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/DrainConnections";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(_: &Self::Request) -> String {
@@ -128,7 +134,11 @@ impl Door {
             return self.call_as::<DrainConnections>(identity, call, request).await;
         }
         let admitted = self.admit::<DrainConnections>(identity, &call, &request)?;
+        let key = admitted.key.clone();
         let _turn = self.turn(admitted.key.as_ref()).await;
+        if let Some(outcome) = key.as_ref().and_then(|key| self.unended.outcome(key)) {
+            return Err(not_written(outcome));
+        }
         let parsed = DrainConnections::parse(request.clone(), &self.services);
         let (op, id) = match self.begin_drain(&admitted, request, parsed).await? {
             Beginning::Begun(op, id) => (op, id),
@@ -138,13 +148,24 @@ impl Door {
         let services = &self.services;
         services.node.caught_up(services.snapshot().revision).await;
         let outcome = services.node.drain(&op.scope, op.timeout, op.force).await;
-        let verdict = self.end_drain(&admitted, &op, id, outcome).await;
-        services.node.caught_up(services.snapshot().revision).await;
-        verdict.into_result()
+        let (door, waiting) = (Arc::clone(self), key.map(|key| self.unended.add(&key, outcome)));
+        let ending = tokio::spawn(async move {
+            let verdict = door.end_drain(&admitted, &op, id, outcome).await;
+            drop(waiting);
+            let services = &door.services;
+            services.node.caught_up(services.snapshot().revision).await;
+            verdict.into_result()
+        });
+        match tokio::time::timeout(END_TIMEOUT, ending).await {
+            Ok(ended) => ended.map_err(Error::internal)?,
+            // It goes on.
+            Err(_) => Err(not_written(outcome)),
+        }
     }
 
-    /// Writes the outcome. A scope that stays closed because the disk was full for a moment would be worse than a late answer,
-    /// so this tries until it succeeds; the server's own end is the only other way out, and its next start settles the drain.
+    /// Writes the outcome. A scope that stays closed because the disk was full for a moment would be worse than an entry that
+    /// comes late, so this tries until it succeeds; the server's own end is the only other way out, and its next start settles
+    /// the drain.
     async fn end_drain(
         &self,
         admitted: &Admitted,
@@ -178,13 +199,13 @@ impl Door {
         request: wire::DrainConnectionsRequest,
         parsed: Result<DrainConnections>,
     ) -> Result<Beginning> {
-        let (permission, caller, key) =
+        let (permission, mut caller, key) =
             (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let mut draft = admitted.draft.clone();
         self.services
             .store
             .write(move |tx| {
-                match gate::<DrainConnections>(tx, &caller, &permission, &request, key.as_ref(), &mut draft)? {
+                match gate::<DrainConnections>(tx, &mut caller, &permission, &request, key.as_ref(), &mut draft)? {
                     Gate::Open => {}
                     Gate::Refused(refused) => return Ok(Beginning::Refused(refused)),
                     Gate::Answered(response) => return Ok(Beginning::Answered(response)),
@@ -205,6 +226,49 @@ impl Door {
                 }
             })
             .await
+            .map_err(cannot_record)
+    }
+}
+
+/// What the caller is told of a drain whose end cannot be written.
+fn not_written(outcome: DrainOutcome) -> Error {
+    let message = format!(
+        "the drain is over, with {} sessions drained and {} left, but the audit log cannot be written; until it can, no session \
+         is admitted in its scope; its entry follows",
+        outcome.drained, outcome.remaining
+    );
+    Error::unavailable("STORAGE_UNAVAILABLE", message)
+}
+
+/// Drains that are over and whose end is not written yet, by idempotency key: none of them is begun again.
+#[derive(Clone, Default)]
+pub(crate) struct Unended(Arc<Mutex<HashMap<KeyedCall, DrainOutcome>>>);
+
+impl Unended {
+    fn outcome(&self, key: &IdempotencyKey) -> Option<DrainOutcome> {
+        self.lock().get(&keyed_call(key)).copied()
+    }
+
+    fn add(&self, key: &IdempotencyKey, outcome: DrainOutcome) -> Waiting {
+        let key = keyed_call(key);
+        self.lock().insert(key.clone(), outcome);
+        Waiting { among: self.clone(), key }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyedCall, DrainOutcome>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Dropped when the end of its drain is written.
+struct Waiting {
+    among: Unended,
+    key: KeyedCall,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.among.lock().remove(&self.key);
     }
 }
 

@@ -5,9 +5,10 @@ use prism_core::{Error, NamespaceName, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::{from_timestamp, timestamp};
 use prism_store::Tx;
+use serde_json::{Value, json};
 
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn status(tx: &Tx<'_>, scope: Option<&NamespaceName>, found: Option<&Maintenance>) -> Result<wire::MaintenanceStatus> {
     let sessions = tx.live_session_count(&DrainScope { namespace: scope.cloned(), node: None })?;
@@ -19,6 +20,16 @@ fn status(tx: &Tx<'_>, scope: Option<&NamespaceName>, found: Option<&Maintenance
         active_sessions: i32::try_from(sessions).unwrap_or(i32::MAX),
         namespace: scope.map(ToString::to_string),
         allow_reads: found.is_some_and(|terms| terms.allow_reads),
+    })
+}
+
+/// The terms of maintenance, which is over when there are none.
+fn state(terms: &Maintenance) -> Value {
+    json!({
+        "message": terms.message,
+        "allow_reads": terms.allow_reads,
+        "started_at_epoch_ms": terms.started_at,
+        "ends_at_epoch_ms": terms.ends_at,
     })
 }
 
@@ -47,6 +58,7 @@ impl Op for SetMaintenanceMode {
     type Request = wire::SetMaintenanceModeRequest;
     type Response = wire::SetMaintenanceModeResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/SetMaintenanceMode";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(_: &Self::Request) -> String {
         "maintenance".to_owned()
@@ -86,6 +98,8 @@ impl Op for SetMaintenanceMode {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         require(tx, self.namespace.as_ref())?;
+        let scope = self.namespace.as_ref().map_or("", NamespaceName::as_str);
+        let before = tx.maintenance()?.into_iter().find(|(found, _)| found == scope).map(|(_, terms)| state(&terms));
         let terms = if self.enabled {
             let terms = Maintenance {
                 message: self.message.clone(),
@@ -100,6 +114,7 @@ impl Op for SetMaintenanceMode {
         };
         let status = status(tx, self.namespace.as_ref(), terms.as_ref())?;
         let mut done = Done::new(wire::SetMaintenanceModeResponse { success: true, status: Some(status) })
+            .changed(before.as_ref(), terms.as_ref().map(state).as_ref())
             .detail("enabled", self.enabled)
             .detail("message", self.message);
         if let Some(end) = self.scheduled_end {
@@ -120,6 +135,7 @@ impl Op for GetMaintenanceStatus {
     type Request = wire::GetMaintenanceStatusRequest;
     type Response = wire::GetMaintenanceStatusResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetMaintenanceStatus";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "maintenance".to_owned()

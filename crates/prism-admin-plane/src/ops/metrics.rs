@@ -10,7 +10,7 @@ use prism_rpc::convert::{duration, from_duration, timestamp};
 use prism_store::Tx;
 
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// Window when the request does not say.
 const DEFAULT_WINDOW: Duration = Duration::from_mins(1);
@@ -35,6 +35,7 @@ impl Op for GetMetrics {
     type Request = wire::GetMetricsRequest;
     type Response = wire::GetMetricsResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetMetrics";
+    const SCOPE: Scope = Scope::Filtered;
     const PREPARES: bool = true;
 
     fn resource(_: &Self::Request) -> String {

@@ -7,10 +7,11 @@ use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
 use prism_store::{NamespaceRow, Tx};
+use serde_json::{Value, json};
 
 use super::config::check_etag;
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(name: &str) -> String {
     format!("namespace:{name}")
@@ -43,6 +44,7 @@ impl Op for ListNamespaces {
     type Request = wire::ListNamespacesRequest;
     type Response = wire::ListNamespacesResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/ListNamespaces";
+    const SCOPE: Scope = Scope::Filtered;
 
     fn resource(_: &Self::Request) -> String {
         "namespaces".to_owned()
@@ -84,6 +86,7 @@ impl Op for GetNamespace {
     type Request = wire::GetNamespaceRequest;
     type Response = wire::GetNamespaceResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetNamespace";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
@@ -123,6 +126,7 @@ impl Op for CreateNamespace {
     type Request = wire::CreateNamespaceRequest;
     type Response = wire::CreateNamespaceResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/CreateNamespace";
+    const SCOPE: Scope = Scope::Installation;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
@@ -148,8 +152,23 @@ impl Op for CreateNamespace {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.create_namespace(&self.name, &self.description, self.quota)?;
-        Ok(describe(Done::new(wire::CreateNamespaceResponse { namespace: Some(info(tx, &row)?) }), &row))
+        let done = describe(Done::new(wire::CreateNamespaceResponse { namespace: Some(info(tx, &row)?) }), &row);
+        Ok(done.changed(None::<&Value>, Some(&state(&row))))
     }
+}
+
+/// What an operator decides of a namespace.
+fn state(row: &NamespaceRow) -> Value {
+    let quota = row.namespace.quota;
+    json!({
+        "description": row.description,
+        "status": row.namespace.status.name(),
+        "quota": {
+            "max_sessions": quota.max_sessions,
+            "max_storage_bytes": quota.max_storage_bytes,
+            "max_rps": quota.max_rps,
+        },
+    })
 }
 
 fn describe<R>(done: Done<R>, row: &NamespaceRow) -> Done<R> {
@@ -175,6 +194,7 @@ impl Op for UpdateNamespace {
     type Request = wire::UpdateNamespaceRequest;
     type Response = wire::UpdateNamespaceResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/UpdateNamespace";
+    const SCOPE: Scope = Scope::Namespace;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
@@ -204,6 +224,7 @@ impl Op for UpdateNamespace {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let mut row = existing(tx, &self.name)?;
         check_etag(self.etag.as_deref(), &row.etag())?;
+        let before = state(&row);
         if let Some(description) = self.description {
             row.description = description;
         }
@@ -218,7 +239,7 @@ impl Op for UpdateNamespace {
             namespace: Some(info(tx, &row)?),
             updated_at: Some(timestamp(row.updated_at)),
         };
-        Ok(describe(Done::new(response), &row))
+        Ok(describe(Done::new(response), &row).changed(Some(&before), Some(&state(&row))))
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
@@ -240,6 +261,7 @@ impl Op for DeleteNamespace {
     type Request = wire::DeleteNamespaceRequest;
     type Response = wire::DeleteNamespaceResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/DeleteNamespace";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {
@@ -265,7 +287,7 @@ impl Op for DeleteNamespace {
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        existing(tx, &self.name)?;
+        let row = existing(tx, &self.name)?;
         let found = tx.dependants(&self.name)?;
         if !self.force && (found.configs > 0 || found.sessions > 0 || self.stored_bytes > 0) {
             return Err(Error::precondition(
@@ -288,7 +310,7 @@ impl Op for DeleteNamespace {
         Ok(if self.validate_only {
             done.detail("validate_only", true)
         } else {
-            done.detail("stored_bytes", self.stored_bytes)
+            done.detail("stored_bytes", self.stored_bytes).changed(Some(&state(&row)), None::<&Value>)
         })
     }
 

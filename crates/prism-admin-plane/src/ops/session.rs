@@ -9,7 +9,7 @@ use prism_proto::admin::v1 as wire;
 use prism_store::Tx;
 
 use crate::convert;
-use crate::op::{Caller, Done, Op, Place, Services};
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(id: &str) -> String {
     format!("session:{id}")
@@ -36,6 +36,7 @@ impl Op for ListSessions {
     type Request = wire::ListSessionsRequest;
     type Response = wire::ListSessionsResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/ListSessions";
+    const SCOPE: Scope = Scope::Filtered;
     const PREPARES: bool = true;
 
     fn resource(_: &Self::Request) -> String {
@@ -90,6 +91,7 @@ impl Op for GetSession {
     type Request = wire::GetSessionRequest;
     type Response = wire::GetSessionResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/GetSession";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {
@@ -128,6 +130,7 @@ impl Op for TerminateSession {
     type Request = wire::TerminateSessionRequest;
     type Response = wire::TerminateSessionResponse;
     const RPC: &'static str = "prism.admin.v1.AdminService/TerminateSession";
+    const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
 
     fn resource(request: &Self::Request) -> String {

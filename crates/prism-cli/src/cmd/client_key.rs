@@ -55,6 +55,16 @@ pub enum Permission {
     Write,
 }
 
+impl Permission {
+    /// The word of the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
 /// `client-key create`.
 #[derive(Args, Debug)]
 pub struct Create {
@@ -73,14 +83,10 @@ pub struct Create {
 
 impl Create {
     async fn run(self, console: &Console) -> Result<()> {
-        let word = |permission: &Permission| match permission {
-            Permission::Read => "read".to_owned(),
-            Permission::Write => "write".to_owned(),
-        };
         let request = CreateClientKeyRequest {
             name: self.name,
             namespace: self.namespace,
-            permissions: self.permissions.iter().map(word).collect(),
+            permissions: self.permissions.iter().map(|permission| permission.word().to_owned()).collect(),
             ttl: self.ttl.map(text::duration_to_proto),
         };
         let answer = console.client_for_secret().await?.call(request).await?;
@@ -105,7 +111,7 @@ async fn revoke(console: &Console, key_id: String) -> Result<()> {
     console.confirm(&format!("Revoke client key {key_id}?"))?;
     let answer = client.call(RevokeClientKeyRequest { key_id: key_id.clone() }).await?;
     note(&format!("client key {key_id} revoked"));
-    if console.printer.is_for_programs() { console.printer.message(&answer, |_| String::new()) } else { Ok(()) }
+    console.printer.done(&answer)
 }
 
 fn table(keys: &[ClientKey]) -> String {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use prism_proto::admin::v1::{ApiKey, CreateApiKeyRequest, ListApiKeysRequest, RevokeApiKeyRequest};
+use prism_proto::admin::v1::{
+    ApiKey, CreateApiKeyRequest, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest,
+};
 
 use super::{Console, note_rest};
 use crate::{
@@ -21,6 +23,10 @@ pub enum Command {
     Create(Create),
     /// List keys
     List(Paging),
+    /// Give a key a new token, shown once; `-o token` prints nothing else
+    ///
+    /// The old token dies at once, or with --overlap after a while.
+    Rotate(Rotate),
     /// Revoke a key
     Revoke {
         /// Id as `key list` shows it
@@ -35,6 +41,7 @@ impl Command {
         match self {
             Self::Create(create) => create.run(console).await,
             Self::List(paging) => list(console, paging).await,
+            Self::Rotate(rotate) => rotate.run(console).await,
             Self::Revoke { id } => revoke(console, id).await,
         }?;
         Ok(Exit::Ok)
@@ -78,6 +85,39 @@ impl Create {
     }
 }
 
+/// `key rotate`.
+#[derive(Args, Debug)]
+pub struct Rotate {
+    /// Id as `key list` shows it
+    #[arg(value_name = "KEY_ID")]
+    id: String,
+    /// How long the old token still works, such as 1h [default: not at all]
+    #[arg(long, value_name = "DURATION", value_parser = text::parse_duration)]
+    overlap: Option<Duration>,
+}
+
+impl Rotate {
+    async fn run(self, console: &Console) -> Result<()> {
+        let client = console.client_for_secret().await?;
+        if self.overlap.is_none() {
+            console
+                .confirm(&format!("Rotate key {}? Its old token dies at once; --overlap keeps it a while.", self.id))?;
+        }
+        let overlap = self.overlap.map(text::duration_to_proto);
+        let answer = client.call(RotateApiKeyRequest { key_id: self.id, overlap }).await?;
+        console.printer.secret(&answer, &answer.token, |answer| {
+            let key = answer.api_key.clone().unwrap_or_default();
+            let old = key.overlap_ends_at.as_ref().map_or_else(
+                || "does not work any more".to_owned(),
+                |end| format!("works until {}", text::time(Some(end))),
+            );
+            sheet(&key).field("old token", old).field("token", &answer.token).render("")
+        })?;
+        note("note: the token is shown this once; Prism keeps only its hash");
+        Ok(())
+    }
+}
+
 async fn list(console: &Console, paging: Paging) -> Result<()> {
     let client = console.client().await?;
     let answer = pages::fetch(&client, ListApiKeysRequest::default(), paging).await?;
@@ -90,11 +130,11 @@ async fn revoke(console: &Console, key_id: String) -> Result<()> {
     console.confirm(&format!("Revoke key {key_id}?"))?;
     let answer = client.call(RevokeApiKeyRequest { key_id: key_id.clone() }).await?;
     note(&format!("key {key_id} revoked"));
-    if console.printer.is_for_programs() { console.printer.message(&answer, |_| String::new()) } else { Ok(()) }
+    console.printer.done(&answer)
 }
 
 fn table(keys: &[ApiKey]) -> String {
-    let header = ["KEY", "NAME", "ROLES", "NAMESPACE", "USER", "STATE", "CREATED", "EXPIRES", "LAST USED"];
+    let header = ["KEY", "NAME", "ROLES", "NAMESPACE", "USER", "STATE", "CREATED", "ROTATED", "EXPIRES", "LAST USED"];
     let grid = keys.iter().fold(Grid::new(header), |grid, key| {
         grid.row([
             key.key_id.clone(),
@@ -104,6 +144,7 @@ fn table(keys: &[ApiKey]) -> String {
             key.user.clone().unwrap_or_else(|| "shared".to_owned()),
             text::key_state(key.revoked, key.expires_at.as_ref()).to_owned(),
             text::time(key.created_at.as_ref()),
+            text::time(key.rotated_at.as_ref()),
             text::time(key.expires_at.as_ref()),
             text::time(key.last_used_at.as_ref()),
         ])

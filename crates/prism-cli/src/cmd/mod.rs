@@ -2,21 +2,30 @@
 
 pub mod audit;
 pub mod backend;
+pub mod binding;
 pub mod can_i;
+pub mod cert;
+pub mod client_binding;
 pub mod client_key;
 pub mod completion;
 pub mod config;
 pub mod context;
 pub mod drain;
 pub mod key;
+pub mod login;
+pub mod logout;
 pub mod maintenance;
 pub mod metrics;
 pub mod namespace;
+pub mod role;
 pub mod session;
+pub mod who_can;
 pub mod whoami;
 
 use std::{
+    cell::RefCell,
     io::{self, IsTerminal as _, Write as _},
+    rc::Rc,
     time::Duration,
 };
 
@@ -27,29 +36,43 @@ use crate::{
     client::{CallOptions, Client},
     error::{Failure, Result},
     exit::{self, Exit},
+    memory::Memory,
     output::{self, Printer},
     target::{self, Surroundings},
+    watch::{Alarm, Watch},
 };
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Carries a command out.
+/// Carries a command out, and cries out if a server's audit log is not the one that was seen before.
 pub async fn run(cli: Cli) -> Result<Exit> {
-    let console = Console::new(cli.global);
-    match cli.command {
-        Command::Namespace(command) => command.run(&console).await,
-        Command::Config(command) => command.run(&console).await,
-        Command::Session(command) => command.run(&console).await,
-        Command::Backend(command) => command.run(&console).await,
-        Command::Maintenance(command) => command.run(&console).await,
-        Command::Drain(command) => command.run(&console).await,
-        Command::Metrics(command) => command.run(&console).await,
-        Command::Audit(command) => command.run(&console).await,
-        Command::Key(command) => command.run(&console).await,
-        Command::ClientKey(command) => command.run(&console).await,
-        Command::Whoami(command) => command.run(&console).await,
-        Command::CanI(command) => command.run(&console).await,
-        Command::Context(command) => command.run(&console),
+    let console = Console::new(cli.global)?;
+    let outcome = carry_out(cli.command, &console).await;
+    console.conclude(outcome)
+}
+
+async fn carry_out(command: Command, console: &Console) -> Result<Exit> {
+    match command {
+        Command::Namespace(command) => command.run(console).await,
+        Command::Config(command) => command.run(console).await,
+        Command::Session(command) => command.run(console).await,
+        Command::Backend(command) => command.run(console).await,
+        Command::Maintenance(command) => command.run(console).await,
+        Command::Drain(command) => command.run(console).await,
+        Command::Metrics(command) => command.run(console).await,
+        Command::Audit(command) => command.run(console).await,
+        Command::Key(command) => command.run(console).await,
+        Command::ClientKey(command) => command.run(console).await,
+        Command::Role(command) => command.run(console).await,
+        Command::Binding(command) => command.run(console).await,
+        Command::ClientBinding(command) => command.run(console).await,
+        Command::Cert(command) => command.run(console).await,
+        Command::Whoami(command) => command.run(console).await,
+        Command::CanI(command) => command.run(console).await,
+        Command::WhoCan(command) => command.run(console).await,
+        Command::Login(command) => command.run(console).await,
+        Command::Logout(command) => command.run(console).await,
+        Command::Context(command) => command.run(console),
         Command::Completion(command) => command.run(),
         Command::ExitCodes => output::write(&format!("{}\n", exit::HELP)).map(|()| Exit::Ok),
     }
@@ -63,11 +86,17 @@ pub struct Console {
     pub around: Surroundings,
     /// Where data goes.
     pub printer: Printer,
+    /// Watches over the audit logs of the servers that were talked to.
+    watches: RefCell<Vec<Rc<Watch>>>,
 }
 
 impl Console {
-    fn new(global: Global) -> Self {
-        Self { printer: Printer::new(global.output), around: Surroundings::of_process(), global }
+    fn new(global: Global) -> Result<Self> {
+        Ok(Self::of(global, Surroundings::of_process()?))
+    }
+
+    fn of(global: Global, around: Surroundings) -> Self {
+        Self { printer: Printer::new(global.output), around, global, watches: RefCell::default() }
     }
 
     /// A connection to the server that is meant.
@@ -79,7 +108,29 @@ impl Console {
     /// A connection whose calls may take this long; `-o token` is accepted.
     pub async fn connect(&self, timeout: Duration) -> Result<Client> {
         let target = target::resolve(&self.global.connection, &self.around)?;
-        Client::connect(&target, CallOptions { timeout, idempotency_key: self.global.idempotency_key.clone() }).await
+        let watch = Watch::new(target.memory.clone());
+        self.watches.borrow_mut().push(Rc::clone(&watch));
+        let idempotency_key = self.global.idempotency_key.clone();
+        Client::connect(&target, CallOptions { timeout, idempotency_key }, watch).await
+    }
+
+    /// Where the log of the server that is meant is remembered.
+    pub fn memory(&self) -> Result<Memory> {
+        target::memory(&self.global.connection, &self.around)
+    }
+
+    /// How the process ends: as the command did, unless a watch has found something. Then that is said last, after
+    /// all that was printed.
+    fn conclude(&self, outcome: Result<Exit>) -> Result<Exit> {
+        let alarms: Vec<_> = self.watches.borrow().iter().filter_map(|watch| watch.alarm()).collect();
+        if alarms.is_empty() {
+            return outcome;
+        }
+        if let Err(failure) = outcome {
+            failure.report();
+        }
+        alarms.iter().for_each(Alarm::report);
+        Ok(Exit::ChainBroken)
     }
 
     /// A connection for commands that make a key.

@@ -24,7 +24,8 @@ fn tables(answer: &WhoAmIResponse) -> String {
         .field("actor", &answer.actor)
         .field("method", &answer.auth_method)
         .field("credential", text::or_dash(&answer.credential_id))
-        .render("");
+        .field("expires", answer.expires_at.as_ref().map_or_else(|| "never".to_owned(), |end| text::time(Some(end))));
+    let sheet = answer.subjects.iter().fold(sheet, |sheet, subject| sheet.field("subject", subject)).render("");
     let grid = answer.grants.iter().fold(Grid::new(["ROLE", "NAMESPACE", "PERMISSIONS"]), |grid, grant| {
         grid.row([
             grant.role.clone(),
@@ -33,4 +34,28 @@ fn tables(answer: &WhoAmIResponse) -> String {
         ])
     });
     format!("{sheet}\n{}", grid.render("no roles"))
+}
+
+#[cfg(test)]
+mod tests {
+    use prism_proto::admin::v1::Grant;
+
+    use super::*;
+
+    #[test]
+    fn tables_tell_subjects_expiry_and_grants() {
+        let mut answer = WhoAmIResponse {
+            actor: "alice".to_owned(),
+            subjects: vec!["user:alice".to_owned(), "group:ops".to_owned()],
+            expires_at: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            grants: vec![Grant { role: "viewer".to_owned(), ..Grant::default() }],
+            ..WhoAmIResponse::default()
+        };
+        let text = tables(&answer);
+        for part in ["user:alice", "group:ops", "1970-01-01T00:00:00Z", "viewer"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        answer.expires_at = None;
+        assert!(tables(&answer).contains("never"));
+    }
 }

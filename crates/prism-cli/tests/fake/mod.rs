@@ -1,22 +1,33 @@
 //! A fake admin plane over real TLS and HTTP/2, and the binary run against it.
 
+#![allow(dead_code)] // each test uses a part of it
+
 use std::{
     convert::Infallible,
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, SanType,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tonic::Status;
@@ -30,12 +41,27 @@ pub fn one(message: &impl Message) -> Reply {
     Ok(vec![message.encode_to_vec()])
 }
 
+/// A reply, and metadata after it.
+pub struct Answer {
+    pub reply: Reply,
+    /// Names and values; of a name that ends in `-bin` the value is encoded.
+    pub trailers: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self { reply, trailers: Vec::new() }
+    }
+}
+
 /// A call as it arrived.
 #[derive(Clone)]
 pub struct Call {
     pub method: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// The client certificate of its connection, in DER.
+    pub peer: Option<Vec<u8>>,
 }
 
 impl Call {
@@ -51,16 +77,23 @@ impl Call {
 /// A server and its data directory.
 pub struct Fake {
     folder: tempfile::TempDir,
+    ca: Arc<Ca>,
     calls: Arc<Mutex<Vec<Call>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Fake {
-    pub fn start(handler: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn start<R: Into<Answer>>(handler: impl Fn(&Call) -> R + Send + Sync + 'static) -> Self {
+        Self::start_with_ca(move |_, call| handler(call))
+    }
+
+    /// A server whose handler can issue certificates.
+    pub fn start_with_ca<R: Into<Answer>>(handler: impl Fn(&Ca, &Call) -> R + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("prism-data");
         fs::create_dir(&data).unwrap();
-        let tls = certificates(&data);
+        let ca = Arc::new(Ca::new());
+        fs::write(data.join("ca.pem"), &ca.pem).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -70,8 +103,30 @@ impl Fake {
         fs::write(&token, "prx_test\n").unwrap();
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
-        runtime.spawn(serve(listener, tls, Arc::new(handler), Arc::clone(&calls)));
-        Self { folder, calls, _runtime: runtime }
+        let issuer = Arc::clone(&ca);
+        let handler = Arc::new(move |call: &Call| handler(&issuer, call).into());
+        runtime.spawn(serve(listener, ca.acceptor(b"h2"), handler, Arc::clone(&calls)));
+        Self { folder, ca, calls, _runtime: runtime }
+    }
+
+    pub fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder().join("prism-data")
+    }
+
+    /// `host:port` of the server.
+    pub fn endpoint(&self) -> String {
+        let text = fs::read_to_string(self.data_dir().join("endpoints.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["admin"].as_str().unwrap().to_owned()
+    }
+
+    /// Where the command keeps its files.
+    pub fn config_dir(&self) -> PathBuf {
+        self.folder().join(".config/prism")
     }
 
     pub fn folder(&self) -> &Path {
@@ -102,27 +157,55 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-fn certificates(data: &Path) -> TlsAcceptor {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    fs::write(data.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
-        .unwrap()
-        .signed_by(&key, &Issuer::new(ca, ca_key))
-        .unwrap();
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    TlsAcceptor::from(Arc::new(config))
+/// A certification authority.
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pub pem: String,
 }
 
-async fn serve<H: Fn(&Call) -> Reply + Send + Sync + 'static>(
+impl Ca {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A client certificate for the key of a signing request.
+    pub fn issue(&self, request: &[u8], uri: &str) -> String {
+        let mut request = CertificateSigningRequestParams::from_pem(std::str::from_utf8(request).unwrap()).unwrap();
+        request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        request.signed_by(&self.issuer).unwrap().pem()
+    }
+
+    /// TLS for a server on this machine, which asks its clients for certificates of this CA.
+    pub fn acceptor(&self, protocol: &[u8]) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
+            .unwrap()
+            .signed_by(&key, &self.issuer)
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+            .unwrap();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+async fn serve<H: Fn(&Call) -> Answer + Send + Sync + 'static>(
     listener: TcpListener,
     tls: TlsAcceptor,
     handler: Arc<H>,
@@ -132,10 +215,11 @@ async fn serve<H: Fn(&Call) -> Reply + Send + Sync + 'static>(
         let (tls, handler, calls) = (tls.clone(), Arc::clone(&handler), Arc::clone(&calls));
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
+            let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|der| der.to_vec());
             let service = service_fn(move |request: Request<Incoming>| {
-                let (handler, calls) = (Arc::clone(&handler), Arc::clone(&calls));
+                let (handler, calls, peer) = (Arc::clone(&handler), Arc::clone(&calls), peer.clone());
                 async move {
-                    let call = read(request).await;
+                    let call = read(request, peer).await;
                     calls.lock().unwrap().push(call.clone());
                     Ok::<_, Infallible>(answer(handler(&call)))
                 }
@@ -147,7 +231,7 @@ async fn serve<H: Fn(&Call) -> Reply + Send + Sync + 'static>(
     }
 }
 
-async fn read(request: Request<Incoming>) -> Call {
+async fn read(request: Request<Incoming>, peer: Option<Vec<u8>>) -> Call {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     // Five bytes of frame: compression flag and length.
@@ -155,13 +239,14 @@ async fn read(request: Request<Incoming>) -> Call {
         method: parts.uri.path().rsplit('/').next().unwrap().to_owned(),
         headers: parts.headers,
         body: body.slice(5..),
+        peer,
     }
 }
 
-fn answer(reply: Reply) -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
+fn answer(answer: Answer) -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
     let mut body = BytesMut::new();
     let mut trailers = HeaderMap::new();
-    match reply {
+    match answer.reply {
         Ok(messages) => {
             for message in messages {
                 body.put_u8(0);
@@ -171,6 +256,10 @@ fn answer(reply: Reply) -> Response<impl hyper::body::Body<Data = Bytes, Error =
             trailers.insert("grpc-status", "0".parse().unwrap());
         }
         Err(status) => status.add_header(&mut trailers).unwrap(),
+    }
+    for (name, value) in answer.trailers {
+        let value = if name.ends_with("-bin") { BASE64_STANDARD_NO_PAD.encode(value).into_bytes() } else { value };
+        trailers.insert(name, HeaderValue::from_bytes(&value).unwrap());
     }
     let trailers = std::future::ready(Some(Ok(trailers)));
     Response::builder()

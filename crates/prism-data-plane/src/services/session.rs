@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::admission;
 use crate::call::{self, Context};
+use crate::credential::Origin;
 use crate::plane::Plane;
 use crate::rpc::Rpc;
 use crate::session::Session;
@@ -35,7 +36,8 @@ impl SessionService for Service {
         let context = Context::new(Rpc::CreateSession, &metadata, &extensions);
         // A task of its own: an admission that has become durable must reach the map of sessions, even when the client is gone.
         let (answer, answered) = oneshot::channel();
-        tokio::spawn(admission::create(Arc::clone(&self.0), message, started, answer));
+        let origin = Origin::of(&extensions);
+        tokio::spawn(admission::create(Arc::clone(&self.0), message, origin, started, answer));
         let answered = async { answered.await.unwrap_or_else(|lost| Err(Error::internal(lost))) };
         let outcome = call::within(context.deadline, answered).await;
         outcome.map(Response::new).map_err(|error| context.status(&error))
@@ -123,6 +125,7 @@ impl Service {
         }
         let gate = &self.0.gate;
         let latest = session.record().created_at + gate.policy.max_age;
+        let latest = gate.credential_ends(session).map_or(latest, |ends| ends.min(latest));
         let current = session.expires_at();
         let wanted = (gate.clock.now() + extension).min(latest);
         if wanted > current {

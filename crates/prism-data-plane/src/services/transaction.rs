@@ -19,6 +19,7 @@ use tonic::{Request, Response, Streaming};
 
 use super::transact::{self, DEFAULT_TIMEOUT};
 use crate::call::{self, Context};
+use crate::cause::EndCause;
 use crate::fields::Fields;
 use crate::gate::{self, Gate, Permit};
 use crate::rpc::Rpc;
@@ -173,6 +174,11 @@ impl Conversation {
         loop {
             let step = next(inbound, self.gate.limits.max_message_bytes()).await?;
             self.session.heard(self.gate.clock.now());
+            // Each step is as new as a call of its own would be.
+            self.gate.follow();
+            if !self.gate.upholds(&self.session) {
+                return Err(EndCause::CredentialRevoked.error());
+            }
             match step {
                 Some(Step::Begin(_)) => return Err(Error::invalid("begin", "the transaction has begun already")),
                 Some(Step::Write(request)) => {

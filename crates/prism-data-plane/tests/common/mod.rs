@@ -2,30 +2,40 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod proofs;
+
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use prism_backends::driver::Backend;
 use prism_backends::memory::MemoryBackend;
 use prism_backends::sqlite::SqliteBackend;
+use prism_core::access::{ClientAccess, ClientGrant, ClientKeyAccess};
 use prism_core::config::{AccessPattern, BackendDraft, BackendInstance, BackendType, Catalog, ConfigDraft, RateLimit};
 use prism_core::control::{
-    ClientIdentity, ConfigRevision, ControlPlane, DataNode, Maintenance, Namespace, NamespaceStatus, Quota, Snapshot,
+    ClientCredential, ClientIdentity, ConfigRevision, ControlPlane, DataNode, Maintenance, Namespace, NamespaceStatus,
+    Quota, Snapshot,
 };
 use prism_core::limits::{Limits, SessionPolicy};
-use prism_core::secret::{PresentedSecret, Random, SecretHash, SecretKind, Token};
+use prism_core::secret::{self, Random, SecretHash, SecretKind, Token};
 use prism_core::session::{
-    AdmitRequest, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
+    AdmitRequest, ClientBasis, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
 };
-use prism_core::{Clock, ConfigName, Error, InstanceName, NamespaceName, NodeId, Result, UnixMillis};
+use prism_core::subject::Subject;
+use prism_core::{Clock, ConfigName, Error, InstanceName, Kind, NamespaceName, NodeId, Result, UnixMillis};
 use prism_data_plane::{DataPlane, DataPlaneOptions};
+use prism_identity::{ClientTrust, Issuers};
 use prism_proto::session::v1::create_session_request::{Auth, Config};
 use prism_proto::session::v1::session_service_client::SessionServiceClient;
 use prism_proto::session::v1::{CreateSessionRequest, CreateSessionResponse};
-use prism_rpc::{BoundListener, Metrics, RequestIdService, RequestIds, ServeOptions, Shutdown, ShutdownTrigger, Table};
+use prism_rpc::{
+    BoundListener, Metrics, RequestIdService, RequestIds, ServeOptions, ServerTls, Shutdown, ShutdownTrigger, Table,
+};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -37,7 +47,7 @@ pub const SOON: Duration = Duration::from_secs(5);
 /// A control plane in memory.
 pub struct FakeControl {
     snapshot: watch::Sender<Arc<Snapshot>>,
-    keys: Mutex<HashMap<String, (SecretHash, ClientIdentity)>>,
+    keys: Mutex<HashMap<String, SecretHash>>,
     pub live: Mutex<HashMap<SessionId, SessionRecord>>,
     pub ended: Mutex<Vec<(SessionId, EndReason)>>,
     pub reported: Mutex<Vec<SessionReport>>,
@@ -84,16 +94,48 @@ impl FakeControl {
         });
     }
 
+    /// Changes who may do what on the data plane.
+    pub fn access(&self, change: impl FnOnce(&mut ClientAccess)) {
+        self.change(|snapshot| {
+            let mut next = (*snapshot.client_access).clone();
+            change(&mut next);
+            snapshot.client_access = Arc::new(next);
+        });
+    }
+
     /// A new client key.
-    pub fn key(&self, namespace_name: &str, read: bool, write: bool) -> String {
+    pub fn key(&self, namespace: &str, read: bool, write: bool) -> String {
+        self.key_until(namespace, read, write, None)
+    }
+
+    /// A new client key that ends by itself.
+    pub fn key_until(&self, namespace: &str, read: bool, write: bool, expires_at: Option<UnixMillis>) -> String {
         let new = Random::system().secret(SecretKind::ClientKey);
-        let identity = ClientIdentity {
-            credential_id: new.id.to_string(),
-            namespace: namespace(namespace_name),
-            grant: DataGrant { read, write },
-        };
-        self.keys.lock().unwrap().insert(new.id.to_string(), (new.hash, identity));
+        self.keys.lock().unwrap().insert(new.id.to_string(), new.hash);
+        let key = ClientKeyAccess { grant: given(namespace, read, write), expires_at };
+        self.access(|access| _ = access.keys.insert(new.id.to_string(), key));
         new.token.into_exposed()
+    }
+
+    /// Revokes a client key.
+    pub fn revoke_key(&self, key: &str) {
+        let id = secret::parse(SecretKind::ClientKey, key).unwrap().id.to_string();
+        self.access(|access| _ = access.keys.remove(&id).unwrap());
+    }
+
+    /// Gives a subject these namespaces and nothing else.
+    pub fn bind(&self, subject: &str, given: &[ClientGrant]) {
+        let subject = Subject::parse("subject", subject).unwrap();
+        self.access(|access| _ = access.bindings.insert(subject, given.to_vec()));
+    }
+
+    /// Revokes a client certificate.
+    pub fn revoke_certificate(&self, fingerprint: &str) {
+        self.access(|access| {
+            let mut revoked = (*access.revoked_certificates).clone();
+            revoked.insert(fingerprint.to_owned());
+            access.revoked_certificates = Arc::new(revoked);
+        });
     }
 
     /// How a session ended.
@@ -117,10 +159,27 @@ impl ControlPlane for FakeControl {
         self.snapshot.subscribe()
     }
 
-    async fn authenticate_client(&self, key: PresentedSecret<'_>) -> Result<ClientIdentity> {
-        let keys = self.keys.lock().unwrap();
-        let known = keys.get(key.id.as_str()).filter(|(hash, _)| hash.matches(&key));
-        known.map(|(_, identity)| identity.clone()).ok_or_else(|| Error::unauthenticated("NO", "no"))
+    async fn authenticate_client(&self, credential: ClientCredential<'_>) -> Result<ClientIdentity> {
+        let access = Arc::clone(&self.snapshot.borrow().client_access);
+        let refused = || Error::unauthenticated("NO", "no");
+        let (basis, ends) = match credential {
+            ClientCredential::Key(key) => {
+                let keys = self.keys.lock().unwrap();
+                keys.get(key.id.as_str()).filter(|hash| hash.matches(&key)).ok_or_else(refused)?;
+                let ends = access.keys.get(key.id.as_str()).and_then(|key| key.expires_at);
+                (ClientBasis { credential_id: key.id.to_string(), ..ClientBasis::default() }, ends)
+            }
+            ClientCredential::Proven(client) => (client.basis.clone(), client.ends),
+        };
+        let grants = access.grants(&basis, self.clock.now());
+        if !grants.is_empty() {
+            return Ok(ClientIdentity { basis, grants, ends });
+        }
+        let revoked = basis.certificate.as_ref().is_some_and(|known| access.revoked_certificates.contains(known));
+        if revoked || basis.subjects.is_empty() {
+            return Err(refused());
+        }
+        Err(Error::new(Kind::PermissionDenied, "NO_NAMESPACE", format!("nothing is given to {:?}", basis.subjects)))
     }
 
     async fn config_version(
@@ -137,6 +196,10 @@ impl ControlPlane for FakeControl {
 
     async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, Token)> {
         self.held(Hold::Before).await?;
+        let access = Arc::clone(&self.snapshot.borrow().client_access);
+        if !access.upholds(&request.basis, &request.config.namespace, request.grant, self.clock.now()) {
+            return Err(Error::unauthenticated("NO", "not any more"));
+        }
         let secret = Random::system().secret(SecretKind::Session);
         let now = self.clock.now();
         let record = SessionRecord {
@@ -149,9 +212,12 @@ impl ControlPlane for FakeControl {
             config: request.config,
             config_name: request.config_name,
             grant: request.grant,
-            credential_id: request.credential_id,
+            basis: request.basis,
             created_at: now,
-            expires_at: now + *self.life.lock().unwrap(),
+            expires_at: {
+                let latest = now + *self.life.lock().unwrap();
+                request.credential_ends.map_or(latest, |ends| ends.min(latest))
+            },
             last_activity: now,
             terminating: None,
             figures: SessionFigures::default(),
@@ -188,6 +254,11 @@ impl ControlPlane for FakeControl {
     }
 }
 
+/// Rights in a namespace.
+pub fn given(name: &str, read: bool, write: bool) -> ClientGrant {
+    ClientGrant { namespace: namespace(name), grant: DataGrant { read, write } }
+}
+
 pub fn namespace(name: &str) -> NamespaceName {
     NamespaceName::parse("namespace", name).unwrap()
 }
@@ -202,11 +273,23 @@ pub struct Setup {
     pub limits: Limits,
     pub policy: SessionPolicy,
     pub clock: Clock,
+    pub issuers: Issuers,
+    pub trust: Option<Arc<ArcSwap<ClientTrust>>>,
+    pub tls: Option<ServerTls>,
+    pub auth_failures: u32,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: Limits::default(), policy: SessionPolicy::default(), clock: Clock::system() }
+        Self {
+            limits: Limits::default(),
+            policy: SessionPolicy::default(),
+            clock: Clock::system(),
+            issuers: Issuers::none(),
+            trust: None,
+            tls: None,
+            auth_failures: 1000,
+        }
     }
 }
 
@@ -214,12 +297,14 @@ impl Default for Setup {
 pub struct Node {
     pub control: Arc<FakeControl>,
     pub plane: Arc<DataPlane>,
+    /// Without a client certificate; does not connect before it is used.
     pub channel: Channel,
+    pub address: SocketAddr,
     pub metrics: Metrics,
     pub key: String,
     setup: Setup,
     stop: ShutdownTrigger,
-    folder: Arc<tempfile::TempDir>,
+    pub folder: Arc<tempfile::TempDir>,
 }
 
 impl Node {
@@ -242,7 +327,8 @@ impl Node {
         });
         let key = control.key("default", true, true);
         let node = Self::run(control, setup, key, Arc::new(tempfile::tempdir().unwrap())).await;
-        let configs: Vec<_> = node.control.snapshot.borrow().configs.values().cloned().collect();
+        let configs: Vec<_> =
+            node.control.snapshot.borrow().configs.into_iter().map(|(_, known)| known.clone()).collect();
         for revision in configs {
             node.plane.prepare_config(&revision.config).await.unwrap();
         }
@@ -261,6 +347,8 @@ impl Node {
             SqliteBackend::open(instance("sqlite"), folder.path().to_owned(), setup.clock.clone()).await.unwrap();
         let memory: Arc<dyn Backend> = MemoryBackend::new(instance("memory"), setup.clock.clone());
         let metrics = Metrics::new();
+        let mut serve = ServeOptions::new("data");
+        serve.tls = setup.tls.as_ref().map(ServerTls::config);
         let plane = DataPlane::start(DataPlaneOptions {
             node: NodeId::parse("node", "node-1").unwrap(),
             control: Arc::clone(&control) as Arc<dyn ControlPlane>,
@@ -272,16 +360,20 @@ impl Node {
             table: Arc::new(Table::load().unwrap()),
             reflection: true,
             health: true,
+            issuers: setup.issuers.clone(),
+            trust: setup.trust.clone(),
+            connections: serve.connections.clone(),
+            auth_failures: setup.auth_failures,
         })
         .await
         .unwrap();
         let listener = BoundListener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = format!("http://{}", listener.local_addr());
+        let address = listener.local_addr();
         let (stop, shutdown) = Shutdown::new();
         let service = RequestIdService::new(plane.service(), RequestIds::new(&Random::system()));
-        tokio::spawn(prism_rpc::serve(listener, ServeOptions::new("data"), service, shutdown));
-        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
-        Self { control, plane, channel, metrics, key, setup, stop, folder }
+        tokio::spawn(prism_rpc::serve(listener, serve, service, shutdown));
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+        Self { control, plane, channel, address, metrics, key, setup, stop, folder }
     }
 
     pub fn sessions(&self) -> SessionServiceClient<Channel> {
@@ -294,9 +386,19 @@ impl Node {
     }
 
     pub async fn try_session(&self, config: &str) -> Result<CreateSessionResponse, Status> {
-        let request = create(Some(Auth::ApiKey(self.key.clone())), Some(Config::ConfigName(config.to_owned())));
-        self.sessions().create_session(request).await.map(tonic::Response::into_inner)
+        self.session_of(Auth::ApiKey(self.key.clone()), config).await
     }
+
+    /// A session of any credential.
+    pub async fn session_of(&self, auth: Auth, config: &str) -> Result<CreateSessionResponse, Status> {
+        open(&self.channel, auth, config).await
+    }
+}
+
+/// A session on a named config, over any connection.
+pub async fn open(channel: &Channel, auth: Auth, config: &str) -> Result<CreateSessionResponse, Status> {
+    let request = create(Some(auth), Some(Config::ConfigName(config.to_owned())));
+    SessionServiceClient::new(channel.clone()).create_session(request).await.map(tonic::Response::into_inner)
 }
 
 pub fn create(auth: Option<Auth>, config: Option<Config>) -> CreateSessionRequest {
@@ -339,7 +441,9 @@ fn snapshot() -> Snapshot {
     for draft in configs {
         let config = draft.validate("config", &catalog(), |_| true).unwrap();
         let name = ConfigName::parse("name", config.name.as_str()).unwrap();
-        snapshot.configs.insert(name, Arc::new(ConfigRevision { revision: 1, config: Arc::new(config) }));
+        let at = UnixMillis(0);
+        let revision = ConfigRevision { revision: 1, config: Arc::new(config), created_at: at, updated_at: at };
+        snapshot.configs.insert_cow(name, Arc::new(revision));
     }
     snapshot
 }

@@ -15,13 +15,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
-use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
-use super::{ClientVerifier, fault, provider};
+use super::{CertificateFacts, ServerTls, Source, fault, provider};
 use crate::files::{is_open_to_others, write_atomically};
 
 /// File of the CA certificate, which clients must trust.
@@ -35,19 +34,22 @@ const AUTHORITY_LIFE: Duration = Duration::from_hours(87648);
 const SERVER_LIFE: Duration = Duration::from_hours(2160);
 /// A server certificate is replaced when this much of its life is left.
 const SERVER_RENEWAL: Duration = Duration::from_hours(720);
+/// With less than this left of a server certificate, its renewal has failed for a day.
+pub(super) const ATTENTION: Duration = Duration::from_hours(696);
 /// Certificates begin in the past, for clients whose clock is slow.
-const BACKDATE: Duration = Duration::from_hours(1);
+pub(super) const BACKDATE: Duration = Duration::from_hours(1);
 
 /// Prism's own certificate authority; a clone is the same one.
 #[derive(Clone)]
-pub struct CertificateAuthority(Arc<Inner>);
+pub struct CertificateAuthority(pub(super) Arc<Inner>);
 
-struct Inner {
-    issuer: Issuer<'static, KeyPair>,
+pub(super) struct Inner {
+    pub issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    pub expires_at: UnixMillis,
     pem: String,
-    clock: Clock,
-    random: Random,
+    pub clock: Clock,
+    pub random: Random,
 }
 
 impl CertificateAuthority {
@@ -105,7 +107,8 @@ impl CertificateAuthority {
             KeyPair::from_pem(&key.serialize_pem()).map_err(|error| fault(format!("has an unusable key: {error}")))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| fault(format!("is not the certificate of a CA: {error}")))?;
-        Ok(Self(Arc::new(Inner { issuer, certificate, pem, clock, random })))
+        let expires_at = CertificateFacts::of(&certificate)?.expires_at;
+        Ok(Self(Arc::new(Inner { issuer, certificate, expires_at, pem, clock, random })))
     }
 
     /// The CA certificate in PEM.
@@ -113,35 +116,46 @@ impl CertificateAuthority {
         &self.0.pem
     }
 
+    /// The CA certificate.
+    pub fn certificate_der(&self) -> &CertificateDer<'static> {
+        &self.0.certificate
+    }
+
+    /// When the CA certificate ends, and with it the trust in all it has issued.
+    pub fn expires_at(&self) -> UnixMillis {
+        self.0.expires_at
+    }
+
     /// TLS of a listener with a certificate for `localhost`, `127.0.0.1`, `::1`, the host's name and `names`, valid for 90 days
-    /// and replaced while the server runs. `client_ca` checks certificates that clients show.
+    /// and replaced while the server runs.
     ///
     /// INVALID_ARGUMENT when one of `names` is neither a DNS name nor an address.
-    pub fn server_config(&self, names: &[String], client_ca: Option<ClientVerifier>) -> Result<Arc<ServerConfig>> {
+    pub fn server_tls(&self, names: &[String]) -> Result<ServerTls> {
         let alternatives = alternatives(names)?;
         let first = self.issue(&alternatives)?;
-        let resolver = Renewing {
+        let renewing = Arc::new(Renewing {
             authority: self.clone(),
             alternatives,
             current: ArcSwap::from_pointee(first),
             one_at_a_time: Mutex::new(()),
-        };
-        super::server_config(Arc::new(resolver), client_ca)
+        });
+        ServerTls::new(renewing.clone(), Source::Own(renewing))
     }
 
     fn issue(&self, alternatives: &[SanType]) -> Result<Issued> {
         let inner = &self.0;
         let now = inner.clock.now();
         let failed = |error: rcgen::Error| fault(format!("the CA cannot issue a certificate: {error}"));
-        let mut params = parameters("Prism server", now, SERVER_LIFE, &inner.random);
+        let mut params = parameters("Prism server", now, now + SERVER_LIFE, &inner.random);
         params.subject_alt_names = alternatives.to_vec();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let leaf = params.signed_by(&key, &inner.issuer).map_err(failed)?;
+        let expires_at = CertificateFacts::of(leaf.der())?.expires_at;
         let certified = certified(vec![leaf.der().clone(), inner.certificate.clone()], &key)?;
-        Ok(Issued { certified: Arc::new(certified), renew_at: now + SERVER_LIFE - SERVER_RENEWAL })
+        Ok(Issued { certified: Arc::new(certified), expires_at })
     }
 }
 
@@ -151,13 +165,14 @@ impl fmt::Debug for CertificateAuthority {
     }
 }
 
-struct Issued {
+/// A server certificate and its key.
+pub(super) struct Issued {
     certified: Arc<CertifiedKey>,
-    renew_at: UnixMillis,
+    pub expires_at: UnixMillis,
 }
 
 /// Hands out the current certificate, and replaces it before it expires.
-struct Renewing {
+pub(super) struct Renewing {
     authority: CertificateAuthority,
     alternatives: Vec<SanType>,
     current: ArcSwap<Issued>,
@@ -165,27 +180,27 @@ struct Renewing {
 }
 
 impl Renewing {
-    fn current(&self) -> Arc<CertifiedKey> {
+    pub fn current(&self) -> Arc<Issued> {
         let issued = self.current.load_full();
-        if self.authority.0.clock.now() < issued.renew_at {
-            return issued.certified.clone();
+        if self.authority.0.clock.now() < issued.expires_at - SERVER_RENEWAL {
+            return issued;
         }
         // One handshake renews, the others go on with what is still valid for a month.
         let _renewing = match self.one_at_a_time.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
-            Err(TryLockError::WouldBlock) => return issued.certified.clone(),
+            Err(TryLockError::WouldBlock) => return issued,
         };
         match self.authority.issue(&self.alternatives) {
             Ok(fresh) => {
                 tracing::info!("the server certificate was renewed");
-                let certified = fresh.certified.clone();
-                self.current.store(Arc::new(fresh));
-                certified
+                let fresh = Arc::new(fresh);
+                self.current.store(fresh.clone());
+                fresh
             }
             Err(error) => {
                 tracing::error!(%error, "the server certificate could not be renewed");
-                issued.certified.clone()
+                issued
             }
         }
     }
@@ -193,7 +208,7 @@ impl Renewing {
 
 impl ResolvesServerCert for Renewing {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
+        Some(self.current().certified.clone())
     }
 }
 
@@ -216,21 +231,22 @@ fn parse_key(path: &Path, pem: &str) -> Result<KeyPair> {
 }
 
 fn self_signed(key: &KeyPair, clock: &Clock, random: &Random) -> Result<String> {
-    let mut params = parameters("Prism CA", clock.now(), AUTHORITY_LIFE, random);
+    let mut params = parameters("Prism CA", clock.now(), clock.now() + AUTHORITY_LIFE, random);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(key).map_err(|error| fault(format!("no CA certificate: {error}")))?;
     Ok(certificate.pem())
 }
 
-fn parameters(common_name: &str, now: UnixMillis, life: Duration, random: &Random) -> CertificateParams {
+/// What all certificates have: a name, a random serial number, and a life from an hour before `now` to `end`, in whole seconds.
+pub(super) fn parameters(common_name: &str, now: UnixMillis, end: UnixMillis, random: &Random) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
     let seconds = |at: UnixMillis| Duration::from_secs(u64::try_from(at.0 / 1000).unwrap_or(0));
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + seconds(now - BACKDATE);
-    params.not_after = epoch + seconds(now + life);
+    params.not_after = epoch + seconds(end);
     let mut serial = [0; 16];
     random.fill(&mut serial);
     // Serial numbers are positive, and their first byte is not zero.

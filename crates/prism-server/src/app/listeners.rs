@@ -1,16 +1,13 @@
 //! The three sockets: bound before anything is served, and closed in order, the admin plane's last.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use prism_core::secret::Random;
 use prism_rpc::{
-    BoundListener, CertificateAuthority, Metrics, RequestIdService, RequestIds, ServeOptions, Shutdown,
-    ShutdownTrigger, serve, tls,
+    BoundListener, CertificateAuthority, Connections, Metrics, RequestIdService, RequestIds, ServeOptions, ServerTls,
+    Shutdown, ShutdownTrigger, serve,
 };
-use rustls::ServerConfig;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -42,7 +39,7 @@ pub struct Security {
 #[derive(Clone)]
 pub struct PlaneTls {
     /// What its listener uses.
-    pub config: Arc<ServerConfig>,
+    pub tls: ServerTls,
     /// Whether its certificate is one of Prism's CA.
     pub own_authority: bool,
 }
@@ -51,20 +48,27 @@ impl Security {
     /// Loads or makes the certificates that `settings` ask for.
     pub fn load(settings: &Settings, authority: &CertificateAuthority) -> Result<Self, String> {
         let load = |certificate: &Certificate| {
-            let config = match certificate {
-                Certificate::Auto => authority.server_config(&settings.names, None),
-                Certificate::Files { cert, key } => tls::server_config_from_files(cert, key, None),
+            let tls = match certificate {
+                Certificate::Auto => authority.server_tls(&settings.names),
+                Certificate::Files { cert, key } => ServerTls::from_files(cert, key),
             };
-            let config = config.map_err(|error| error.message().to_owned())?;
-            Ok::<_, String>(PlaneTls { config, own_authority: *certificate == Certificate::Auto })
+            let tls = tls.map_err(|error| error.message().to_owned())?;
+            Ok::<_, String>(PlaneTls { tls, own_authority: *certificate == Certificate::Auto })
         };
         let mut data = settings.data_tls.as_ref().map(load).transpose()?;
         if let Some(data) = &mut data {
-            data.config = tls::http2_only(&data.config);
+            data.tls = data.tls.http2_only();
         } else if !settings.bind.is_loopback() {
             tracing::warn!(bind = %settings.bind, "the data plane is served in clear text to the network");
         }
         Ok(Self { data, admin: load(&settings.admin_tls)? })
+    }
+
+    /// Keeps the certificates up to date until the end is announced.
+    pub fn spawn_renewal(&self, until: &Shutdown) {
+        for plane in self.data.iter().chain([&self.admin]) {
+            tokio::spawn(plane.tls.clone().keep_fresh(until.clone()));
+        }
     }
 }
 
@@ -114,15 +118,17 @@ impl Listeners {
         let refused =
             metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
         let data_options = ServeOptions {
-            tls: security.data.as_ref().map(|tls| tls.config.clone()),
+            tls: security.data.as_ref().map(|plane| plane.tls.config()),
             max_connections: settings.limits.max_connections,
+            connections: planes.connections().data.clone(),
             refused: refused.clone(),
             ..ServeOptions::new("data")
         };
         let admin_options = ServeOptions {
-            tls: Some(security.admin.config.clone()),
+            tls: Some(security.admin.tls.config()),
             http1: true,
             max_connections: settings.limits.max_connections,
+            connections: planes.connections().admin.clone(),
             idle_timeout: Some(ADMIN_IDLE_TIMEOUT),
             refused: refused.clone(),
             ..ServeOptions::new("admin")
@@ -150,8 +156,8 @@ impl Listeners {
 fn count_connections(metrics: &Metrics, listeners: [&ServeOptions; 3]) {
     let counts = listeners.map(|options| (options.name, options.connections.clone()));
     let read = move || {
-        let count = |(name, open): &(&'static str, Arc<std::sync::atomic::AtomicUsize>)| {
-            (vec![("listener", (*name).to_owned())], open.load(Ordering::Relaxed) as f64)
+        let count = |(name, connections): &(&'static str, Connections)| {
+            (vec![("listener", (*name).to_owned())], connections.open() as f64)
         };
         counts.iter().map(count).collect()
     };

@@ -1,12 +1,16 @@
 //! The life of the server: build, bind, serve, prove that it answers, wait, drain.
 
+mod expiry;
 mod listeners;
 mod planes;
 mod process;
 mod self_check;
+mod trust;
 
 use std::time::Duration;
 
+use prism_core::Clock;
+use prism_identity::Issuers;
 use prism_rpc::{CertificateAuthority, Metrics, Shutdown};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -16,8 +20,9 @@ use crate::monitoring::{Phase, Readiness};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::{dev, endpoints, monitoring};
+use expiry::Certificates;
 use listeners::{Listeners, Parts, Serving};
-use planes::Planes;
+use planes::{Ground, Planes};
 
 /// How long operations and streams of sessions may take to finish once the server was asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,13 +33,13 @@ const SWEEP_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 
 /// Serves until a signal asks for the end. The caller's runtime is the admin plane's; the data plane runs on `data`, so that
 /// neither can starve the other (architecture, law 7).
-pub async fn run(settings: Settings, directory: &DataDir, data: Handle) -> Result<(), String> {
+pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data: Handle) -> Result<(), String> {
     let mut signals = Signals::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
     let folder = directory.path();
     endpoints::remove(folder).map_err(|error| format!("a stale endpoints.json cannot be removed: {error}"))?;
     let readiness = Readiness::default();
     let (background, until_the_end) = Shutdown::new();
-    let start = start(&settings, directory, &data, &readiness, until_the_end);
+    let start = start(&settings, issuers, directory, &data, &readiness, until_the_end);
     let (planes, mut serving) = tokio::select! {
         started = start => started?,
         received = signals.next() => {
@@ -52,8 +57,9 @@ pub async fn run(settings: Settings, directory: &DataDir, data: Handle) -> Resul
     planes.drain(Instant::now() + DRAIN_TIMEOUT).await;
     serving.end_data(Instant::now() + LINGER).await;
     serving.end_admin(Instant::now() + LINGER).await;
-    planes.close(&data).await;
     background.now();
+    planes.admin().close_audit_log().await;
+    planes.close(&data).await;
     endpoints::remove(folder).map_err(|error| format!("endpoints.json cannot be removed: {error}"))?;
     tracing::info!("stopped");
     Ok(())
@@ -62,6 +68,7 @@ pub async fn run(settings: Settings, directory: &DataDir, data: Handle) -> Resul
 /// Everything up to the moment when `/ready` says so.
 async fn start(
     settings: &Settings,
+    issuers: Issuers,
     directory: &DataDir,
     data: &Handle,
     readiness: &Readiness,
@@ -73,17 +80,25 @@ async fn start(
     metrics.spawn_history(until_the_end.clone());
     let authority = CertificateAuthority::load_or_create(folder).map_err(|error| error.message().to_owned())?;
     let (admin_trigger, admin_shutdown) = Shutdown::new();
-    let planes = Planes::start(settings, folder, data, &metrics, admin_shutdown.clone()).await?;
+    let ground = Ground { settings, folder, data, metrics: &metrics, authority: &authority, issuers: &issuers };
+    let planes = Planes::start(&ground, admin_shutdown.clone()).await?;
     let listeners = Listeners::bind(settings).await?;
     let addresses = listeners.endpoints();
     let security = listeners::Security::load(settings, &authority)?;
+    let certificates = Certificates::new(&authority, &security, planes.trust());
+    certificates.register(&metrics);
     let routes = monitoring::routes(metrics.clone(), readiness.clone());
     let parts = Parts { settings, security: &security, planes: &planes, metrics: &metrics };
     let serving = listeners.serve(&parts, routes, data, (admin_trigger, admin_shutdown)).await?;
     self_check::data_plane(addresses.data, &security, &authority).await?;
     self_check::admin_plane(addresses.admin, &security, &authority).await?;
     let (often, seldom) = SWEEP_EVERY;
-    planes.spawn_sweeps(settings.session.retain_ended.clamp(often, seldom), until_the_end);
+    planes.spawn_sweeps(settings.session.retain_ended.clamp(often, seldom), until_the_end.clone());
+    planes.admin().spawn_audit_upkeep(until_the_end.clone());
+    security.spawn_renewal(&until_the_end);
+    tokio::spawn(planes.trust().clone().follow(until_the_end.clone()));
+    tokio::spawn(certificates.warn(Clock::system(), until_the_end.clone()));
+    tokio::spawn(async move { issuers.keep_fresh(until_the_end.announced()).await });
     if settings.dev {
         dev::provision(planes.admin(), planes.store(), folder).await?;
     }

@@ -12,11 +12,13 @@ use prism_backends::sqlite::SqliteBackend;
 use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
-use prism_rpc::{Metrics, Shutdown, Table};
+use prism_identity::Issuers;
+use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
 use prism_store::Store;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::trust::Trust;
 use crate::settings::{BackendKind, BackendSettings, Settings};
 
 /// Name of the one node of role `all`; sessions are kept under it, so it does not depend on the host.
@@ -28,22 +30,46 @@ pub struct Planes {
     backends: Vec<Arc<dyn Backend>>,
     data: Arc<DataPlane>,
     admin: AdminPlane,
+    trust: Arc<Trust>,
+    connections: PlaneConnections,
+}
+
+/// Open connections of each plane's listener.
+#[derive(Clone, Debug, Default)]
+pub struct PlaneConnections {
+    /// Of the data plane.
+    pub data: Connections,
+    /// Of the admin plane.
+    pub admin: Connections,
+}
+
+/// What the planes are made of.
+pub struct Ground<'a> {
+    /// Settings.
+    pub settings: &'a Settings,
+    /// Where the control state is.
+    pub folder: &'a Path,
+    /// The runtime of the data plane.
+    pub data: &'a Handle,
+    /// Figures.
+    pub metrics: &'a Metrics,
+    /// Prism's own CA.
+    pub authority: &'a CertificateAuthority,
+    /// Whose access tokens are believed.
+    pub issuers: &'a Issuers,
 }
 
 impl Planes {
-    /// Opens the store in `folder`, then starts the data plane on the runtime `data`, then puts the admin plane over both.
-    /// Streams of the admin plane that follow end with `admin_shutdown`.
-    pub async fn start(
-        settings: &Settings,
-        folder: &Path,
-        data: &Handle,
-        metrics: &Metrics,
-        admin_shutdown: Shutdown,
-    ) -> Result<Self, String> {
+    /// Opens the store, then starts the data plane on its runtime, then puts the admin plane over both. Streams of the admin plane
+    /// that follow end with `admin_shutdown`.
+    pub async fn start(ground: &Ground<'_>, admin_shutdown: Shutdown) -> Result<Self, String> {
+        let Ground { settings, folder, data, metrics, authority, issuers } = *ground;
         let clock = Clock::system();
         let table = Arc::new(Table::load()?);
         let store = Store::open(folder, settings.session.clone(), clock.clone(), Random::system()).await;
         let store = Arc::new(store.map_err(|error| failed("the control state cannot be opened", &error))?);
+        let trust = Arc::new(Trust::load(store.cluster(), authority, &settings.client_ca)?);
+        let connections = PlaneConnections::default();
         let node = NodeId::parse("node", LOCAL_NODE).map_err(|error| failed("no node", &error))?;
 
         let (instances, opening) = (settings.backends.clone(), clock.clone());
@@ -59,6 +85,10 @@ impl Planes {
             table: table.clone(),
             reflection: settings.reflection,
             health: settings.health,
+            issuers: issuers.clone(),
+            trust: settings.data_tls.is_some().then(|| trust.data()),
+            connections: connections.data.clone(),
+            auth_failures: settings.auth_failures,
         };
         let started = on(data, async move { DataPlane::start(options).await }).await?;
         let data = started.map_err(|error| failed("the data plane cannot start", &error))?;
@@ -71,8 +101,24 @@ impl Planes {
             reflection: settings.reflection,
             health: settings.health,
             shutdown: admin_shutdown,
+            issuers: issuers.clone(),
+            trust: trust.admin(),
+            authority: authority.clone(),
+            connections: connections.admin.clone(),
+            auth_failures: settings.auth_failures,
+            audit: settings.audit.clone(),
         });
-        Ok(Self { store, backends, data, admin })
+        Ok(Self { store, backends, data, admin, trust, connections })
+    }
+
+    /// Whose client certificates may come in.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    /// Open connections of the planes.
+    pub fn connections(&self) -> &PlaneConnections {
+        &self.connections
     }
 
     /// The control state.

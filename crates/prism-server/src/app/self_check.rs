@@ -10,7 +10,6 @@ use prism_rpc::CertificateAuthority;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -99,9 +98,8 @@ fn describe(error: &dyn std::error::Error) -> String {
 fn client_config(tls: &PlaneTls, authority: &CertificateAuthority) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = if tls.own_authority {
-        let certificate = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes());
         let mut roots = RootCertStore::empty();
-        roots.add(certificate.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        roots.add(authority.certificate_der().clone()).map_err(|error| error.to_string())?;
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
         built.map_err(|error| error.to_string())?
     } else {

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use prism_core::InstanceName;
 use serde::Deserialize;
 
-use super::value::{Span, Whole, not_built_in};
+use super::oidc::Oidc;
+use super::value::{Span, Whole};
 
 /// Shortest life of anything of a session, in milliseconds.
 const SHORTEST: u64 = 100;
 /// A day, in milliseconds.
 const DAY: u64 = 24 * 3600 * 1000;
+/// Ten years, in milliseconds.
+const TEN_YEARS: u64 = 10 * 31_557_600 * 1000;
 const MIB: u64 = 1024 * 1024;
 
 /// The whole file.
@@ -32,8 +35,8 @@ pub struct File {
     pub limits: Limits,
     /// Backend instances.
     pub backend: Vec<Backend>,
-    #[serde(deserialize_with = "not_built_in")]
-    oidc: (),
+    /// Issuers of access tokens.
+    pub oidc: Vec<Oidc>,
 }
 
 /// Section `[listen]`.
@@ -77,6 +80,8 @@ pub struct DataTls {
     pub cert: Option<PathBuf>,
     /// Private key in PEM.
     pub key: Option<PathBuf>,
+    /// CAs, besides Prism's own, whose client certificates may come in; in PEM.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Mode of `[tls.data]`.
@@ -102,8 +107,8 @@ pub struct AdminTls {
     pub cert: Option<PathBuf>,
     /// Private key in PEM.
     pub key: Option<PathBuf>,
-    #[serde(deserialize_with = "not_built_in")]
-    client_ca: (),
+    /// CAs, besides Prism's own, whose client certificates may come in; in PEM.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Mode of `[tls.admin]`: there is no clear text.
@@ -162,16 +167,35 @@ pub struct Session {
     pub retain_ended: Option<Span<0, { 365 * DAY }>>,
 }
 
-/// Section `[audit]`, of which this version carries out nothing yet.
+/// Section `[audit]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    #[serde(deserialize_with = "not_built_in")]
-    retention: (),
-    #[serde(deserialize_with = "not_built_in")]
-    checkpoint_interval: (),
-    #[serde(deserialize_with = "not_built_in")]
-    on_read_failure: (),
+    /// Entries are removed after this; absent = never.
+    pub retention: Option<Span<1000, TEN_YEARS>>,
+    /// A checkpoint is signed this often.
+    pub checkpoint_interval: Option<Span<1000, DAY>>,
+    /// What reads do while no entry can be written.
+    pub on_read_failure: Option<OnReadFailure>,
+}
+
+/// What reads do while no audit entry can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReadFailure {
+    /// They fail.
+    Fail,
+    /// They are answered.
+    Allow,
+}
+
+impl From<OnReadFailure> for prism_store::OnReadFailure {
+    fn from(chosen: OnReadFailure) -> Self {
+        match chosen {
+            OnReadFailure::Fail => Self::Fail,
+            OnReadFailure::Allow => Self::Allow,
+        }
+    }
 }
 
 /// Section `[limits]`; what each one means is documented at [`prism_core::limits::Limits`].
@@ -192,6 +216,8 @@ pub struct Limits {
     pub max_streams_per_session: Option<Whole<1, 10_000>>,
     /// Threads.
     pub data_threads: Option<Whole<1, 1024>>,
+    /// Failed credentials of one source or key that are answered without delay.
+    pub auth_failures: Option<Whole<1, 10_000>>,
 }
 
 /// Section `[[backend]]`.
@@ -247,10 +273,12 @@ impl File {
 
     /// Relative paths in a file are relative to its folder.
     fn anchor(&mut self, folder: &Path) {
-        let data = self.tls.data.iter_mut().flat_map(|data| [&mut data.cert, &mut data.key]);
-        let admin = [&mut self.tls.admin.cert, &mut self.tls.admin.key];
+        let data = self.tls.data.iter_mut().flat_map(|data| [&mut data.cert, &mut data.key, &mut data.client_ca]);
+        let admin = &mut self.tls.admin;
+        let admin = [&mut admin.cert, &mut admin.key, &mut admin.client_ca];
         let backends = self.backend.iter_mut().map(|backend| &mut backend.path);
-        for path in data.chain(admin).chain(backends).flatten() {
+        let issuers = self.oidc.iter_mut().map(|issuer| &mut issuer.ca);
+        for path in data.chain(admin).chain(backends).chain(issuers).flatten() {
             *path = folder.join(&*path);
         }
     }

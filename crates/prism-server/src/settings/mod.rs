@@ -1,24 +1,30 @@
 //! What the server runs with: flags before environment before file before default (contract §1).
 
 mod file;
+mod oidc;
 mod value;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use prism_core::InstanceName;
 use prism_core::config::{BackendInstance, BackendType, Catalog};
 use prism_core::limits::{Limits, SessionPolicy};
+use prism_core::{Clock, InstanceName};
+use prism_identity::Issuers;
+use prism_store::AuditSettings;
 
 use crate::cli::ServeArgs;
 pub use file::File;
 use file::{AdminTlsMode, DataTlsMode, EmbeddedType};
+use oidc::Oidc;
 
 /// Most names in `listen.names`.
 const MAX_NAMES: usize = 100;
 /// Most backend instances.
 const MAX_BACKENDS: usize = 64;
+/// Failed credentials that are answered without delay, unless the file says otherwise.
+const AUTH_FAILURES: u32 = 20;
 
 /// Everything the server needs to know to start.
 #[derive(Clone, Debug)]
@@ -43,6 +49,14 @@ pub struct Settings {
     pub data_tls: Option<Certificate>,
     /// TLS of the admin plane.
     pub admin_tls: Certificate,
+    /// CAs besides Prism's own whose client certificates may come in.
+    pub client_ca: ClientCa,
+    /// The audit log.
+    pub audit: AuditSettings,
+    /// Failed credentials of one source or key that are answered without delay.
+    pub auth_failures: u32,
+    /// Issuers of access tokens.
+    oidc: Vec<Oidc>,
     /// Life of sessions.
     pub session: SessionPolicy,
     /// Bounds.
@@ -65,6 +79,15 @@ pub enum Certificate {
         /// Private key.
         key: PathBuf,
     },
+}
+
+/// Bundles of CA certificates in PEM; `None` = Prism's own CA only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientCa {
+    /// For the admin plane.
+    pub admin: Option<PathBuf>,
+    /// For the data plane.
+    pub data: Option<PathBuf>,
 }
 
 /// One backend instance.
@@ -128,6 +151,10 @@ impl Settings {
         let port = |flag: Option<u16>, variable: Option<u16>, key: Option<u16>, default: u16| {
             flag.or(variable).or(key).unwrap_or(default)
         };
+        if file.oidc.len() > oidc::MAX_ISSUERS {
+            return Err(format!("oidc: more than {} issuers", oidc::MAX_ISSUERS));
+        }
+        let client_ca = client_ca(&file.tls)?;
         let settings = Self {
             bind: bind(args, &file)?,
             data_port: port(args.data_port, environment.data_port, file.listen.data_port, 8980),
@@ -137,6 +164,10 @@ impl Settings {
             health: file.listen.health.unwrap_or(true),
             data_tls: data_tls(args.dev, file.tls.data)?,
             admin_tls: admin_tls(file.tls.admin)?,
+            client_ca,
+            audit: audit(&file.audit),
+            auth_failures: file.limits.auth_failures.map_or(AUTH_FAILURES, |whole| whole.0 as u32),
+            oidc: file.oidc,
             session: session(&file.session)?,
             limits: limits(&file.limits),
             backends: backends(&data_dir, file.backend)?,
@@ -166,6 +197,12 @@ impl Settings {
     /// An address of this server with `port`.
     pub fn address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.bind, port)
+    }
+
+    /// The issuers of access tokens, whose keys are not fetched yet; the error names the issuer or its file. Two whose users
+    /// could be mistaken for each other are warned of in the log.
+    pub fn issuers(&self, clock: Clock) -> Result<Issuers, String> {
+        oidc::issuers(&self.oidc, clock)
     }
 
     /// The backend instances by name and type.
@@ -221,6 +258,23 @@ fn certificate(section: &str, files: bool, cert: Option<PathBuf>, key: Option<Pa
         (false, None, None) => Ok(Certificate::Auto),
         (false, Some(_), _) => Err(format!("{section}.cert: is used with mode = \"files\" only")),
         (false, _, Some(_)) => Err(format!("{section}.key: is used with mode = \"files\" only")),
+    }
+}
+
+fn client_ca(tls: &file::Tls) -> Result<ClientCa, String> {
+    let data = tls.data.as_ref();
+    if data.is_some_and(|data| data.mode == DataTlsMode::Off && data.client_ca.is_some()) {
+        return Err("tls.data.client_ca: there are no client certificates with mode = \"off\"".to_owned());
+    }
+    Ok(ClientCa { admin: tls.admin.client_ca.clone(), data: data.and_then(|data| data.client_ca.clone()) })
+}
+
+fn audit(section: &file::Audit) -> AuditSettings {
+    let default = AuditSettings::default();
+    AuditSettings {
+        retention: section.retention.map(|span| span.0),
+        checkpoint_interval: section.checkpoint_interval.map_or(default.checkpoint_interval, |span| span.0),
+        on_read_failure: section.on_read_failure.map_or(default.on_read_failure, Into::into),
     }
 }
 

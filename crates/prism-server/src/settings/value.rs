@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 /// A duration of `MIN` to `MAX` milliseconds, such as `"60s"`.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,16 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<MIN, MAX> {
     }
 }
 
-/// Refuses a section of the contract that this version does not carry out, rather than ignoring what an operator relies on.
-pub fn not_built_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    IgnoredAny::deserialize(deserializer)?;
-    Err(D::Error::custom("is not built into this version; remove it to start"))
+/// Text of `MIN` to `MAX` bytes without control characters.
+#[derive(Clone, Debug)]
+pub struct Text<const MIN: usize, const MAX: usize>(pub String);
+
+impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for Text<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if (MIN..=MAX).contains(&text.len()) && !text.chars().any(char::is_control) {
+            return Ok(Self(text));
+        }
+        Err(D::Error::custom(format_args!("must have {MIN} to {MAX} bytes, without control characters")))
+    }
 }

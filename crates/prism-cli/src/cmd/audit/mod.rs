@@ -1,21 +1,23 @@
 //! `prism-admin audit`.
 
-use std::{path::PathBuf, time::Duration};
+mod checkpoint;
+mod export;
+mod live;
+mod verify;
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
-use serde_json::json;
+use tonic::Code;
 
 use super::Console;
 use crate::{
-    chain::{Verifier, Witness, parse_witness},
     client::Client,
-    error::{Failure, Result},
+    error::Result,
     exit::Exit,
-    export::{check_file, is_broken},
-    output::{Format, Grid, Printer, note},
-    stopped, text,
-    whole_log::WholeLog,
+    output::{Grid, note},
+    text,
 };
 
 /// Times a broken stream is taken up again before `tail` gives in.
@@ -29,14 +31,22 @@ pub enum Command {
     List(List),
     /// Print entries as they are written, oldest first, until interrupted
     Tail(Tail),
-    /// Check that the log is one unbroken chain from its first entry on
+    /// Check that the log is one unbroken chain, and holds what was signed and what is remembered
     ///
     /// Reads the live server, with --data-dir also one that is stopped, or with --file an export. Exit code 11 and the
-    /// sequence at the first break. A chain alone cannot show that its end was cut off: keep the printed witness
-    /// somewhere else, and give it to the next check.
-    Verify(Verify),
-    /// Print the whole log, oldest first, one entry in proto3 JSON per line
-    Export,
+    /// sequence at the first break. Every checkpoint's signature is checked, and that the log has its hash; a log that
+    /// was cut by retention begins after the signed cut. Neither can show what somebody did who has the server's key:
+    /// that shows in what this computer remembers of earlier calls, and in the printed witness, if it is kept
+    /// somewhere else and given to the next check.
+    Verify(verify::Verify),
+    /// Print the whole log, oldest first, one entry in proto3 JSON per line, and the checkpoints between
+    Export(export::Export),
+    /// Have the server sign its log as it is now
+    Checkpoint,
+    /// Forget what is remembered of the server's log, after a change that is explained
+    ///
+    /// For instance when a backup was restored. The next call remembers the log anew.
+    Forget,
 }
 
 impl Command {
@@ -46,7 +56,9 @@ impl Command {
             Self::List(list) => list.run(console).await,
             Self::Tail(tail) => tail.run(console).await,
             Self::Verify(verify) => verify.run(console).await,
-            Self::Export => export(console).await,
+            Self::Export(export) => export.run(console).await,
+            Self::Checkpoint => checkpoint::create(console).await,
+            Self::Forget => checkpoint::forget(console).await,
         }?;
         Ok(Exit::Ok)
     }
@@ -138,7 +150,7 @@ impl Tail {
         let mut resumptions = 0;
         loop {
             match self.follow(console, &client, &mut resume_after, &mut resumptions).await {
-                Err(failure) if failure.exit() == Exit::Unreachable && resumptions < RESUMPTIONS => {
+                Err(failure) if goes_on(&client, failure.exit(), failure.code()) && resumptions < RESUMPTIONS => {
                     resumptions += 1;
                     note("note: the stream broke; going on after the last entry");
                     tokio::time::sleep(RESUME_AFTER).await;
@@ -178,79 +190,10 @@ impl Tail {
     }
 }
 
-/// `audit verify`.
-#[derive(Args, Debug)]
-pub struct Verify {
-    /// Check an export (JSON lines) instead of the live log; - is standard input
-    #[arg(long, value_name = "EXPORT")]
-    file: Option<PathBuf>,
-    /// An entry and its hash noted earlier; the log must still hold it
-    #[arg(long, value_name = "SEQUENCE:HASH", value_parser = parse_witness)]
-    witness: Option<Witness>,
-}
-
-impl Verify {
-    async fn run(self, console: &Console) -> Result<()> {
-        console.printer.refuse_token()?;
-        let mut verifier = Verifier::new(self.witness);
-        let folder = console.global.connection.data_dir.as_deref();
-        match (&self.file, folder.map(stopped::database).transpose()?.flatten()) {
-            (Some(path), _) => check_file(path, &mut verifier)?,
-            (None, Some(database)) => stopped::check(&database, &mut verifier)?,
-            (None, None) => check_live(&Self::live(console).await?, &mut verifier).await?,
-        }
-        let (count, head) = verifier.finish().map_err(|broken| is_broken(broken.to_string()))?;
-        let head = hex::encode(head);
-        let json = json!({ "entries": count, "head": head, "witness": format!("{count}:{head}") });
-        console.printer.value(&json, || {
-            Grid::sheet()
-                .field("entries", count.to_string())
-                .field("head", &head)
-                .field("witness", if count == 0 { "-".to_owned() } else { format!("{count}:{head}") })
-                .render("")
-        })
-    }
-
-    async fn live(console: &Console) -> Result<Client> {
-        console.client().await.map_err(|failure| match failure.exit() {
-            Exit::Unreachable => failure.hint("the log of a stopped server is checked with --data-dir DIR"),
-            _ => failure,
-        })
-    }
-}
-
-async fn check_live(client: &Client, verifier: &mut Verifier) -> Result<()> {
-    let mut log = WholeLog::open(client).await?;
-    while let Some(entry) = log.next().await? {
-        verifier.accept(&entry).map_err(|broken| {
-            is_broken(broken.to_string()).hint("a credential of one namespace sees only a part of the log")
-        })?;
-    }
-    if verifier.count() < log.last_sequence() {
-        let (next, last) = (verifier.count() + 1, log.last_sequence());
-        return Err(is_broken(format!(
-            "the chain is broken at sequence {next}: the log ends there, but listed {last}"
-        )));
-    }
-    Ok(())
-}
-
-async fn export(console: &Console) -> Result<()> {
-    if !matches!(console.global.output, Format::Table | Format::Json) {
-        return Err(Failure::usage("an export is JSON lines; leave out -o"));
-    }
-    let client = console.client().await?;
-    let mut log = WholeLog::open(&client).await?;
-    let printer = Printer::new(Format::Json);
-    let mut last = 0;
-    while let Some(entry) = log.next().await? {
-        printer.streamed(&entry, line)?;
-        last = entry.sequence;
-    }
-    if last < log.last_sequence() {
-        return Err(is_broken(format!("the log ends at sequence {last}, but listed {}", log.last_sequence())));
-    }
-    Ok(())
+/// Whether a stream that ended so may be taken up again: the connection broke, or the token ended that it stood on,
+/// and there is a login to get another from.
+fn goes_on(client: &Client, exit: Exit, code: Option<Code>) -> bool {
+    exit == Exit::Unreachable || (code == Some(Code::Unauthenticated) && client.renews())
 }
 
 fn cells(entry: &AuditLogEntry) -> [String; 7] {

@@ -1,0 +1,143 @@
+//! What every answer to a caller with a valid credential says of the audit log, in its trailers: the newest checkpoint and,
+//! if the caller asks, the hash that the log holds for an entry that the caller remembers.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::{Frame, SizeHint};
+use prism_store::Store;
+use prost::Message as _;
+use prost::bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::metadata::{Binary, MetadataValue};
+
+/// Names the sequence of the entry that the caller remembers.
+const WITNESS_REQUEST: &str = "prism-audit-witness";
+/// The newest checkpoint, encoded.
+const CHECKPOINT: HeaderName = HeaderName::from_static("prism-audit-checkpoint-bin");
+/// The hash for the entry that was asked for, 32 bytes; empty when the log holds none.
+const WITNESS: HeaderName = HeaderName::from_static("prism-audit-witness-bin");
+
+/// How long an answer waits for the hash, which is left out then.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The hash that the log holds for an entry, if it holds one.
+type WitnessHash = Option<[u8; 32]>;
+
+/// What the trailers of one answer will say.
+pub(crate) struct AuditTrailers {
+    store: Arc<Store>,
+    witness: Option<Witness>,
+}
+
+enum Witness {
+    /// It is looked up while the call runs.
+    Asked(AbortOnDropHandle<Option<WitnessHash>>),
+    /// What was found.
+    Known(WitnessHash),
+}
+
+impl AuditTrailers {
+    /// Reads what `request` asks for.
+    pub(crate) fn of<B>(request: &Request<B>, store: &Arc<Store>) -> Self {
+        let witness = request.headers().get(WITNESS_REQUEST).map(|value| {
+            // What names no entry is answered like an entry that is not there.
+            match value.to_str().ok().and_then(|text| text.parse().ok()) {
+                Some(sequence) => {
+                    Witness::Asked(AbortOnDropHandle::new(tokio::spawn(look_up(Arc::clone(store), sequence))))
+                }
+                None => Witness::Known(None),
+            }
+        });
+        Self { store: Arc::clone(store), witness }
+    }
+
+    /// Adds itself to the trailers of `response`, or to its headers when these are all there is.
+    pub(crate) async fn attach(mut self, mut response: Response<Body>) -> Response<Body> {
+        if response.headers().contains_key("grpc-status") {
+            std::future::poll_fn(|context| self.poll_witness(context)).await;
+            self.write(response.headers_mut());
+            return response;
+        }
+        response.map(|body| Body::new(TrailedBody { body, trailers: self, waiting: None }))
+    }
+
+    fn poll_witness(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(Witness::Asked(looking)) = &mut self.witness {
+            let found = ready!(Pin::new(looking).poll(context));
+            self.witness = found.unwrap_or_default().map(Witness::Known);
+        }
+        Poll::Ready(())
+    }
+
+    /// The checkpoint is the newest at this moment.
+    fn write(&self, trailers: &mut HeaderMap) {
+        if let Some(checkpoint) = self.store.checkpoint() {
+            trailers.insert(CHECKPOINT, binary(&checkpoint.encode_to_vec()));
+        }
+        if let Some(Witness::Known(hash)) = &self.witness {
+            trailers.insert(WITNESS, binary(hash.as_ref().map_or(&[], |hash| hash.as_slice())));
+        }
+    }
+}
+
+/// `None` when nothing is known, which is not the same as an entry that is not there.
+async fn look_up(store: Arc<Store>, sequence: u64) -> Option<WitnessHash> {
+    let found = tokio::time::timeout(LOOK_UP_TIMEOUT, store.witness(sequence)).await.ok()?;
+    found
+        .inspect_err(|failed| {
+            tracing::warn!(sequence, reason = failed.reason(), cause = ?failed.cause(), "an entry of the audit log could not be looked up");
+        })
+        .ok()
+}
+
+/// As gRPC writes bytes in headers: base64 without padding.
+fn binary(bytes: &[u8]) -> HeaderValue {
+    let encoded = MetadataValue::<Binary>::from_bytes(bytes);
+    HeaderValue::from_bytes(encoded.as_encoded_bytes()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// A body whose trailers say more.
+struct TrailedBody {
+    body: Body,
+    trailers: AuditTrailers,
+    /// Trailers that wait until the witness is known.
+    waiting: Option<HeaderMap>,
+}
+
+impl http_body::Body for TrailedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.waiting.is_none() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other),
+            };
+            match frame.into_trailers() {
+                Ok(trailers) => self.waiting = Some(trailers),
+                Err(data) => return Poll::Ready(Some(Ok(data))),
+            }
+        }
+        ready!(self.trailers.poll_witness(context));
+        let mut trailers = self.waiting.take().unwrap_or_default();
+        self.trailers.write(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,30 @@
+//! `prism-admin who-can`.
+
+use clap::Args;
+use prism_proto::admin::v1::WhoCanRequest;
+
+use super::{Console, Scope};
+use crate::{error::Result, exit::Exit, output::Grid};
+
+/// `who-can`: the subjects that hold a permission.
+#[derive(Args, Debug)]
+pub struct WhoCan {
+    /// Permission, such as config:create
+    #[arg(value_name = "RESOURCE:VERB")]
+    permission: String,
+    #[command(flatten)]
+    scope: Scope,
+}
+
+impl WhoCan {
+    /// Asks the server.
+    pub async fn run(self, console: &Console) -> Result<Exit> {
+        let request = WhoCanRequest { permission: self.permission, namespace: self.scope.namespace };
+        let answer = console.client().await?.call(request).await?;
+        console.printer.message(&answer, |answer| {
+            let grid = answer.subjects.iter().fold(Grid::new(["SUBJECT"]), |grid, subject| grid.row([subject.clone()]));
+            grid.render("nobody")
+        })?;
+        Ok(Exit::Ok)
+    }
+}

@@ -1,0 +1,206 @@
+//! What this person's computer remembers of the audit logs it has seen: of each the newest checkpoint that was
+//! verified. It is what shows that a server's log was rewound or exchanged, which the log alone cannot.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{checkpoint::Checkpoint, private_file};
+
+/// Longest wait for another process that is writing the file.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which log, as the person at the terminal names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogName {
+    /// The server of a context.
+    Context(String),
+    /// The server of a data directory, by its absolute path.
+    DataDir(PathBuf),
+    /// The server at an address, `host:port`.
+    Endpoint(String),
+}
+
+impl std::fmt::Display for LogName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Context(name) => write!(f, "context {name}"),
+            Self::DataDir(path) => write!(f, "data directory {}", path.display()),
+            Self::Endpoint(address) => write!(f, "endpoint {address}"),
+        }
+    }
+}
+
+/// The place where one log is remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    file: Option<PathBuf>,
+    log: String,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    /// The newest checkpoint of each log, in proto3 JSON.
+    logs: BTreeMap<String, Value>,
+}
+
+impl Memory {
+    /// The place of the log of that name, at a server whose certificates are those of `ca`. The file lies beside the
+    /// contexts' file; without one there is no place, and nothing is remembered.
+    pub fn of(contexts: Option<&Path>, name: &LogName, ca: &Path) -> Self {
+        // An unreadable CA is reported when the connection is made.
+        let ca = fs::read(ca).map(|bytes| hex::encode(digest(&SHA256, &bytes))).unwrap_or_default();
+        Self { file: contexts.map(|path| path.with_file_name("checkpoints.json")), log: format!("{name}, CA {ca}") }
+    }
+
+    /// The file, if there is a place.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// What is remembered of this log. Fails with a sentence if the file cannot be understood.
+    pub fn recall(&self) -> Result<Option<Checkpoint>, String> {
+        let Some(file) = &self.file else { return Ok(None) };
+        load(file)?.logs.get(&self.log).map(|json| checked(file, json)).transpose()
+    }
+
+    /// What is remembered of any log, this one included.
+    pub fn recall_all(&self) -> Result<Vec<Checkpoint>, String> {
+        let Some(file) = &self.file else { return Ok(Vec::new()) };
+        load(file)?.logs.values().map(|json| checked(file, json)).collect()
+    }
+
+    /// Remembers a checkpoint, unless another process has remembered a newer one meanwhile.
+    pub async fn remember(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+        let file = self.file.as_ref().ok_or("there is no home directory; set HOME or XDG_CONFIG_HOME")?;
+        let json = checkpoint.to_json()?;
+        self.change(file, |present| {
+            let newer = present
+                .and_then(|present| Checkpoint::from_json(present).ok())
+                .is_some_and(|present| present.sequence >= checkpoint.sequence);
+            if newer { None } else { Some(Some(json)) }
+        })
+        .await
+    }
+
+    /// Forgets this log.
+    pub async fn forget(&self) -> Result<(), String> {
+        match &self.file {
+            Some(file) => self.change(file, |_| Some(None)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Changes the record under the lock; `decide` says what it becomes, or none to leave it.
+    async fn change(
+        &self,
+        file: &Path,
+        decide: impl FnOnce(Option<&Value>) -> Option<Option<Value>>,
+    ) -> Result<(), String> {
+        let failed = |error: io::Error| format!("cannot write {}: {error}", file.display());
+        let _lock = private_file::lock(&file.with_extension("lock"), PATIENCE).await.map_err(failed)?;
+        let mut content = load(file)?;
+        match decide(content.logs.get(&self.log)) {
+            None => return Ok(()),
+            Some(Some(record)) => drop(content.logs.insert(self.log.clone(), record)),
+            Some(None) => drop(content.logs.remove(&self.log)),
+        }
+        let mut text = serde_json::to_vec_pretty(&content).map_err(|error| error.to_string())?;
+        text.push(b'\n');
+        private_file::replace(file, &text).map_err(failed)
+    }
+}
+
+fn load(file: &Path) -> Result<Content, String> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
+        Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
+    };
+    serde_json::from_slice(&text).map_err(|error| format!("cannot understand {}: {error}", file.display()))
+}
+
+fn checked(file: &Path, json: &Value) -> Result<Checkpoint, String> {
+    Checkpoint::from_json(json).map_err(|why| format!("cannot understand {}: {why}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::checkpoint::samples::signed;
+
+    fn memory(folder: &Path, context: &str) -> Memory {
+        let ca = folder.join("ca.pem");
+        fs::write(&ca, "certificate").unwrap();
+        Memory::of(Some(&folder.join("prism/admin.toml")), &LogName::Context(context.to_owned()), &ca)
+    }
+
+    #[tokio::test]
+    async fn logs_are_remembered_apart_and_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (prod, test) = (memory(folder.path(), "prod"), memory(folder.path(), "test"));
+        assert_eq!(prod.recall(), Ok(None));
+        let checkpoint = signed(1, 7, [2; 32], false);
+        prod.remember(&checkpoint).await.unwrap();
+        assert_eq!((prod.recall(), test.recall()), (Ok(Some(checkpoint.clone())), Ok(None)));
+        assert_eq!(test.recall_all().unwrap(), [checkpoint]);
+        let file = prod.file().unwrap();
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        prod.forget().await.unwrap();
+        assert_eq!(prod.recall(), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn the_newest_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = memory(folder.path(), "prod");
+        for sequence in [3, 9, 5] {
+            memory.remember(&signed(1, sequence, [2; 32], false)).await.unwrap();
+        }
+        assert_eq!(memory.recall().unwrap().unwrap().sequence, 9);
+    }
+
+    #[tokio::test]
+    async fn another_ca_is_another_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = memory(folder.path(), "prod");
+        before.remember(&signed(1, 3, [2; 32], false)).await.unwrap();
+        let ca = folder.path().join("other.pem");
+        fs::write(&ca, "another").unwrap();
+        let name = LogName::Context("prod".to_owned());
+        assert_eq!(Memory::of(Some(&folder.path().join("prism/admin.toml")), &name, &ca).recall(), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_understood_is_neither_believed_nor_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = memory(folder.path(), "prod");
+        memory.remember(&signed(1, 3, [2; 32], false)).await.unwrap();
+        let file = memory.file().unwrap();
+        let forged = fs::read_to_string(file).unwrap().replace("\"sequence\": \"3\"", "\"sequence\": \"2\"");
+        fs::write(file, &forged).unwrap();
+        assert!(memory.recall().unwrap_err().contains("signature"));
+        fs::write(file, "{").unwrap();
+        assert!(memory.recall().is_err());
+        assert!(memory.remember(&signed(1, 4, [2; 32], false)).await.is_err());
+        assert_eq!(fs::read_to_string(file).unwrap(), "{");
+    }
+
+    #[tokio::test]
+    async fn without_a_place_nothing_is_remembered() {
+        let memory = Memory::of(None, &LogName::Endpoint("a:1".to_owned()), Path::new("ca.pem"));
+        assert_eq!(memory.recall(), Ok(None));
+        assert!(memory.remember(&signed(1, 4, [2; 32], false)).await.is_err());
+        memory.forget().await.unwrap();
+    }
+}

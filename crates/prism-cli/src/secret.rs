@@ -1,0 +1,74 @@
+//! What must not be seen: tokens and client secrets.
+
+use std::{fmt, fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Failure, Result},
+    output::note,
+    private_file,
+};
+
+/// No credential of Prism or of an issuer comes near this; a larger file is the wrong file.
+const LONGEST_FILE: u64 = 64 * 1024;
+
+/// One word of printable ASCII that no log, error or debug output shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a text without the blanks around it; `from` names its source in the failure.
+    pub fn parse(text: &str, from: &str) -> Result<Self> {
+        let word = text.trim();
+        if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failure::usage(format!("{from} does not hold a token"))
+                .hint("a token is one word of printable ASCII, such as prx_…"));
+        }
+        Ok(Self(word.to_owned()))
+    }
+
+    /// Reads a file, and warns if others can read it too.
+    pub fn read(path: &Path) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Failure::usage(format!("cannot read the token in {}: {error}", path.display()))
+                .hint("run as the user who owns it, or name another file")
+        };
+        let metadata = fs::metadata(path).map_err(failed)?;
+        if metadata.len() > LONGEST_FILE {
+            return Err(Failure::usage(format!("{} is too large to hold a token", path.display())));
+        }
+        if private_file::is_open_to_others(&metadata) {
+            note(&format!("warning: others can read {}; `chmod 600` it", path.display()));
+        }
+        Self::parse(&fs::read_to_string(path).map_err(failed)?, &path.display().to_string())
+    }
+
+    /// The secret itself, for the wire and for private files.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_one_word_and_hidden() {
+        let secret = Secret::parse(" prx_a \n", "f").unwrap();
+        assert_eq!(secret.reveal(), "prx_a");
+        assert!(!format!("{secret:?}").contains("prx_a"));
+        for bad in ["", "  \n", "two words", "ünï", "a\u{0}b"] {
+            let text = Secret::parse(bad, "f").unwrap_err().to_string();
+            assert!(text.contains("f does not hold a token"), "{bad:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Watches a server's audit log over its answers: each carries what the server signed last, and what its log holds
+//! where this computer last looked. A log that was rewound, exchanged or rewritten shows here.
+
+use std::{cell::RefCell, fmt, io::Write as _, rc::Rc};
+
+use tonic::metadata::MetadataMap;
+
+use crate::{checkpoint::Checkpoint, memory::Memory, output::note, text::safe};
+
+/// Header of a call: the sequence whose hash the answer must name.
+pub const WITNESS: &str = "prism-audit-witness";
+/// Trailers of an answer: the newest checkpoint, and the hash of the sequence that was asked for.
+const CHECKPOINT_ANSWER: &str = "prism-audit-checkpoint-bin";
+const WITNESS_ANSWER: &str = "prism-audit-witness-bin";
+
+/// The watch over one log.
+pub struct Watch {
+    memory: Memory,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    remembered: Option<Checkpoint>,
+    alarm: Option<Alarm>,
+    /// What is new can not be remembered; said once.
+    blind: bool,
+}
+
+/// The log is not the one that was seen before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alarm {
+    why: String,
+    before: Option<Checkpoint>,
+    now: String,
+    memory: String,
+}
+
+impl Watch {
+    /// Begins with what is remembered.
+    pub fn new(memory: Memory) -> Rc<Self> {
+        let mut state = State::default();
+        match memory.recall() {
+            Ok(remembered) => state.remembered = remembered,
+            Err(why) => {
+                note(&format!("note: {why}; whether the server's audit log is the one seen before is not checked"));
+                state.blind = true;
+            }
+        }
+        Rc::new(Self { memory, state: RefCell::new(state) })
+    }
+
+    /// What a call names as its witness, if anything is remembered.
+    pub fn remembered(&self) -> Option<Checkpoint> {
+        self.state.borrow().remembered.clone()
+    }
+
+    /// Checks an answer to a call that named `witness`. Only an answer to a call that succeeded must carry a checkpoint.
+    pub async fn answered(&self, witness: Option<&Checkpoint>, metadata: &MetadataMap, succeeded: bool) {
+        if self.state.borrow().alarm.is_some() {
+            return;
+        }
+        let bytes = |name: &str| metadata.get_bin(name).map(tonic::metadata::MetadataValue::to_bytes);
+        let newest = match bytes(CHECKPOINT_ANSWER) {
+            Some(Ok(encoded)) => Checkpoint::decode(&encoded),
+            Some(Err(_)) => Err("what should be a checkpoint is none".to_owned()),
+            None if witness.is_none() || !succeeded => return,
+            None => Err("the server no longer signs its audit log".to_owned()),
+        };
+        let held = bytes(WITNESS_ANSWER).map(Result::unwrap_or_default);
+        let now = newest.as_ref().map_or_else(|_| "nothing that can be relied on".to_owned(), ToString::to_string);
+        let newest = newest.and_then(|newest| judge(witness, &newest, held.as_deref()).map(|()| newest));
+        match newest {
+            // A server that cannot look the entry up just now says nothing of it. What it signed since is not remembered
+            // then: it may be about another log.
+            Ok(_) if witness.is_some() && held.is_none() => {
+                if succeeded {
+                    note("note: the server did not say whether its audit log still holds what was seen before");
+                }
+            }
+            Ok(newest) => self.remember(newest).await,
+            Err(why) => {
+                let memory = self.memory.file().map_or_else(String::new, |file| file.display().to_string());
+                self.state.borrow_mut().alarm = Some(Alarm { why, before: witness.cloned(), now, memory });
+            }
+        }
+    }
+
+    /// What was found, if anything.
+    pub fn alarm(&self) -> Option<Alarm> {
+        self.state.borrow().alarm.clone()
+    }
+
+    async fn remember(&self, newest: Checkpoint) {
+        {
+            let state = self.state.borrow();
+            if state.blind || state.remembered.as_ref().is_some_and(|known| known.sequence >= newest.sequence) {
+                return;
+            }
+        }
+        let written = self.memory.remember(&newest).await;
+        let mut state = self.state.borrow_mut();
+        state.remembered = Some(newest);
+        if let Err(why) = written {
+            state.blind = true;
+            note(&format!("note: the server's audit log cannot be remembered for the next time: {why}"));
+        }
+    }
+}
+
+/// Compares what is remembered with what the server signed last and with the hash it now holds there.
+fn judge(witness: Option<&Checkpoint>, newest: &Checkpoint, held: Option<&[u8]>) -> Result<(), String> {
+    let Some(before) = witness else { return Ok(()) };
+    if newest.key != before.key {
+        return Err("the server's audit log is signed with another key than before".to_owned());
+    }
+    if newest.sequence < before.sequence {
+        return Err(format!(
+            "the server's audit log went back: it was signed up to sequence {}, now up to {}",
+            before.sequence, newest.sequence
+        ));
+    }
+    if newest.sequence == before.sequence && newest.hash != before.hash {
+        return Err(format!("the server signed sequence {} twice, with different hashes", before.sequence));
+    }
+    match held {
+        Some(held) if held == before.hash => Ok(()),
+        Some([]) => Err(format!(
+            "the server's audit log no longer holds the entry with sequence {}, nor a checkpoint of it",
+            before.sequence
+        )),
+        Some(held) => Err(format!(
+            "the server's audit log was rewritten: the entry with sequence {} now has hash {}",
+            before.sequence,
+            hex::encode(held)
+        )),
+        None => Ok(()),
+    }
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const RULE: &str = "****************************************************************************";
+        writeln!(f, "{RULE}")?;
+        writeln!(f, "WARNING: THE AUDIT LOG OF THIS SERVER IS NOT THE ONE THAT WAS SEEN BEFORE")?;
+        writeln!(f, "{}.", safe(&self.why))?;
+        if let Some(before) = &self.before {
+            writeln!(f, "seen before: {}", safe(&before.to_string()))?;
+        }
+        writeln!(f, "seen now:    {}", safe(&self.now))?;
+        writeln!(f, "This happens when the server's data were rewound, exchanged or tampered with; also when a")?;
+        writeln!(f, "backup was restored. The answer above comes from that server: do not rely on it.")?;
+        writeln!(f, "What to do: ask who runs the server whether a backup was restored. If not, keep what proves it")?;
+        writeln!(f, "(the signed checkpoint in {}, and the server's data", safe(&self.memory))?;
+        writeln!(f, "directory), and look for the break with `prism-admin audit verify`. Only if the change is")?;
+        writeln!(f, "explained: `prism-admin audit forget`, with the same flags.")?;
+        writeln!(f, "{RULE}")
+    }
+}
+
+impl Alarm {
+    /// Cries out on standard error.
+    pub fn report(&self) {
+        // With standard error closed there is nobody left to tell; the exit code says it too.
+        let _ = std::io::stderr().lock().write_all(self.to_string().as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use prost::Message as _;
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+    use crate::{checkpoint::samples::signed, memory::LogName};
+
+    fn watch(folder: &Path) -> Rc<Watch> {
+        let name = LogName::Endpoint("a:1".to_owned());
+        Watch::new(Memory::of(Some(&folder.join("admin.toml")), &name, Path::new("none")))
+    }
+
+    fn answer(checkpoint: Option<&Checkpoint>, held: Option<&[u8]>) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        if let Some(checkpoint) = checkpoint {
+            let encoded = checkpoint.message().encode_to_vec();
+            metadata.insert_bin(CHECKPOINT_ANSWER, MetadataValue::from_bytes(&encoded));
+        }
+        if let Some(held) = held {
+            metadata.insert_bin(WITNESS_ANSWER, MetadataValue::from_bytes(held));
+        }
+        metadata
+    }
+
+    /// What a watch that remembers sequence 5 says to an answer.
+    async fn verdict(answer: MetadataMap, succeeded: bool) -> Option<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let first = watch(folder.path());
+        first.answered(None, &self::answer(Some(&signed(1, 5, [5; 32], false)), None), true).await;
+        assert_eq!(first.alarm(), None);
+        let watch = watch(folder.path());
+        let witness = watch.remembered().unwrap();
+        assert_eq!(witness.sequence, 5);
+        watch.answered(Some(&witness), &answer, succeeded).await;
+        // What is wrong is not remembered.
+        let kept = self::watch(folder.path()).remembered().unwrap();
+        assert_eq!(kept.sequence > 5, watch.alarm().is_none() && watch.remembered().unwrap().sequence > 5);
+        watch.alarm().map(|alarm| alarm.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_log_that_went_on_is_remembered() {
+        assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], false)), Some(&[5; 32])), true).await, None);
+        assert_eq!(verdict(answer(Some(&signed(1, 5, [5; 32], false)), Some(&[5; 32])), true).await, None);
+        assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], true)), Some(&[5; 32])), false).await, None);
+    }
+
+    #[tokio::test]
+    async fn every_other_log_is_told() {
+        let newer = signed(1, 9, [9; 32], false);
+        for (answer, part) in [
+            (answer(Some(&signed(1, 4, [4; 32], false)), Some(&[5; 32])), "went back"),
+            (answer(Some(&signed(1, 5, [6; 32], false)), Some(&[5; 32])), "twice"),
+            (answer(Some(&signed(2, 9, [9; 32], false)), Some(&[5; 32])), "another key"),
+            (answer(Some(&newer), Some(&[6; 32])), "rewritten"),
+            (answer(Some(&newer), Some(&[])), "no longer holds"),
+            (answer(None, Some(&[5; 32])), "no longer signs"),
+        ] {
+            let text = verdict(answer, true).await.unwrap();
+            assert!(text.contains(part) && text.contains("seen before: sequence 5"), "{part}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_server_does_not_say_is_not_held_against_it_nor_remembered() {
+        assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], false)), None), true).await, None);
+        let folder = tempfile::tempdir().unwrap();
+        let first = watch(folder.path());
+        first.answered(None, &answer(Some(&signed(1, 5, [5; 32], false)), None), true).await;
+        let watch = watch(folder.path());
+        let witness = watch.remembered();
+        watch.answered(witness.as_ref(), &answer(Some(&signed(1, 9, [9; 32], false)), None), true).await;
+        assert_eq!((watch.alarm(), watch.remembered()), (None, witness));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_without_a_checkpoint_proves_nothing() {
+        assert_eq!(verdict(MetadataMap::new(), false).await, None);
+        let rewound = answer(Some(&signed(1, 4, [4; 32], false)), Some(&[]));
+        assert!(verdict(rewound, false).await.unwrap().contains("went back"));
+    }
+
+    #[tokio::test]
+    async fn a_forged_checkpoint_is_told_at_first_sight() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = watch(folder.path());
+        let mut message = signed(1, 9, [9; 32], false).message().clone();
+        message.sequence = 10;
+        let mut metadata = MetadataMap::new();
+        metadata.insert_bin(CHECKPOINT_ANSWER, MetadataValue::from_bytes(&message.encode_to_vec()));
+        watch.answered(None, &metadata, true).await;
+        assert!(watch.alarm().unwrap().to_string().contains("signature is wrong"));
+        assert_eq!(watch.remembered(), None);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_signed_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = watch(folder.path());
+        watch.answered(None, &MetadataMap::new(), true).await;
+        assert_eq!((watch.alarm(), watch.remembered()), (None, None));
+    }
+}

@@ -1,0 +1,134 @@
+//! The open connections of a listener: how many there are, and which of them stand on which client certificate, so that
+//! those of a revoked one can be cut at once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+/// The open connections of one listener; a clone is the same set. It never holds more entries than the listener has
+/// connections, which are bounded by `max_connections`.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    open: AtomicUsize,
+    /// By the fingerprint of the leaf.
+    certified: Mutex<HashMap<Arc<str>, Arc<Group>>>,
+}
+
+/// The connections that stand on one certificate.
+#[derive(Default)]
+struct Group {
+    cut: CancellationToken,
+    /// Changed under the lock of the map only.
+    members: AtomicUsize,
+}
+
+impl Connections {
+    /// How many connections are open, with a certificate or without.
+    pub fn open(&self) -> usize {
+        self.0.open.load(Ordering::Relaxed)
+    }
+
+    /// Closes every connection whose client showed the certificate with this fingerprint (SHA-256 of its DER encoding in
+    /// lower-case hexadecimal) at once, streams included. Returns how many there were. The next connection with the same
+    /// certificate is not affected: whether it is trusted is decided call by call.
+    pub fn cut(&self, fingerprint: &str) -> usize {
+        let Some(group) = self.0.certified().remove(fingerprint) else { return 0 };
+        group.cut.cancel();
+        group.members.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection and holds its slot.
+    pub(crate) fn enter(&self, slot: OwnedSemaphorePermit) -> Open {
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        Open { connections: self.clone(), _slot: slot }
+    }
+
+    /// Notes that a connection stands on a certificate.
+    pub(crate) fn certify(&self, fingerprint: &Arc<str>) -> Certified {
+        let mut certified = self.0.certified();
+        let group = certified.entry(fingerprint.clone()).or_default().clone();
+        group.members.fetch_add(1, Ordering::Relaxed);
+        Certified { connections: self.clone(), fingerprint: fingerprint.clone(), group }
+    }
+}
+
+impl Inner {
+    fn certified(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Group>>> {
+        self.certified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("open", &self.open()).finish_non_exhaustive()
+    }
+}
+
+/// An open connection.
+pub(crate) struct Open {
+    connections: Connections,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.connections.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An open connection that stands on a certificate.
+pub(crate) struct Certified {
+    connections: Connections,
+    fingerprint: Arc<str>,
+    group: Arc<Group>,
+}
+
+impl Certified {
+    /// Returns when the connection is to be cut.
+    pub(crate) async fn cut(&self) {
+        self.group.cut.cancelled().await;
+    }
+}
+
+impl Drop for Certified {
+    fn drop(&mut self) {
+        let mut certified = self.connections.0.certified();
+        let last = self.group.members.fetch_sub(1, Ordering::Relaxed) == 1;
+        // After a cut the entry may be that of later connections.
+        if last && certified.get(&self.fingerprint).is_some_and(|group| Arc::ptr_eq(group, &self.group)) {
+            certified.remove(&self.fingerprint);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_those_of_the_certificate_are_cut_and_nothing_is_left_behind() {
+        let connections = Connections::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let (first, second, other) = (connections.certify(&a), connections.certify(&a), connections.certify(&b));
+        assert_eq!(connections.cut("A"), 0);
+        assert_eq!(connections.cut("a"), 2);
+        assert_eq!(connections.cut("a"), 0);
+        first.cut().await;
+        second.cut().await;
+        assert!(!other.group.cut.is_cancelled());
+
+        let later = connections.certify(&a);
+        drop((first, second));
+        assert!(!later.group.cut.is_cancelled());
+        assert_eq!(connections.cut("a"), 1);
+        drop((later, other));
+        assert!(connections.0.certified().is_empty());
+    }
+}

@@ -1,0 +1,48 @@
+//! What a certificate says of itself, without asking whether it is true.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use prism_core::{Error, Kind, Result, UnixMillis};
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+/// What a certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Whom it names, for people.
+    pub subject: String,
+    /// When it ends.
+    pub expires_at: UnixMillis,
+    /// Its public key (SubjectPublicKeyInfo in DER): two certificates of one key are of one owner.
+    pub public_key: Vec<u8>,
+}
+
+impl CertificateFacts {
+    /// Reads a certificate; FAILED_PRECONDITION when it is not one.
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self> {
+        let bad = || Error::new(Kind::FailedPrecondition, "CERTIFICATE_UNREADABLE", "is not a certificate of X.509");
+        let (rest, certificate) = X509Certificate::from_der(certificate).map_err(|_| bad())?;
+        if !rest.is_empty() {
+            return Err(bad());
+        }
+        Ok(Self {
+            subject: certificate.subject().to_string(),
+            expires_at: UnixMillis(certificate.validity().not_after.timestamp().saturating_mul(1000)),
+            public_key: certificate.public_key().raw.to_vec(),
+        })
+    }
+}
+
+/// When the first of `certificates` ends; FAILED_PRECONDITION when one is not a certificate, or there is none.
+pub fn first_end(certificates: &[CertificateDer<'_>]) -> Result<UnixMillis> {
+    let ends: Vec<UnixMillis> = certificates
+        .iter()
+        .map(|certificate| CertificateFacts::of(certificate).map(|facts| facts.expires_at))
+        .collect::<Result<_>>()?;
+    ends.into_iter().min().ok_or_else(|| super::fault("there is no certificate"))
+}
+
+/// SHA-256 of a certificate's DER encoding in lower-case hexadecimal.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    hex::encode(digest(&SHA256, certificate))
+}

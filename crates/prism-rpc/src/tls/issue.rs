@@ -1,0 +1,169 @@
+//! Certificates for clients, of Prism's own CA, for a key that Prism never sees.
+
+use std::time::Duration;
+
+use prism_core::{Error, Result, UnixMillis};
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SubjectPublicKeyInfo};
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_SHA1WITHRSA,
+    OID_SHA1_WITH_RSA, OID_SIG_ED25519,
+};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509;
+
+use super::authority::{BACKDATE, CertificateAuthority, parameters};
+use super::{fault, fingerprint};
+
+/// Largest signing request, in bytes of PEM.
+pub const MAX_CSR_BYTES: usize = 16 * 1024;
+/// Longest common name that X.509 has room for, in characters.
+const MAX_COMMON_NAME: usize = 64;
+/// RSA keys, in bits.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
+/// Field of the request, for errors.
+const FIELD: &str = "csr_pem";
+
+/// What a client's certificate is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its only subject alternative name, which is its identity.
+    pub uri: String,
+    /// Its common name, for people; cut to 64 characters.
+    pub common_name: String,
+    /// Its life, in whole seconds, at least one; it ends with the CA at the latest.
+    pub life: Duration,
+}
+
+/// A certificate that was issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedCertificate {
+    /// The certificate in PEM.
+    pub pem: String,
+    /// Its serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// SHA-256 of its DER encoding in lower-case hexadecimal.
+    pub fingerprint: String,
+    /// When it begins, an hour ago.
+    pub not_before: UnixMillis,
+    /// When it ends.
+    pub expires_at: UnixMillis,
+    /// Its identity.
+    pub uri: String,
+}
+
+impl CertificateAuthority {
+    /// Issues a certificate for a client: `request` says what is in it, `csr_pem` (one signing request in PEM, nothing else) gives
+    /// the public key and nothing else. Nothing is stored.
+    ///
+    /// INVALID_ARGUMENT on `csr_pem` when it is not one signing request of at most [`MAX_CSR_BYTES`], not signed by its own key
+    /// (without SHA-1), or the key is not P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits; on `uri` when that cannot stand in
+    /// a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
+    pub fn issue_client(&self, request: &ClientCertificate, csr_pem: &[u8]) -> Result<IssuedCertificate> {
+        let key = public_key(csr_pem)?;
+        let inner = &self.0;
+        let now = inner.clock.now();
+        let whole = |at: UnixMillis| UnixMillis(at.0.div_euclid(1000).saturating_mul(1000));
+        let expires_at = whole((now + request.life).min(inner.expires_at));
+        if expires_at <= now {
+            let message = "the CA has expired; it has to be made anew before it can issue a certificate";
+            return Err(Error::precondition("CA_EXPIRED", message));
+        }
+        let common_name: String = request.common_name.chars().take(MAX_COMMON_NAME).collect();
+        let mut params = parameters(&common_name, now, expires_at, &inner.random);
+        let uri = request.uri.as_str().try_into();
+        let uri = uri.map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let serial = params.serial_number.as_ref().map(|serial| hex::encode(serial.to_bytes())).unwrap_or_default();
+        let issued = params.signed_by(&key, &inner.issuer);
+        let issued = issued.map_err(|error| fault(format!("the CA cannot issue a certificate: {error}")))?;
+        Ok(IssuedCertificate {
+            pem: issued.pem(),
+            serial,
+            fingerprint: fingerprint(issued.der()),
+            not_before: whole(now - BACKDATE),
+            expires_at,
+            uri: request.uri.clone(),
+        })
+    }
+}
+
+fn bad(description: &str) -> Error {
+    Error::invalid(FIELD, description)
+}
+
+/// The public key of a signing request, whose owner has signed it.
+fn public_key(pem: &[u8]) -> Result<SubjectPublicKeyInfo> {
+    let not_one = || bad("must be one PKCS #10 signing request in PEM (BEGIN CERTIFICATE REQUEST) and nothing else");
+    if pem.len() > MAX_CSR_BYTES {
+        return Err(bad(&format!("must have at most {MAX_CSR_BYTES} bytes")));
+    }
+    let der = one_block(pem).ok_or_else(not_one)?;
+    let (rest, csr) = X509CertificationRequest::from_der(&der).map_err(|_| not_one())?;
+    if !rest.is_empty() {
+        return Err(not_one());
+    }
+    let key = &csr.certification_request_info.subject_pki;
+    let not_allowed = || bad("must have a key of P-256, P-384, Ed25519, or RSA with 2048 to 4096 bits");
+    if !allowed(key) {
+        return Err(not_allowed());
+    }
+    let algorithm = &csr.signature_algorithm.algorithm;
+    if [OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA].contains(algorithm) || csr.verify_signature().is_err() {
+        return Err(bad("must be signed by its own key, with SHA-256, SHA-384, SHA-512 or Ed25519"));
+    }
+    SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| not_allowed())
+}
+
+/// The only PEM block of a text that holds nothing else.
+fn one_block(pem: &[u8]) -> Option<CertificateSigningRequestDer<'static>> {
+    let text = std::str::from_utf8(pem).ok()?.trim();
+    let body = text.strip_prefix("-----BEGIN ")?.strip_suffix("-----")?;
+    let begins = ["CERTIFICATE REQUEST-----", "NEW CERTIFICATE REQUEST-----"].iter().any(|kind| body.starts_with(kind));
+    // What is between the first line and the last is base64, which has no dashes.
+    let (_, rest) = body.split_once("-----")?;
+    let (_, end) = rest.split_once("-----")?;
+    let ends = end.starts_with("END ") && !end.contains("-----");
+    if !begins || !ends {
+        return None;
+    }
+    // The label with NEW is that of old tools, which the parser does not know.
+    CertificateSigningRequestDer::from_pem_slice(text.replace(" NEW ", " ").as_bytes()).ok()
+}
+
+fn allowed(key: &x509::SubjectPublicKeyInfo<'_>) -> bool {
+    let algorithm = &key.algorithm.algorithm;
+    let bytes: &[u8] = &key.subject_public_key.data;
+    if key.subject_public_key.unused_bits != 0 {
+        return false;
+    }
+    if *algorithm == OID_SIG_ED25519 {
+        return bytes.len() == 32;
+    }
+    if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+        let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+        // Uncompressed points, which every TLS library reads.
+        return bytes.first() == Some(&4)
+            && curve.is_some_and(|curve| {
+                (curve == OID_EC_P256 && bytes.len() == 65) || (curve == OID_NIST_EC_P384 && bytes.len() == 97)
+            });
+    }
+    *algorithm == OID_PKCS1_RSAENCRYPTION
+        && matches!(key.parsed(), Ok(PublicKey::RSA(key)) if RSA_BITS.contains(&bits(key.modulus)))
+}
+
+/// Length of a big-endian number.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    number.get(zeros).map_or(0, |first| (number.len() - zeros) * 8 - first.leading_zeros() as usize)
+}
+
+#[cfg(test)]
+mod tests;
