@@ -60,7 +60,8 @@ const RULES: &[Rule] = &[
 ];
 
 /// Packages that only the named crates may ask for, outside their tests. Of those with rusqlite, the command line reads
-/// the database of a stopped server to verify its audit log, and the bench measures one-row commits. With rcgen the command
+/// the database of a stopped server to verify its audit log, and the bench measures one-row commits and writes a long audit
+/// log. Of those with rcgen, the command line makes keys and signing requests, and the server's CA answers them. With rcgen the command
 /// line makes the keys and signing requests of `cert issue`.
 const ROOMS_OF: &[(&str, &[&str])] = &[
     ("rusqlite", &["prism-sqlite", "prism-backends", "prism-store", "prism-cli", "prism-bench"]),

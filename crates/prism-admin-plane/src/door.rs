@@ -1,29 +1,23 @@
 //! The one door (architecture, laws 1 and 2): every admin operation, from whatever transport, runs through [`Door::call`].
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use aws_lc_rs::digest;
 use prism_core::limits::MAX_IDEMPOTENCY_KEY_BYTES;
 use prism_core::permission::{self, Grant, Permission, Reach};
-use prism_core::rate::TokenBucket;
 use prism_core::{Error, Kind, Result};
 use prism_proto::rules::{AuditClass, Idempotency, MethodRule};
 use prism_rpc::Table;
 use prism_store::{EntryDraft, IdempotencyKey, OnReadFailure, Remembered, Tx};
 use prost::Message as _;
 
-use crate::identity::{Authenticator, Identity, Refused};
+use crate::identity::{Authenticator, Identity};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
 use crate::ops::drain::Unended;
+use crate::refused::Suppressed;
 use crate::unrecorded::{Unrecorded, cannot_record, is_storage_failure};
-
-/// Audit entries per second for calls without a valid credential; more are counted in the next entry.
-const ANONYMOUS_ENTRIES_PER_SECOND: u64 = 2;
-/// And how many at once.
-const ANONYMOUS_ENTRIES_BURST: u64 = 100;
 
 /// What a transport knows of a call.
 #[derive(Clone, Debug, Default)]
@@ -49,8 +43,8 @@ pub struct Door {
     pub services: Services,
     /// Finds out who calls.
     pub authenticator: Authenticator,
-    anonymous: TokenBucket,
-    suppressed: AtomicU64,
+    /// Calls without a valid credential.
+    pub(crate) suppressed: Suppressed,
     /// Reads that were carried out while the log could not be written.
     pub(crate) unrecorded: Unrecorded,
     /// Drains that are over and not yet written down as such.
@@ -97,10 +91,9 @@ impl Door {
         Self {
             unrecorded: Unrecorded::new(on_read_failure, &services.metrics),
             unended: Unended::default(),
+            suppressed: Suppressed::new(&services.metrics),
             services,
             authenticator,
-            anonymous: TokenBucket::new(ANONYMOUS_ENTRIES_PER_SECOND, ANONYMOUS_ENTRIES_BURST),
-            suppressed: AtomicU64::new(0),
             under_way: Mutex::default(),
         }
     }
@@ -145,28 +138,6 @@ impl Door {
         result
     }
 
-    /// Leaves the entry of a call without a valid credential, in bounded number, and gives back the refusal.
-    pub(crate) async fn refuse_anonymous(&self, mut draft: EntryDraft, refused: Refused) -> Result<Error> {
-        "anonymous".clone_into(&mut draft.actor);
-        "none".clone_into(&mut draft.auth_method);
-        draft.credential_id = refused.credential_id;
-        draft.error = Some(refused.error.message().to_owned());
-        draft.metadata.insert("reason".to_owned(), refused.error.reason().to_owned());
-        if self.anonymous.take(Instant::now()).is_err() {
-            self.suppressed.fetch_add(1, Ordering::Relaxed);
-            return Ok(refused.error);
-        }
-        let suppressed = self.suppressed.swap(0, Ordering::Relaxed);
-        if suppressed > 0 {
-            draft.metadata.insert("suppressed_before".to_owned(), suppressed.to_string());
-        }
-        let written = self.services.store.write(move |tx| tx.append_entry(draft)).await;
-        if written.is_err() {
-            self.suppressed.fetch_add(suppressed + 1, Ordering::Relaxed);
-        }
-        written.map(|_| refused.error).map_err(cannot_record)
-    }
-
     /// Runs one operation for an identity that is established.
     pub async fn call_as<O: Op>(
         &self,
@@ -178,7 +149,10 @@ impl Door {
         let _turn = self.turn(admitted.key.as_ref()).await;
         // Who may do this nowhere is refused before anything is made of the request.
         let mut parsed = if admitted.caller.reach == Reach::Nowhere {
-            Err(Error::aborted("GRANTS_CHANGED", "what your credential allows changed while the call was under way; retry"))
+            Err(Error::aborted(
+                "GRANTS_CHANGED",
+                "what your credential allows changed while the call was under way; retry",
+            ))
         } else {
             O::parse(request.clone(), &self.services)
         };
@@ -226,7 +200,7 @@ impl Door {
         identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
         let grants = self.services.store.standing(&identity.credential).unwrap_or_default();
-        let reach = reach_of(&grants, &rule.permission)?;
+        let reach = identity.reach(&grants, &rule.permission)?;
         let keyed = rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty();
         let key = keyed.then(|| IdempotencyKey {
             credential: identity.credential_id.clone(),
@@ -234,6 +208,7 @@ impl Door {
             // Several keys are as wrong as an unreadable one; the check is where the refusal gets its entry.
             key: if let [key] = call.idempotency_keys.as_slice() { key.clone() } else { String::new() },
             fingerprint: fingerprint(&request.encode_to_vec()),
+            namespace: None,
         });
         Ok(Admitted { rule, caller: Caller { identity, grants, reach }, draft, key })
     }
@@ -256,7 +231,7 @@ impl Door {
         parsed: &Result<O>,
         rehearse: bool,
     ) -> Result<Verdict<O::Response>> {
-        let (permission, mut caller, key) =
+        let (permission, mut caller, mut key) =
             (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let again = self.unrecorded.goes_on(admitted.rule.audit).then(|| (request.clone(), parsed.clone()));
         let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
@@ -266,7 +241,7 @@ impl Door {
             .services
             .store
             .write(move |tx| {
-                match gate::<O>(tx, &mut caller, &permission, &request, key.as_ref(), &mut draft)? {
+                match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
                     Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
                     Gate::Open => {}
                     Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
@@ -286,7 +261,11 @@ impl Door {
             .await;
         match (written, again) {
             (Err(failed), Some(again)) if is_storage_failure(&failed) => {
-                if rehearse { Ok(Verdict::Rehearsed) } else { self.read_unrecorded(admitted, again, failed).await }
+                if rehearse {
+                    Ok(Verdict::Rehearsed)
+                } else {
+                    self.read_unrecorded(admitted, again, failed).await
+                }
             }
             (Err(failed), _) => Err(cannot_record(failed)),
             (Ok(verdict), _) => {
@@ -309,7 +288,7 @@ impl Door {
         let store = &self.services.store;
         let mut caller = admitted.caller.clone();
         caller.grants = store.standing(&caller.identity.credential).ok_or_else(credential_invalid)?;
-        caller.reach = reach_of(&caller.grants, &admitted.rule.permission)?;
+        caller.reach = caller.identity.reach(&caller.grants, &admitted.rule.permission)?;
         let answer = store.read(move |tx| {
             // A refusal names its entry, so without one nobody is refused, but told that there is none.
             if !O::place(&request, tx)?.is_within(&caller.reach) {
@@ -340,14 +319,14 @@ pub(crate) enum Gate<R> {
     Refused(Error),
 }
 
-/// Decides inside the transaction, by the credential, its grants and the place as they are stored now. A call that was carried out before
-/// is answered as it was then, even where what it was about is gone since.
+/// Decides inside the transaction, by the credential, its grants and the place as they are stored now. A call that was carried
+/// out before is answered as it was then, even where what it was about is gone since. `key` gets to know the place.
 pub(crate) fn gate<O: Op>(
     tx: &mut Tx<'_>,
     caller: &mut Caller,
     permission: &str,
     request: &O::Request,
-    key: Option<&IdempotencyKey>,
+    mut key: Option<&mut IdempotencyKey>,
     draft: &mut EntryDraft,
 ) -> Result<Gate<O::Response>> {
     let Some(grants) = tx.standing(&caller.identity.credential)? else {
@@ -356,15 +335,21 @@ pub(crate) fn gate<O: Op>(
         tx.append_entry(draft.clone())?;
         return Ok(Gate::Refused(refused));
     };
-    caller.reach = reach_of(&grants, permission)?;
+    caller.reach = caller.identity.reach(&grants, permission)?;
     caller.grants = grants;
     let place = O::place(request, tx)?;
     debug_assert!(O::SCOPE.admits(&place), "{} at {place:?}", O::RPC);
-    if let (Place::Namespace(name), true) = (&place, draft.namespace.is_empty()) {
-        draft.namespace.clone_from(name);
+    if let Place::Namespace(name) = &place {
+        if draft.namespace.is_empty() {
+            draft.namespace.clone_from(name);
+        }
+        if let Some(key) = &mut key {
+            key.namespace = Some(name.clone());
+        }
     }
     if caller.reach != Reach::Nowhere
-        && let Some(earlier) = replay::<O::Response>(tx, key, draft)?
+        && let Some(key) = key
+        && let Some(earlier) = replay::<O::Response>(tx, key, (&place, &caller.reach), permission, draft)?
     {
         return Ok(earlier.into_result().map_or_else(Gate::Refused, Gate::Answered));
     }
@@ -390,23 +375,42 @@ fn deny(tx: &mut Tx<'_>, permission: &str, mut draft: EntryDraft) -> Result<Erro
         .with("audit_id", audit_id))
 }
 
-/// The stored answer of an earlier call with the same key, with an entry of its own; or why there can be none.
+/// The stored answer of an earlier call with the same key, with an entry of its own; or why there can be none. It is for whom the
+/// permission reaches where that call happened; where that is not stored, to the place of this call.
 fn replay<R: Answer>(
     tx: &mut Tx<'_>,
-    key: Option<&IdempotencyKey>,
+    key: &IdempotencyKey,
+    (place, reach): (&Place, &Reach),
+    permission: &str,
     draft: &mut EntryDraft,
 ) -> Result<Option<Verdict<R>>> {
-    let Some(key) = key else { return Ok(None) };
     let readable = (1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&key.key.len()) && key.key.is_ascii();
     let found = if readable {
-        tx.remembered(key).and_then(|stored| stored.map(|bytes| R::decode(&bytes)).transpose())
+        tx.remembered(key)
     } else {
         let rule = format!("must be one key of 1 to {MAX_IDEMPOTENCY_KEY_BYTES} ASCII characters");
         Err(Error::invalid("x-idempotency-key", rule))
     };
-    match found {
-        Ok(None) => Ok(None),
-        Ok(Some(response)) => {
+    let answer = match found {
+        Ok(None) => return Ok(None),
+        Ok(Some(earlier)) => {
+            let within = match &earlier.namespace {
+                Some(namespace) => reach.includes(Some(namespace)),
+                None => place.is_within(reach),
+            };
+            if let (Some(namespace), true) = (earlier.namespace, draft.namespace.is_empty()) {
+                // What the call was about may be gone, and its namespace is known from here only.
+                draft.namespace = namespace;
+            }
+            if !within {
+                return deny(tx, permission, draft.clone()).map(|denied| Some(Verdict::Refused(denied)));
+            }
+            earlier.answer.and_then(|bytes| R::decode(&bytes))
+        }
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(response) => {
             draft.metadata.insert("replayed".to_owned(), "true".to_owned());
             tx.append_entry(draft.clone())?;
             Ok(Some(Verdict::Replayed(response)))

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use prism_core::access::RoleGrant;
+use prism_core::permission::{Grant, Reach};
 use prism_core::secret::{self, SecretKind};
 use prism_core::subject::Subject;
 use prism_core::{Error, Kind, Result, UnixMillis};
@@ -15,6 +16,8 @@ use prism_identity::{
 };
 use prism_store::{ApiKeyRow, Credential, Store};
 use rustls_pki_types::CertificateDer;
+
+use crate::door::reach_of;
 
 /// Longest `x-admin-user`, in bytes.
 const MAX_USER_BYTES: usize = 256;
@@ -34,6 +37,8 @@ pub struct Identity {
     pub credential: Credential,
     // Private, so that an identity is made here only.
     expires_at: Option<UnixMillis>,
+    /// A node of the data plane: it is known, and nothing here is for it, not even what any credential may.
+    is_node: bool,
 }
 
 impl Identity {
@@ -45,12 +50,18 @@ impl Identity {
             credential_id: String::new(),
             credential: Credential::Server,
             expires_at: None,
+            is_node: false,
         }
     }
 
     /// When the credential ends; `None` = it does not.
     pub fn expires_at(&self) -> Option<UnixMillis> {
         self.expires_at
+    }
+
+    /// Where it may do what asks for `permission`, as the descriptors spell it, while it holds `grants`.
+    pub fn reach(&self, grants: &[Grant], permission: &str) -> Result<Reach> {
+        if self.is_node { Ok(Reach::Nowhere) } else { reach_of(grants, permission) }
     }
 
     /// Whom bindings may name to reach this caller.
@@ -151,9 +162,9 @@ impl Authenticator {
             None => self.certificate(presented),
         };
         let identity = proven.map_err(|unproven| self.refuse(presented, &unproven))?;
-        if let (Some(named), false) = (named_user(presented)?, identity.auth_method == "api_key")
-            && named != identity.actor
-        {
+        let named = named_user(presented)
+            .map_err(|error| Refused { credential_id: identity.credential_id.clone(), ..error.into() })?;
+        if named.is_some_and(|named| identity.auth_method != "api_key" && named != identity.actor) {
             return Err(mismatch(&identity.credential_id));
         }
         Ok(identity)
@@ -188,6 +199,7 @@ impl Authenticator {
             credential_id: key.id.to_string(),
             credential,
             expires_at: key.life.expires_at,
+            is_node: false,
         }))
     }
 
@@ -219,12 +231,14 @@ impl Authenticator {
             CertificateKind::Controller => {
                 (found.identity, vec![RoleGrant { role: CONTROLLER_ROLE.to_owned(), namespace: None }])
             }
-            CertificateKind::Client | CertificateKind::Node => {
+            CertificateKind::Node => (found.identity, Vec::new()),
+            CertificateKind::Client => {
                 return Err(Unproven::new("the certificate is not for the admin plane"));
             }
         };
         let standing = (found.subjects, roles, Some(found.fingerprint));
-        vouched(actor, "mtls", found.credential_id, standing, found.expires_at)
+        let identity = vouched(actor, "mtls", found.credential_id, standing, found.expires_at)?;
+        Ok(Identity { is_node: found.kind == CertificateKind::Node, ..identity })
     }
 }
 
@@ -239,7 +253,7 @@ fn vouched(
         return Err(Unproven::new("it names an actor that Prism gives itself"));
     }
     let credential = Credential::Vouched { subjects, roles, certificate, ends };
-    Ok(Identity { actor, auth_method, credential_id, credential, expires_at: Some(ends) })
+    Ok(Identity { actor, auth_method, credential_id, credential, expires_at: Some(ends), is_node: false })
 }
 
 /// Keys of Prism have a prefix and no dots.

@@ -1,6 +1,7 @@
 //! The admin plane: one door, one operation per RPC, transports in front of it.
 
 mod audit_stream;
+mod calls;
 mod changes;
 mod convert;
 pub mod door;
@@ -10,6 +11,7 @@ pub mod op;
 pub mod ops;
 pub mod provision;
 mod record;
+mod refused;
 mod trailers;
 mod unrecorded;
 mod upkeep;
@@ -23,9 +25,9 @@ use prism_core::{Error, Result};
 use prism_identity::{ClientTrust, Issuers};
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
-use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
+use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_store::{AuditSettings, Store};
 use tonic::server::NamedService as _;
 use tonic::service::Routes;
@@ -118,8 +120,12 @@ impl AdminPlane {
         tokio::spawn(upkeep::tend_audit_log(Arc::clone(&self.door), self.audit.clone(), until));
     }
 
-    /// Signs the audit log for the last time. What fails is logged: the next start signs what is there.
+    /// Writes what the audit log still lacks, and signs it for the last time. What fails is logged: the next start signs what is
+    /// there.
     pub async fn close_audit_log(&self) {
+        if let Err(failed) = self.door.record_suppressed(true).await {
+            tracing::error!(reason = failed.reason(), cause = ?failed.cause(), "the last refused credentials were not counted in the audit log");
+        }
         if let Err(failed) = self.door.services.store.make_checkpoint().await {
             tracing::warn!(reason = failed.reason(), cause = ?failed.cause(), "the audit log could not be signed at the end");
         }

@@ -9,8 +9,8 @@ use prism_core::control::{DataNode, Snapshot};
 use prism_core::permission::{Grant, Reach};
 use prism_core::secret::Random;
 use prism_core::{NamespaceName, Result, UnixMillis};
-use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_rpc::metrics::Metrics;
+use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_store::{Store, Tx};
 use serde::Serialize;
 

@@ -6,22 +6,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response};
 use prism_core::{Error, Kind, Result};
 use prism_rpc::{Peer, RequestId, to_status};
-use tokio::sync::Semaphore;
 use tonic::Code;
 use tower::Service;
 
+use crate::calls::Calls;
 use crate::door::{Call, Door, draft, method_name};
 use crate::identity::{Identity, Presented, Refused};
 use crate::trailers::AuditTrailers;
 use crate::unrecorded::cannot_record;
 
-/// Most admin calls under way; more are refused. A stream counts until it begins.
-const MAX_CALLS: usize = 256;
+/// A request that is not read as a whole in this time is refused: its place is for others.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest name of an RPC that is not ours in an entry, in characters.
 const MAX_NAME_LENGTH: usize = 128;
 /// ErrorInfo domain of what no service answers.
@@ -37,6 +38,14 @@ impl Recorded {
         self.0.store(true, Ordering::Release);
     }
 
+    /// Returns when the request should have been read and is not; never when the door has it.
+    async fn overdue(&self) {
+        tokio::time::sleep(READ_TIMEOUT).await;
+        if self.is_taken_over() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     fn is_taken_over(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -47,13 +56,13 @@ impl Recorded {
 pub struct RecordService<S> {
     inner: S,
     door: Arc<Door>,
-    calls: Arc<Semaphore>,
+    calls: Calls,
 }
 
 impl<S> RecordService<S> {
     /// Wraps `inner`.
     pub fn new(inner: S, door: Arc<Door>) -> Self {
-        Self { inner, door, calls: Arc::new(Semaphore::new(MAX_CALLS)) }
+        Self { inner, door, calls: Calls::default() }
     }
 }
 
@@ -82,7 +91,7 @@ where
         }
         let (stray, presented) = (Stray::of(&request), presented(&request));
         let door = Arc::clone(&self.door);
-        let calls = Arc::clone(&self.calls);
+        let calls = self.calls.clone();
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
@@ -93,14 +102,20 @@ where
                 Err(refused) => return Ok(door.refuse_stray(stray, refused).await),
             };
             let trailers = AuditTrailers::of(&request, &door.services.store);
-            let Ok(permit) = calls.try_acquire_owned() else {
-                return Ok(trailers.attach(door.record_stray(stray, &identity, too_many_calls()).await).await);
+            let place = match calls.begin(&identity.credential_id) {
+                Ok(place) => place,
+                Err(refused) => return Ok(trailers.attach(door.record_stray(stray, &identity, refused).await).await),
             };
             let recorded = Recorded::default();
             request.extensions_mut().insert(recorded.clone());
             request.extensions_mut().insert(Arc::clone(&identity));
-            let response = inner.call(request).await?;
-            drop(permit);
+            let response = tokio::select! {
+                response = inner.call(request) => response?,
+                () = recorded.overdue() => {
+                    return Ok(trailers.attach(door.record_stray(stray, &identity, too_slow()).await).await);
+                }
+            };
+            drop(place);
             if recorded.is_taken_over() {
                 return Ok(trailers.attach(response).await);
             }
@@ -145,9 +160,9 @@ fn problem(code: Option<Code>) -> Error {
     }
 }
 
-fn too_many_calls() -> Error {
-    let message = format!("{MAX_CALLS} admin calls are under way, the most that may be; retry");
-    Error::new(Kind::ResourceExhausted, "TOO_MANY_CALLS", message).retry_after(std::time::Duration::from_secs(1))
+fn too_slow() -> Error {
+    let message = format!("the request was not there as a whole within {} s", READ_TIMEOUT.as_secs());
+    Error::new(Kind::DeadlineExceeded, "REQUEST_TOO_SLOW", message)
 }
 
 /// A request that no operation may come to see.

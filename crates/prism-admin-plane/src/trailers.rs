@@ -32,6 +32,7 @@ type WitnessHash = Option<[u8; 32]>;
 pub(crate) struct AuditTrailers {
     store: Arc<Store>,
     witness: Option<Witness>,
+    streams: bool,
 }
 
 enum Witness {
@@ -53,7 +54,8 @@ impl AuditTrailers {
                 None => Witness::Known(None),
             }
         });
-        Self { store: Arc::clone(store), witness }
+        let streams = request.uri().path().ends_with("/GetAuditLog");
+        Self { store: Arc::clone(store), witness, streams }
     }
 
     /// Adds itself to the trailers of `response`, or to its headers when these are all there is.
@@ -62,6 +64,11 @@ impl AuditTrailers {
             std::future::poll_fn(|context| self.poll_witness(context)).await;
             self.write(response.headers_mut());
             return response;
+        }
+        if self.streams {
+            // Who follows may never come to the trailers, so that a stream says it at its beginning as well.
+            std::future::poll_fn(|context| self.poll_witness(context)).await;
+            self.write(response.headers_mut());
         }
         response.map(|body| Body::new(TrailedBody { body, trailers: self, waiting: None }))
     }

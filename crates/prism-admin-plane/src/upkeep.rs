@@ -22,6 +22,9 @@ pub(crate) async fn tend_audit_log(door: Arc<Door>, settings: AuditSettings, unt
         if let Err(failed) = door.unrecorded.record(store).await {
             tracing::warn!(reason = failed.reason(), "reads without an entry wait until the audit log can be written");
         }
+        if let Err(failed) = door.record_suppressed(false).await {
+            tracing::warn!(reason = failed.reason(), "refused credentials wait until the audit log can be written");
+        }
         match upkeep.run(store).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "entries past their time were removed from the audit log"),

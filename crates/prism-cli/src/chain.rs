@@ -159,6 +159,11 @@ impl Plan {
         Ok(Self { start: removed + 1, previous, checkpoints: count, newest, cut, key, expected })
     }
 
+    /// Whether the log is signed with this key.
+    pub fn is_signed_by(&self, key: [u8; 32]) -> bool {
+        self.key.is_some_and(|(signer, _)| signer == key)
+    }
+
     /// Begins at the first entry.
     pub fn walk(&self) -> Walk<'_> {
         Walk { next: self.start, head: Some(self.previous), assumed: None, expected: &self.expected }

@@ -91,7 +91,9 @@ pub enum Command {
     Whoami(cmd::whoami::WhoAmI),
     /// Whether this credential may call an RPC; exit code 0 or 10
     CanI(cmd::can_i::CanI),
-    /// Who holds a permission
+    /// Who holds a permission, by a binding or an API key
+    ///
+    /// Groups that role_map in prism.toml gives roles to, and controllers' certificates, are not listed.
     WhoCan(cmd::who_can::WhoCan),
     /// Log in at an OIDC issuer, by device code or as a machine
     ///
@@ -155,7 +157,7 @@ mod tests {
             "metrics --namespace a --window 5m",
             "audit list --actor a --operation CreateConfig --since 1h --until 2026-01-01T00:00:00Z --limit 7",
             "audit tail -n a --last 5",
-            "audit verify --file x.jsonl",
+            "audit verify --file x.jsonl --complete",
             "audit verify --witness 5:0000000000000000000000000000000000000000000000000000000000000000",
             "audit export",
             "key create ci --role viewer --role operator --namespace a --owner u --ttl 90d -o token",
@@ -232,6 +234,7 @@ mod tests {
             "who-can",
             "login --client-secret secret",
             "audit verify --public-key 00",
+            "audit verify --complete",
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

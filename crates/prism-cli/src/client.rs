@@ -1,7 +1,7 @@
 //! Calls on the admin plane: credential, deadline, idempotency key, one repetition, a look at the audit log's
 //! checkpoint in every answer.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use http::uri::PathAndQuery;
 use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
@@ -49,6 +49,8 @@ pub struct Client {
     credential: Credential,
     options: CallOptions,
     watch: Rc<Watch>,
+    /// The access token of the last call, where there is a login.
+    used: RefCell<Option<Secret>>,
 }
 
 impl Client {
@@ -56,7 +58,7 @@ impl Client {
     pub async fn connect(target: &Target, options: CallOptions, watch: Rc<Watch>) -> Result<Self> {
         let metadata = metadata(target)?;
         let channel = connect::connect(target, options.timeout).await?;
-        Ok(Self { channel, metadata, credential: target.credential.clone(), options, watch })
+        Ok(Self { channel, metadata, credential: target.credential.clone(), options, watch, used: RefCell::default() })
     }
 
     /// Makes a call and waits for its answer. A call whose connection breaks is made once more, and one whose login
@@ -125,8 +127,12 @@ impl Client {
         let open = async {
             let mut grpc = self.ready().await?;
             let codec = ProstCodec::<GetAuditLogRequest, AuditLogEntry>::default();
-            let mut stream =
-                grpc.server_streaming(request, PathAndQuery::from_static(AUDIT_LOG), codec).await?.into_inner();
+            let response = grpc.server_streaming(request, PathAndQuery::from_static(AUDIT_LOG), codec).await?;
+            // Who follows may never come to the trailers.
+            if watch::is_said(response.metadata()) {
+                self.watch.answered(witness, response.metadata(), true).await;
+            }
+            let mut stream = response.into_inner();
             // A refusal may come only after the headers. Where nothing is waited for, the first entry tells.
             let first = if wait.is_some() { stream.message().await? } else { None };
             let ended = wait.is_some() && first.is_none();
@@ -191,7 +197,12 @@ impl Client {
         match &self.credential {
             Credential::Token(token) => Ok(Some(token.clone())),
             Credential::Certificate(_) => Ok(None),
-            Credential::Login(login) => login.bearer(refused).await.map(Some),
+            Credential::Login(login) => {
+                let used = self.used.borrow().clone();
+                let token = login.bearer(refused, used.as_ref()).await?;
+                *self.used.borrow_mut() = Some(token.clone());
+                Ok(Some(token))
+            }
         }
     }
 

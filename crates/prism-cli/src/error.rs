@@ -104,7 +104,8 @@ impl fmt::Display for Failure {
 
 /// Whether the call never got an answer of the server: the connection failed or broke.
 pub fn is_lost_connection(status: &Status) -> bool {
-    status.source().is_some() && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal)
+    status.source().is_some()
+        && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
 }
 
 /// What the details and the metadata of a status say.

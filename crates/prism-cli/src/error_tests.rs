@@ -77,4 +77,8 @@ fn a_closed_pipe_is_no_failure() {
 fn an_answer_is_not_a_lost_connection() {
     assert!(!is_lost_connection(&Status::unavailable("maintenance")));
     assert!(is_lost_connection(&Status::from_error(Box::new(io::Error::other("reset")))));
+    let mut cancelled = Status::cancelled("operation was canceled");
+    assert!(!is_lost_connection(&cancelled));
+    cancelled.set_source(std::sync::Arc::new(io::Error::other("the connection was closed before the call was sent")));
+    assert!(is_lost_connection(&cancelled));
 }

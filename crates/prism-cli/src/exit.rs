@@ -18,7 +18,7 @@ Exit codes:
    8  a limit was reached
    9  deadline: no answer in time, or a drain that left sessions at its timeout
   10  can-i: not allowed
-  11  the audit log is broken: `audit verify` found where, or it is not the log that was seen before";
+  11  the audit log is broken: `audit verify` or `export` found where, or it is not the log that was seen before";
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Exit {
     Deadline = 9,
     /// `can-i` says no.
     NotAllowed = 10,
-    /// `audit verify` found a break, or a server's log is not the one that was seen before.
+    /// `audit verify` or `audit export` found a break, or a server's log is not the one that was seen before.
     ChainBroken = 11,
 }
 

@@ -36,15 +36,22 @@ pub struct Export {
 }
 
 impl Export {
-    /// Opens a file, or standard input for `-`, which is copied to a temporary file first.
+    /// Opens a file, or standard input for `-`. What cannot be read twice, such as a pipe, is copied to a temporary file
+    /// first.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let open = || -> io::Result<File> {
-            if path != Path::new("-") {
-                return File::open(path);
-            }
+            let mut input: Box<dyn io::Read> = if path == Path::new("-") {
+                Box::new(io::stdin().lock())
+            } else {
+                let file = File::open(path)?;
+                if file.metadata()?.is_file() {
+                    return Ok(file);
+                }
+                Box::new(file)
+            };
             let mut copy = tempfile::tempfile()?;
-            io::copy(&mut io::stdin().lock(), &mut copy)?;
+            io::copy(&mut input, &mut copy)?;
             Ok(copy)
         };
         let file = open().map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;

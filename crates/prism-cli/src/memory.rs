@@ -43,22 +43,44 @@ impl std::fmt::Display for LogName {
 pub struct Memory {
     file: Option<PathBuf>,
     log: String,
+    /// SHA-256 of the CA's file, in hexadecimal.
+    ca: String,
 }
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
-    /// The newest checkpoint of each log, in proto3 JSON.
-    logs: BTreeMap<String, Value>,
+    /// By the name of the log.
+    logs: BTreeMap<String, Record>,
+}
+
+/// What is remembered of one log.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// SHA-256 of the CA's file at that time, in hexadecimal.
+    ca: String,
+    /// The newest checkpoint, in proto3 JSON.
+    checkpoint: Value,
+}
+
+/// What was seen of a log before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The newest checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Whether the server had another CA then.
+    pub other_ca: bool,
 }
 
 impl Memory {
-    /// The place of the log of that name, at a server whose certificates are those of `ca`. The file lies beside the
+    /// The place of the log of that name, at a server whose certificates are those of `ca`. The name alone says which log it is:
+    /// with a data directory, who can exchange the log can exchange the CA as well. The file lies beside the
     /// contexts' file; without one there is no place, and nothing is remembered.
     pub fn of(contexts: Option<&Path>, name: &LogName, ca: &Path) -> Self {
         // An unreadable CA is reported when the connection is made.
         let ca = fs::read(ca).map(|bytes| hex::encode(digest(&SHA256, &bytes))).unwrap_or_default();
-        Self { file: contexts.map(|path| path.with_file_name("checkpoints.json")), log: format!("{name}, CA {ca}") }
+        Self { file: contexts.map(|path| path.with_file_name("checkpoints.json")), log: name.to_string(), ca }
     }
 
     /// The file, if there is a place.
@@ -67,26 +89,32 @@ impl Memory {
     }
 
     /// What is remembered of this log. Fails with a sentence if the file cannot be understood.
-    pub fn recall(&self) -> Result<Option<Checkpoint>, String> {
+    pub fn recall(&self) -> Result<Option<Seen>, String> {
         let Some(file) = &self.file else { return Ok(None) };
-        load(file)?.logs.get(&self.log).map(|json| checked(file, json)).transpose()
+        let content = load(file)?;
+        let Some(record) = content.logs.get(&self.log) else { return Ok(None) };
+        Ok(Some(Seen { checkpoint: checked(file, record)?, other_ca: record.ca != self.ca }))
     }
 
     /// What is remembered of any log, this one included.
     pub fn recall_all(&self) -> Result<Vec<Checkpoint>, String> {
         let Some(file) = &self.file else { return Ok(Vec::new()) };
-        load(file)?.logs.values().map(|json| checked(file, json)).collect()
+        load(file)?.logs.values().map(|record| checked(file, record)).collect()
     }
 
-    /// Remembers a checkpoint, unless another process has remembered a newer one meanwhile.
+    /// Remembers a checkpoint, unless another process has remembered a newer one meanwhile. One of another installation, which
+    /// has another CA and another key, takes the place of what was remembered.
     pub async fn remember(&self, checkpoint: &Checkpoint) -> Result<(), String> {
         let file = self.file.as_ref().ok_or("there is no home directory; set HOME or XDG_CONFIG_HOME")?;
-        let json = checkpoint.to_json()?;
+        let record = Record { ca: self.ca.clone(), checkpoint: checkpoint.to_json()? };
         self.change(file, |present| {
-            let newer = present
-                .and_then(|present| Checkpoint::from_json(present).ok())
-                .is_some_and(|present| present.sequence >= checkpoint.sequence);
-            if newer { None } else { Some(Some(json)) }
+            let newer = present.is_some_and(|present| {
+                Checkpoint::from_json(&present.checkpoint).is_ok_and(|known| {
+                    let same = known.key == checkpoint.key || present.ca == self.ca;
+                    same && known.sequence >= checkpoint.sequence
+                })
+            });
+            if newer { None } else { Some(Some(record)) }
         })
         .await
     }
@@ -103,7 +131,7 @@ impl Memory {
     async fn change(
         &self,
         file: &Path,
-        decide: impl FnOnce(Option<&Value>) -> Option<Option<Value>>,
+        decide: impl FnOnce(Option<&Record>) -> Option<Option<Record>>,
     ) -> Result<(), String> {
         let failed = |error: io::Error| format!("cannot write {}: {error}", file.display());
         let _lock = private_file::lock(&file.with_extension("lock"), PATIENCE).await.map_err(failed)?;
@@ -128,8 +156,8 @@ fn load(file: &Path) -> Result<Content, String> {
     serde_json::from_slice(&text).map_err(|error| format!("cannot understand {}: {error}", file.display()))
 }
 
-fn checked(file: &Path, json: &Value) -> Result<Checkpoint, String> {
-    Checkpoint::from_json(json).map_err(|why| format!("cannot understand {}: {why}", file.display()))
+fn checked(file: &Path, record: &Record) -> Result<Checkpoint, String> {
+    Checkpoint::from_json(&record.checkpoint).map_err(|why| format!("cannot understand {}: {why}", file.display()))
 }
 
 #[cfg(test)]
@@ -152,7 +180,8 @@ mod tests {
         assert_eq!(prod.recall(), Ok(None));
         let checkpoint = signed(1, 7, [2; 32], false);
         prod.remember(&checkpoint).await.unwrap();
-        assert_eq!((prod.recall(), test.recall()), (Ok(Some(checkpoint.clone())), Ok(None)));
+        let seen = Seen { checkpoint: checkpoint.clone(), other_ca: false };
+        assert_eq!((prod.recall(), test.recall()), (Ok(Some(seen)), Ok(None)));
         assert_eq!(test.recall_all().unwrap(), [checkpoint]);
         let file = prod.file().unwrap();
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -167,18 +196,26 @@ mod tests {
         for sequence in [3, 9, 5] {
             memory.remember(&signed(1, sequence, [2; 32], false)).await.unwrap();
         }
-        assert_eq!(memory.recall().unwrap().unwrap().sequence, 9);
+        assert_eq!(memory.recall().unwrap().unwrap().checkpoint.sequence, 9);
     }
 
     #[tokio::test]
-    async fn another_ca_is_another_log() {
+    async fn another_ca_alone_is_not_another_log() {
         let folder = tempfile::tempdir().unwrap();
         let before = memory(folder.path(), "prod");
         before.remember(&signed(1, 3, [2; 32], false)).await.unwrap();
         let ca = folder.path().join("other.pem");
         fs::write(&ca, "another").unwrap();
         let name = LogName::Context("prod".to_owned());
-        assert_eq!(Memory::of(Some(&folder.path().join("prism/admin.toml")), &name, &ca).recall(), Ok(None));
+        let after = Memory::of(Some(&folder.path().join("prism/admin.toml")), &name, &ca);
+        let seen = after.recall().unwrap().unwrap();
+        assert!(seen.other_ca && seen.checkpoint.sequence == 3);
+        // The same key: its log cannot have become shorter.
+        after.remember(&signed(1, 2, [2; 32], false)).await.unwrap();
+        assert_eq!(after.recall().unwrap().unwrap().checkpoint.sequence, 3);
+        // Another CA and another key: another installation.
+        after.remember(&signed(2, 1, [2; 32], false)).await.unwrap();
+        assert_eq!(after.recall().unwrap().unwrap().checkpoint.sequence, 1);
     }
 
     #[tokio::test]

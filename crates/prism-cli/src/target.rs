@@ -47,7 +47,7 @@ pub struct Connection {
     #[arg(long, global = true, env = "PRISM_ADMIN_KEY", hide_env_values = true)]
     #[arg(value_name = "FILE", help_heading = "Connection")]
     pub key: Option<PathBuf>,
-    /// Person on whose behalf the call is made (x-admin-user)
+    /// Person on whose behalf the call is made (x-admin-user); a login or a certificate allows only its own name
     #[arg(long, global = true, env = "PRISM_ADMIN_USER", hide_env_values = true)]
     #[arg(value_name = "NAME", help_heading = "Connection")]
     pub user: Option<String>,
@@ -78,14 +78,14 @@ impl Surroundings {
     /// Those of this process.
     pub fn of_process() -> Result<Self> {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let secret = |name: &str| text(name).map(|value| Secret::parse(&value, name)).transpose();
+        let client_secret = "PRISM_ADMIN_CLIENT_SECRET";
         let folder = text("XDG_CONFIG_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
             .or_else(|| text("HOME").map(|home| Path::new(&home).join(".config")));
         Ok(Self {
-            token: secret("PRISM_ADMIN_TOKEN")?,
-            client_secret: secret("PRISM_ADMIN_CLIENT_SECRET")?,
+            token: text("PRISM_ADMIN_TOKEN").map(|value| Secret::parse(&value, "PRISM_ADMIN_TOKEN")).transpose()?,
+            client_secret: text(client_secret).map(|value| Secret::parse_client(&value, client_secret)).transpose()?,
             data_dir: text("PRISM_DATA_DIR").map(PathBuf::from),
             contexts: folder.map(|folder| folder.join("prism/admin.toml")),
             working_dir: PathBuf::from("."),

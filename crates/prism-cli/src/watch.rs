@@ -13,6 +13,11 @@ pub const WITNESS: &str = "prism-audit-witness";
 const CHECKPOINT_ANSWER: &str = "prism-audit-checkpoint-bin";
 const WITNESS_ANSWER: &str = "prism-audit-witness-bin";
 
+/// Whether an answer says what the server signed last.
+pub fn is_said(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(CHECKPOINT_ANSWER)
+}
+
 /// The watch over one log.
 pub struct Watch {
     memory: Memory,
@@ -22,6 +27,8 @@ pub struct Watch {
 #[derive(Default)]
 struct State {
     remembered: Option<Checkpoint>,
+    /// The server had another CA when that was seen.
+    other_ca: bool,
     alarm: Option<Alarm>,
     /// What is new can not be remembered; said once.
     blind: bool,
@@ -41,7 +48,8 @@ impl Watch {
     pub fn new(memory: Memory) -> Rc<Self> {
         let mut state = State::default();
         match memory.recall() {
-            Ok(remembered) => state.remembered = remembered,
+            Ok(Some(seen)) => (state.remembered, state.other_ca) = (Some(seen.checkpoint), seen.other_ca),
+            Ok(None) => {}
             Err(why) => {
                 note(&format!("note: {why}; whether the server's audit log is the one seen before is not checked"));
                 state.blind = true;
@@ -68,22 +76,43 @@ impl Watch {
             None => Err("the server no longer signs its audit log".to_owned()),
         };
         let held = bytes(WITNESS_ANSWER).map(Result::unwrap_or_default);
+        if let (Ok(newest), Some(before)) = (&newest, witness)
+            && self.state.borrow().other_ca
+            && newest.key != before.key
+        {
+            note(&format!(
+                "note: this is another installation than the one seen before, with another CA and another signing key; before: {before}"
+            ));
+            self.start_anew(newest.clone()).await;
+            return;
+        }
         let now = newest.as_ref().map_or_else(|_| "nothing that can be relied on".to_owned(), ToString::to_string);
         let newest = newest.and_then(|newest| judge(witness, &newest, held.as_deref()).map(|()| newest));
         match newest {
-            // A server that cannot look the entry up just now says nothing of it. What it signed since is not remembered
-            // then: it may be about another log.
+            // What a refusal does not say is not held against the server, and what it signed since is not remembered then: it
+            // may be about another log.
+            Ok(_) if witness.is_some() && held.is_none() && !succeeded => {}
             Ok(_) if witness.is_some() && held.is_none() => {
-                if succeeded {
-                    note("note: the server did not say whether its audit log still holds what was seen before");
-                }
+                let why = "the server does not say whether its audit log still holds what was seen before";
+                self.cry(why.to_owned(), witness, now);
             }
             Ok(newest) => self.remember(newest).await,
-            Err(why) => {
-                let memory = self.memory.file().map_or_else(String::new, |file| file.display().to_string());
-                self.state.borrow_mut().alarm = Some(Alarm { why, before: witness.cloned(), now, memory });
-            }
+            Err(why) => self.cry(why, witness, now),
         }
+    }
+
+    fn cry(&self, why: String, witness: Option<&Checkpoint>, now: String) {
+        let memory = self.memory.file().map_or_else(String::new, |file| file.display().to_string());
+        self.state.borrow_mut().alarm = Some(Alarm { why, before: witness.cloned(), now, memory });
+    }
+
+    /// Remembers the first checkpoint of another installation.
+    async fn start_anew(&self, first: Checkpoint) {
+        {
+            let mut state = self.state.borrow_mut();
+            (state.remembered, state.other_ca) = (None, false);
+        }
+        self.remember(first).await;
     }
 
     /// What was found, if anything.
@@ -233,14 +262,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_server_does_not_say_is_not_held_against_it_nor_remembered() {
-        assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], false)), None), true).await, None);
+    async fn what_a_server_does_not_say_is_told_and_not_remembered() {
+        let silent = answer(Some(&signed(1, 9, [9; 32], false)), None);
+        assert!(verdict(silent.clone(), true).await.unwrap().contains("does not say"));
+        assert_eq!(verdict(silent, false).await, None);
         let folder = tempfile::tempdir().unwrap();
         let first = watch(folder.path());
         first.answered(None, &answer(Some(&signed(1, 5, [5; 32], false)), None), true).await;
         let watch = watch(folder.path());
         let witness = watch.remembered();
-        watch.answered(witness.as_ref(), &answer(Some(&signed(1, 9, [9; 32], false)), None), true).await;
+        watch.answered(witness.as_ref(), &answer(Some(&signed(1, 9, [9; 32], false)), None), false).await;
         assert_eq!((watch.alarm(), watch.remembered()), (None, witness));
     }
 

@@ -41,6 +41,8 @@ fn roles_and_bindings_are_sent_as_given() {
     let json: serde_json::Value = serde_json::from_str(&run(client)).unwrap();
     assert_eq!(json["clientBinding"]["permissions"], serde_json::json!(["read", "write"]));
     assert!(run("who-can config:create -n shop").contains("group:ops"));
+    let output = fake.run(&["who-can", "config:create", "-n", "shop"]);
+    assert!(stderr(&output).contains("role_map") && !stdout(&output).contains("role_map"), "{}", stderr(&output));
     let asked: admin::WhoCanRequest = fake.calls().pop().unwrap().message();
     assert_eq!((asked.permission.as_str(), asked.namespace.as_deref()), ("config:create", Some("shop")));
     run("binding list --subject user:alice");

@@ -151,6 +151,7 @@ mod tests {
             credential_id: "c".to_owned(),
             subjects: subjects.iter().map(|subject| (*subject).clone()).collect(),
             certificate: Some("f".to_owned()),
+            authority: None,
         };
         let now = UnixMillis(0);
         let both = basis(&[&user, &group]);

@@ -84,6 +84,8 @@ pub struct ClientBasis {
     pub subjects: Vec<Subject>,
     /// SHA-256 of the client certificate, in hexadecimal.
     pub certificate: Option<String>,
+    /// SHA-256 of the public key of the CA that vouches for the certificate, in hexadecimal.
+    pub authority: Option<String>,
 }
 
 /// The durable part of a live session, as the control plane hands it to a node.

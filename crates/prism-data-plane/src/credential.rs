@@ -181,9 +181,14 @@ impl Credentials {
             TokenRefused::Invalid(why) => Refused::Invalid(why),
             TokenRefused::Unavailable(issuer) => Refused::Unavailable(issuer),
         })?;
-        let basis = ClientBasis { credential_id: proven.credential_id, subjects: proven.subjects, certificate: None };
+        let basis =
+            ClientBasis { credential_id: proven.credential_id, subjects: proven.subjects, ..ClientBasis::default() };
         // It proves who opens a session. Its life of minutes is not that of the session; bindings are.
         Ok(ProvenClient { basis, ends: None })
+    }
+
+    fn is_revoked(&self, fingerprint: &str) -> bool {
+        self.control.snapshot().borrow().client_access.revoked_certificates.contains(fingerprint)
     }
 
     fn certificate(&self, sent: &[u8], origin: &Origin) -> Result<ProvenClient, Refused> {
@@ -197,7 +202,10 @@ impl Credentials {
         }
         let identity = trust.load().identify(&peer.certificates, self.clock.now());
         let identity = identity.map_err(|refused| Refused::Invalid(refused.to_string()))?;
-        // A user's, controller's or node's certificate belongs to other planes.
+        if identity.kind == CertificateKind::Node && !self.is_revoked(&identity.fingerprint) {
+            return Err(node_not_allowed().into());
+        }
+        // A user's or controller's certificate belongs to the other plane.
         if !matches!(identity.kind, CertificateKind::Client | CertificateKind::External) {
             return Err(Refused::Invalid(format!("a certificate of kind {:?} is not for clients", identity.kind)));
         }
@@ -205,9 +213,19 @@ impl Credentials {
             credential_id: identity.credential_id,
             subjects: identity.subjects,
             certificate: Some(identity.fingerprint),
+            authority: Some(identity.authority),
         };
         Ok(ProvenClient { basis, ends: Some(identity.expires_at) })
     }
+}
+
+/// PERMISSION_DENIED: a node's certificate is good, and for other things.
+fn node_not_allowed() -> Error {
+    Error::new(
+        Kind::PermissionDenied,
+        "PERMISSION_DENIED",
+        "the certificate is a node's; clients need one of their own",
+    )
 }
 
 /// The refusal of a failed credential, after the time that it costs.

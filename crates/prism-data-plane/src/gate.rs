@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use prism_backends::driver::Route;
 use prism_core::control::Maintenance;
 use prism_core::error::QuotaViolation;
 use prism_core::limits::{Limits, SessionPolicy};
 use prism_core::secret::{self, SecretKind};
+use prism_core::session::ClientBasis;
 use prism_core::{Clock, Error, Kind, Result, UnixMillis};
+use prism_identity::ClientTrust;
 use prism_rpc::{Metrics, Series};
 use tonic::metadata::MetadataMap;
 
@@ -41,6 +44,8 @@ pub struct Gate {
     metrics: Metrics,
     /// Figures of calls without a session.
     strangers: [OnceLock<Arc<Series>>; COUNT],
+    /// Whose client certificates are believed; `None` = the node has no TLS.
+    trust: Option<Arc<ArcSwap<ClientTrust>>>,
 }
 
 impl Gate {
@@ -63,7 +68,18 @@ impl Gate {
             leaving: AtomicBool::new(false),
             metrics,
             strangers: [const { OnceLock::new() }; COUNT],
+            trust: None,
         }
+    }
+
+    /// Believes client certificates that `trust` vouches for.
+    pub fn trusting(self, trust: Option<Arc<ArcSwap<ClientTrust>>>) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// Whose client certificates are believed now.
+    pub fn client_trust(&self) -> Option<Arc<ClientTrust>> {
+        self.trust.as_ref().map(|trust| trust.load_full())
     }
 
     /// Lets nothing new in: the node shuts down.
@@ -179,11 +195,21 @@ impl Gate {
     }
 
     /// Whether the credential behind `session` still allows all that the session may do. It is looked at once after each
-    /// change of keys, bindings or revoked certificates, by the first call of the session or by [`crate::revocation`]; from the
+    /// change of keys, bindings, revoked certificates or trusted CAs, by the first call of the session or by [`crate::revocation`]; from the
     /// moment such a change is taken over, nothing starts under a session that it takes the ground from.
     pub fn upholds(&self, session: &Session) -> bool {
         let generation = self.namespaces.access_generation();
         session.is_upheld_at(generation) || self.looks_upheld(session, generation)
+    }
+
+    /// Whether the CA that vouched for the certificate behind a session is still trusted; true for every other basis.
+    fn trusts(&self, basis: &ClientBasis) -> bool {
+        match (&basis.authority, &self.trust) {
+            (None, _) => true,
+            (Some(authority), Some(trust)) => trust.load().trusts(authority),
+            // This node cannot check certificates any more: it was started without TLS.
+            (Some(_), None) => false,
+        }
     }
 
     fn looks_upheld(&self, session: &Session, generation: u64) -> bool {
@@ -193,7 +219,9 @@ impl Gate {
             // Its keys and bindings went with it. The session is about to be ended with that reason, and refused meanwhile.
             return true;
         }
-        let upheld = snapshot.client_access.upholds(&record.basis, namespace, record.grant, self.clock.now());
+        let trusted = self.trusts(&record.basis);
+        let upheld =
+            trusted && snapshot.client_access.upholds(&record.basis, namespace, record.grant, self.clock.now());
         if upheld {
             session.uphold_at(generation);
         }

@@ -112,9 +112,11 @@ impl DataPlane {
         let namespaces = Namespaces::new(options.control.snapshot(), options.metrics.clone());
         let (control, clock) = (options.control, options.clock);
         let failures = FailureLimiter::new(options.auth_failures);
+        let trust = options.trust;
         let credentials =
-            Credentials::new(Arc::clone(&control), options.issuers, options.trust, failures, clock.clone());
+            Credentials::new(Arc::clone(&control), options.issuers, trust.clone(), failures, clock.clone());
         let gate = Gate::new(methods, namespaces, options.metrics.clone(), clock, options.policy, options.limits);
+        let gate = gate.trusting(trust);
         let backends = Backends::new(options.backends);
         let plane = Arc::new(Plane::new(gate, control, credentials, backends, options.node, options.metrics));
         fill_meters(&plane).await?;

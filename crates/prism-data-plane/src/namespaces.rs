@@ -188,6 +188,11 @@ impl Namespaces {
         self.access_generation.load(Ordering::SeqCst)
     }
 
+    /// Has all sessions looked over again, for a reason outside the client access.
+    pub fn access_moved(&self) {
+        self.access_generation.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Waits until the client access has changed since the last time that this returned; for one task only.
     pub async fn access_changed(&self) {
         self.access_changed.notified().await;

@@ -252,7 +252,6 @@ async fn a_certificate_is_taken_from_the_connection_and_nowhere_else() {
     for bad in [
         own.issue(&spiffe("user", "alice"), hour),
         own.issue(&spiffe("controller", "a"), hour),
-        own.issue(&spiffe("node", "n"), hour),
         own.issue(external, hour),
         stranger.issue(&agent, hour),
         stranger.issue(external, hour),
@@ -264,6 +263,13 @@ async fn a_certificate_is_taken_from_the_connection_and_nowhere_else() {
         assert_eq!(status.message(), "the client certificate is not valid");
         refused(list(&channel, None, None).await, Code::Unauthenticated, "CLIENT_CERTIFICATE_INVALID");
     }
+    // A node's is good, for other things.
+    let of_node = own.issue(&spiffe("node", "n"), hour);
+    let channel_of_node = tls.connect(node.address, Some(&of_node)).await;
+    refused(open(&channel_of_node, mtls(b""), "kv").await, Code::PermissionDenied, "PERMISSION_DENIED");
+    refused(list(&channel_of_node, None, None).await, Code::PermissionDenied, "PERMISSION_DENIED");
+    node.control.revoke_certificate(&of_node.fingerprint());
+    refused(open(&channel_of_node, mtls(b""), "kv").await, Code::Unauthenticated, "CLIENT_CERTIFICATE_INVALID");
     let unbound = tls.connect(node.address, Some(&own.issue(&spiffe("client", "b"), hour))).await;
     let status = refused(open(&unbound, mtls(b""), "kv").await, Code::PermissionDenied, "NO_NAMESPACE");
     assert!(status.message().contains(&spiffe("client", "b")), "{status:?}");

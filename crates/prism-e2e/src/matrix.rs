@@ -286,7 +286,7 @@ impl Targets {
             "DeleteConfig" => json!({"name": self.config, "etag": "stale"}),
             "GetSession" => json!({"sessionId": self.session}),
             "TerminateSession" => json!({"sessionId": self.session, "reason": "\u{7}"}),
-            "GetNamespace" => json!({"name": namespace}),
+            "GetNamespace" | "CreateNamespace" => json!({"name": namespace}),
             "UpdateNamespace" => json!({"name": namespace, "etag": "stale"}),
             "DeleteNamespace" => json!({"name": namespace, "validateOnly": true}),
             "DrainConnections" => json!({"namespace": namespace, "validateOnly": true}),
@@ -295,12 +295,9 @@ impl Targets {
             "RevokeApiKey" => json!({"keyId": self.api_key}),
             "RevokeClientKey" => json!({"keyId": self.client_key}),
             "CreateBinding" => json!({"binding": {"namespace": namespace}}),
-            "DeleteBinding" => return None,
             "CreateClientBinding" => json!({"clientBinding": {"namespace": namespace}}),
-            "DeleteClientBinding" => return None,
             "WhoCan" => json!({"permission": "config:read", "namespace": namespace}),
             "CanI" => json!({"rpc": "prism.admin.v1.AdminService/CreateConfig", "namespace": namespace}),
-            "CreateNamespace" => json!({"name": namespace}),
             _ => return None,
         };
         Some(vec![one])

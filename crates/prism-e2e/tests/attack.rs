@@ -268,7 +268,7 @@ async fn nothing_tells_what_is_wrong_with_a_credential() {
     let log = site.admin.whole_log().await;
     let errors: BTreeSet<_> = log
         .iter()
-        .filter(|entry| entry.actor == "anonymous")
+        .filter(|entry| entry.actor == "anonymous" && entry.operation != "RefusedCredentials")
         .map(|entry| (&entry.error, &entry.metadata["reason"]))
         .collect();
     assert_eq!(errors.len(), 1, "{errors:?}");
@@ -289,7 +289,9 @@ async fn entries_of_failed_credentials_are_bounded_and_counted() {
         let suppressed = |entry: &&wire::AuditLogEntry| {
             entry.metadata.get("suppressed_before").map_or(0, |count| count.parse::<u64>().expect("a number"))
         };
-        (entries.len() as u64, entries.iter().map(suppressed).sum::<u64>())
+        // An entry that holds nothing but the count is of no try.
+        let own = entries.iter().filter(|entry| entry.operation != "RefusedCredentials").count();
+        (own as u64, entries.iter().map(suppressed).sum::<u64>())
     };
     let (mut entries, mut suppressed) = counted().await;
     let neighbour = Door::Admin.from(&site, source(2));
@@ -333,11 +335,13 @@ async fn memory_is_bounded_however_many_keys_are_tried() {
     };
     // What connections, threads and buffers need is there before it is measured.
     storm(KEYS / 10, 1).await;
-    let before = resident(&site.server);
-    assert_eq!(storm(KEYS, 2).await, KEYS);
-    let after = resident(&site.server);
-    println!("{before} bytes resident before {KEYS} keys were tried, {after} after");
-    assert!(after < before + GROWTH, "{before} bytes resident before, {after} after");
+    let mut seen = vec![resident(&site.server)];
+    for network in 2..4 {
+        assert_eq!(storm(KEYS, network).await, KEYS);
+        seen.push(resident(&site.server));
+    }
+    println!("{seen:?} bytes resident before and after each {KEYS} keys that were tried");
+    assert!(seen.iter().all(|after| *after < seen[0] + GROWTH), "{seen:?} bytes resident");
     admin.tries(&site.admin.channel, &admin.key(&site)).await.expect("the operator is let in");
     data.tries(&site.channel, &data.key(&site)).await.expect("clients are let in");
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use prism_e2e::site::{config, unique};
+use prism_e2e::site::{ITEMS, config, unique, with_option};
 use prism_e2e::wait::{next, silent};
 use prism_e2e::{Admin, Options, Pattern, Prism, Refused as _, Shared, Site, audit, raw};
 use prism_proto::admin::v1 as wire;
 use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
+use prism_proto::config::v1::ClientConfig;
+use serde_json::{Value, json};
 use tonic::Code;
 
 static SERVER: Shared = Shared::new();
@@ -356,6 +358,102 @@ async fn secrets_are_masked_wherever_they_would_be_recorded() {
         // Prefix and public id may stay, the secret part may not.
         assert!(!log.contains(&secret[4..]) && !log.contains(&secret[20..]), "{secret} is in the log");
     }
+}
+
+/// What an entry says was there before and after, as JSON; nothing where it says nothing.
+fn sides(entry: &AuditLogEntry) -> (Value, Value) {
+    let side = |name: &str| {
+        let text = entry.metadata.get(name);
+        text.map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}")))
+    };
+    (side("before"), side("after"))
+}
+
+#[tokio::test]
+async fn a_change_tells_what_was_before_and_after_it_and_nothing_that_stayed() {
+    let site = site().await;
+    let (name, role, draft) = (unique("changed"), unique("role"), unique("config"));
+    let made = config(&draft, &site.namespace, Pattern::Queue);
+    let changed = ClientConfig { version: "2".to_owned(), ..with_option(made.clone(), "partitions", "3") };
+    let made = prism_proto::message_to_json(&made).unwrap();
+    let changed = prism_proto::message_to_json(&changed).unwrap();
+    let (namespace, permissions) =
+        (&site.namespace, |permissions: &[&str]| json!({"name": role, "permissions": permissions}));
+    let steps = [
+        ("CreateNamespace", json!({"name": name, "description": "one"})),
+        ("UpdateNamespace", json!({"name": name, "description": "two", "quota": {"maxRps": "7"}})),
+        ("UpdateNamespace", json!({"name": name, "status": "NAMESPACE_STATUS_READ_ONLY"})),
+        ("UpdateNamespace", json!({"name": name, "description": "two"})),
+        ("DeleteNamespace", json!({"name": name, "validateOnly": true})),
+        ("DeleteNamespace", json!({"name": name})),
+        ("CreateConfig", json!({"config": made})),
+        ("UpdateConfig", json!({"name": draft, "config": changed})),
+        ("UpdateConfig", json!({"name": draft, "config": changed, "etag": "another"})),
+        ("DeleteConfig", json!({"name": draft})),
+        ("SetMaintenanceMode", json!({"namespace": namespace, "enabled": true, "message": "soon"})),
+        ("SetMaintenanceMode", json!({"namespace": namespace, "enabled": true, "message": "now", "allowReads": true})),
+        ("SetMaintenanceMode", json!({"namespace": namespace})),
+        ("CreateRole", json!({"role": permissions(&["config:read"])})),
+        ("UpdateRole", json!({"role": permissions(&["config:read", "audit:read"])})),
+        ("DeleteRole", json!({"name": role})),
+    ];
+    let mut told = Vec::new();
+    for (method, request) in &steps {
+        let id = unique("step");
+        let outcome = site.admin.and("x-request-id", &id).ask(method, request).await;
+        assert_eq!(outcome.is_err(), request["etag"] == "another", "{method}: {outcome:?}");
+        told.push(sides(&entry_of(&site.admin, &id).await));
+    }
+    let at = |step: usize, pointer: &str| {
+        let (before, after) = &told[step];
+        let value = |side: &Value| side.pointer(pointer).cloned().unwrap_or_default();
+        (value(before), value(after))
+    };
+    let nothing = Value::Null;
+    assert_eq!(at(0, "/description"), (nothing.clone(), json!("one")));
+    assert_eq!(
+        told[1],
+        (
+            json!({"description": "one", "quota": {"max_rps": 0}}),
+            json!({"description": "two", "quota": {"max_rps": 7}})
+        )
+    );
+    assert_eq!(told[2], (json!({"status": "ACTIVE"}), json!({"status": "READ_ONLY"})));
+    for (step, why) in [(3, "it changed nothing"), (4, "it was a rehearsal"), (8, "it was refused")] {
+        assert_eq!(told[step], (nothing.clone(), nothing.clone()), "{why}");
+    }
+    assert_eq!(
+        (at(5, "/description"), at(5, "/status")),
+        ((json!("two"), nothing.clone()), (json!("READ_ONLY"), nothing.clone()))
+    );
+    assert_eq!(at(6, "/version"), (nothing.clone(), json!("1")));
+    assert_eq!(at(7, "/version"), (json!("1"), json!("2")));
+    assert_eq!(at(7, "/backend/options/partitions"), (nothing.clone(), json!("3")));
+    assert_eq!(at(7, "/namespace"), (nothing.clone(), nothing.clone()), "what stayed");
+    assert_eq!(at(9, "/version"), (json!("2"), nothing.clone()));
+    assert_eq!(at(10, "/message"), (nothing.clone(), json!("soon")));
+    assert_eq!(
+        (at(11, "/message"), at(11, "/allow_reads")),
+        ((json!("soon"), json!("now")), (json!(false), json!(true)))
+    );
+    assert_eq!(at(12, "/message"), (json!("now"), nothing.clone()));
+    let (one, two) = (json!({"permissions": ["config:read"]}), json!({"permissions": ["config:read", "audit:read"]}));
+    assert_eq!(told[13..], [(nothing.clone(), one.clone()), (one, two.clone()), (two, nothing)]);
+}
+
+#[tokio::test]
+async fn what_a_change_tells_is_short_and_without_secrets() {
+    let site = site().await;
+    let id = unique("long");
+    let secret = prism_e2e::keys::unknown("prx_");
+    let schema = format!("{ITEMS} -- {secret} {}", "x".repeat(50_000));
+    let draft = with_option(config(&unique("config"), &site.namespace, Pattern::Transact), "schema", &schema);
+    site.admin.and("x-request-id", &id).create_config(draft).await;
+    let entry = entry_of(&site.admin, &id).await;
+    assert!(!format!("{entry:?}").contains(prism_e2e::keys::secret(&secret)), "{entry:?}");
+    let (_, after) = sides(&entry);
+    let told = after.pointer("/backend/options/schema").and_then(Value::as_str).expect("a schema");
+    assert!(told.starts_with("CREATE TABLE") && told.ends_with('…') && told.len() < 1000, "{told}");
 }
 
 trait AdminKey {

@@ -51,7 +51,11 @@ async fn act(admin: &Admin, operation: &str, namespace: &str) {
 }
 
 /// What the contract says that a request yields, of a log as it was.
-fn model(log: &[AuditLogEntry], request: &GetAuditLogRequest, seen: &dyn Fn(&AuditLogEntry) -> bool) -> Vec<AuditLogEntry> {
+fn model(
+    log: &[AuditLogEntry],
+    request: &GetAuditLogRequest,
+    seen: &dyn Fn(&AuditLogEntry) -> bool,
+) -> Vec<AuditLogEntry> {
     let at = |time: &Timestamp| (time.seconds, time.nanos);
     let matches = |entry: &&AuditLogEntry| {
         let time = at(&entry.timestamp.expect("a time"));
@@ -63,11 +67,12 @@ fn model(log: &[AuditLogEntry], request: &GetAuditLogRequest, seen: &dyn Fn(&Aud
             && request.end_time.as_ref().is_none_or(|end| time < at(end))
     };
     let limit = match (request.limit as usize, &request.resume_after) {
-        (0, None) => DEFAULT_LIMIT,
-        (0, Some(_)) => usize::MAX,
+        (0, None) if !request.oldest_first => DEFAULT_LIMIT,
+        (0, _) => usize::MAX,
         (limit, _) => limit,
     };
     match &request.resume_after {
+        None if request.oldest_first => log.iter().filter(matches).take(limit).cloned().collect(),
         None => log.iter().rev().filter(matches).take(limit).cloned().collect(),
         Some(id) => {
             let from = log.iter().position(|entry| entry.id == *id).expect("an entry");
@@ -84,12 +89,17 @@ fn arbitrary(log: &[AuditLogEntry], namespaces: &[String]) -> GetAuditLogRequest
     let mut request = GetAuditLogRequest {
         namespace: perhaps(|| one_of(namespaces)),
         start_time: perhaps(time),
-        end_time: if actor.is_none() && operation.is_none() { end.filter(|end| end.nanos < 1_000_000_000) } else { perhaps(time) },
+        end_time: if actor.is_none() && operation.is_none() {
+            end.filter(|end| end.nanos < 1_000_000_000)
+        } else {
+            perhaps(time)
+        },
         limit: one_of(&[0, 0, 1, 2, 7, 100, 101, 1000, 10_000]),
         resume_after: perhaps(|| one_of(log).id),
         actor,
         operation,
         follow: false,
+        oldest_first: one_of(&[true, false, false]),
     };
     let order = |time: &Option<Timestamp>| time.map(|time| (time.seconds, time.nanos));
     if request.end_time.is_some() && order(&request.start_time) > order(&request.end_time) {
@@ -138,7 +148,8 @@ async fn every_filter_order_limit_and_place_yields_what_the_contract_says() {
             // Followed from there, the same comes, and then nothing until there is more.
             let Some(place) = place else { continue };
             if asked % 8 == 0 && request.actor.is_some() {
-                let request = GetAuditLogRequest { follow: true, limit: 0, resume_after: Some(place.id.clone()), ..request };
+                let request =
+                    GetAuditLogRequest { follow: true, limit: 0, resume_after: Some(place.id.clone()), ..request };
                 let expected = model(&log, &request, &|_| true);
                 let mut stream = admin.service().get_audit_log(request).await.unwrap().into_inner();
                 for entry in expected {

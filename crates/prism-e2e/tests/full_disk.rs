@@ -7,10 +7,12 @@ use std::time::Duration;
 use prism_e2e::books::{Keys, Log, Topic, random};
 use prism_e2e::changes::{Changes, State};
 use prism_e2e::disk::Disk;
+use prism_e2e::matrix::reflected_rules;
 use prism_e2e::site::{config, unique};
 use prism_e2e::wait::{next, until, within};
-use prism_e2e::{Failure, Pattern, Prism, Session, Site, data};
+use prism_e2e::{Cli, Failure, Headers, Pattern, Prism, Session, Site, audit, data, raw};
 use prism_proto::admin::v1 as wire;
+use prism_proto::rules::AuditClass;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -390,4 +392,113 @@ async fn a_start_without_room_serves_or_says_why_and_loses_nothing() {
     world = world.restarted("KILL").await;
     world.verify().await;
     world.works().await;
+}
+
+/// Takes all room, and administers until nothing finds any, twenty times in a row.
+async fn fill_up(disk: &Disk, site: &Site) {
+    disk.fill(&site.server);
+    let mut refused = 0;
+    for turn in 0..ENOUGH {
+        let draft = config(&unique("config"), &site.namespace, Pattern::KeyValue);
+        let request = wire::CreateConfigRequest { config: Some(draft), ..Default::default() };
+        match within("CreateConfig", site.admin.service().create_config(request)).await {
+            Ok(_) => refused = 0,
+            Err(status) => {
+                is_clear(&status);
+                refused += 1;
+            }
+        }
+        if refused == 20 {
+            return;
+        }
+        assert!(turn + 1 < ENOUGH, "the disk is never full");
+    }
+}
+
+/// Every RPC, whoever calls it: it answers, with what it was asked for or with a plain word of why not.
+#[tokio::test]
+async fn without_room_for_the_log_every_call_answers_and_nothing_is_lost() {
+    for setting in ["fail", "allow"] {
+        let disk = Disk::new(24);
+        let audit =
+            format!("[audit]\non_read_failure = \"{setting}\"\nretention = \"3s\"\ncheckpoint_interval = \"1s\"\n");
+        let limits = "[limits]\nauth_failures = 10000\n";
+        let server = Arc::new(Prism::start(disk.options().config(&format!("{audit}{limits}"))).await);
+        let site = Site::new(server).await;
+        let callers = [
+            ("the operator", site.admin.clone()),
+            ("a viewer", site.admin.with_role("viewer", None).await),
+            ("a viewer of one namespace", site.admin.with_role("viewer", Some(&site.namespace)).await),
+            ("a stranger", site.admin.with_key("prx_nonsense")),
+            ("nobody", site.admin.with_headers(Headers::none())),
+        ];
+        let rules = reflected_rules(&site.admin.channel).await;
+        let mut followed = site.admin.follow().await.unwrap();
+        fill_up(&disk, &site).await;
+
+        let mut calls = JoinSet::new();
+        for (who, caller) in &callers {
+            for rule in &rules {
+                let (who, caller, rule) = (*who, caller.clone(), rule.clone());
+                calls.spawn(async move {
+                    let (outcome, _) =
+                        raw::call_to_the_end(&caller.channel, &caller.headers, &rule.path, b"".as_slice()).await;
+                    (who, rule, outcome.map_err(|status| Failure::from(&status)))
+                });
+            }
+        }
+        let (mut answered, mut plain) = (0, 0);
+        while let Some(call) = within("an answer", calls.join_next()).await {
+            let (who, rule, outcome) = call.unwrap();
+            let is_known = !matches!(who, "a stranger" | "nobody");
+            let is_read = rule.audit == AuditClass::Read;
+            match outcome {
+                Err(failure) if failure.code == Code::Unavailable => {
+                    assert!(["STORAGE_FULL", "STORAGE_UNAVAILABLE"].contains(&failure.reason.as_str()), "{failure:?}");
+                    assert!(!failure.message.is_empty(), "{failure:?}");
+                    plain += 1;
+                }
+                Err(failure) if !is_known => assert_eq!(failure.code, Code::Unauthenticated, "{who}: {failure:?}"),
+                other => {
+                    let may = setting == "allow" && is_known && is_read;
+                    assert!(may, "{setting}, {who}, {}: {other:?}", rule.path);
+                    answered += 1;
+                }
+            }
+        }
+        println!("{setting}: {answered} reads answered, {plain} calls refused for the log");
+        assert!(
+            plain > 0 && (answered > 20) == (setting == "allow"),
+            "{setting}: {answered} answered, {plain} refused"
+        );
+        let cli = Cli::of(&site.server);
+        cli.run("namespace create without-room").fails(5, "audit log cannot be written");
+        if setting == "allow" {
+            cli.run("namespace list").ok().quiet();
+        } else {
+            cli.run("namespace list").fails(5, "audit log cannot be written");
+        }
+        assert_eq!(site.server.try_exit(), None, "the server ended");
+
+        // With room again it goes on by itself: who followed missed nothing, and what is past its time is removed.
+        disk.make_room(&site.server);
+        let change = async || {
+            let request = wire::CreateAuditCheckpointRequest {};
+            site.admin.service().create_audit_checkpoint(request).await.ok()
+        };
+        until("a change", change).await;
+        let last = site.admin.checkpoint().await.sequence;
+        let mut seen: Vec<wire::AuditLogEntry> = Vec::new();
+        while seen.last().is_none_or(|entry| entry.sequence < last) {
+            seen.push(next("an entry", &mut followed).await.unwrap().unwrap());
+        }
+        audit::verify_after(seen[0].sequence - 1, &seen[0].previous_hash, &seen);
+        let counted = seen.iter().filter(|entry| entry.operation == "UnrecordedReads").count();
+        assert_eq!(counted > 0, setting == "allow", "{counted} entries of unrecorded reads");
+        until("a cut", async || site.admin.checkpoints().await.iter().any(|signed| signed.cut).then_some(())).await;
+        cli.run("audit verify").ok().quiet();
+        site.server.signal("TERM");
+        assert!(site.server.exit().await.success());
+        cli.run(&format!("audit verify --data-dir {}", site.server.data_dir().display())).ok().quiet();
+    }
 }

@@ -193,12 +193,20 @@ async fn tokens_stay_good_while_their_issuer_is_down() {
 async fn a_server_that_never_saw_the_keys_says_so_and_recovers() {
     let provider = Provider::start();
     let token = provider.login("alice").await.access;
-    provider.set(&json!({"mode": "reset"})).await;
+    // First it takes connections and says nothing, then it is gone.
+    provider.set(&json!({"mode": "hang"})).await;
     let server = Prism::start(Options::new().config(&trusting(provider.issuer(), ""))).await;
     let (admin, alice) = (server.admin(), server.admin().with_key(&token));
-    alice.who_am_i().await.unwrap_err().is(Code::Unavailable, "ISSUER_UNAVAILABLE");
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.who_am_i().await.map(drop) }
+    });
     // Nobody else has to wait for that issuer.
     admin.who_am_i().await.unwrap();
+    assert!(!waiting.is_finished(), "{:?}", waiting.await);
+    waiting.await.unwrap().unwrap_err().is(Code::Unavailable, "ISSUER_UNAVAILABLE");
+    provider.set(&json!({"mode": "reset"})).await;
+    alice.who_am_i().await.unwrap_err().is(Code::Unavailable, "ISSUER_UNAVAILABLE");
     let strange = Issuer::start("strange");
     let refused = admin.with_key(&strange.token(ADMIN, "alice", &["platform"])).who_am_i().await.unwrap_err();
     refused.is(Code::Unauthenticated, "CREDENTIAL_INVALID");
@@ -296,8 +304,10 @@ async fn a_stream_ends_with_its_token() {
     let ends = alice.who_am_i().await.unwrap().expires_at.unwrap();
     let left = Duration::from_secs(u64::try_from(ends.seconds).unwrap().saturating_sub(now()));
     assert!(left <= Duration::from_secs(6), "{left:?}");
-    let refusal = cut("an expired token", &mut stream, Instant::now() + left).await;
+    let known = Instant::now();
+    let refusal = cut("an expired token", &mut stream, known + left).await;
     refusal.is(Code::Unauthenticated, "CREDENTIAL_INVALID");
+    assert!(known.elapsed() + Duration::from_secs(1) >= left, "it ended too early, {left:?} before its end");
     alice.who_am_i().await.unwrap_err().is(Code::Unauthenticated, "CREDENTIAL_INVALID");
 }
 

@@ -52,13 +52,14 @@ impl World {
 }
 
 fn settings(issuers: &[&str]) -> String {
-    let mut text = "[limits]\nauth_failures = 10000\n".to_owned();
-    for issuer in issuers {
-        text += &format!(
-            "[[oidc]]\nissuer = {issuer:?}\naudience = {ADMIN:?}\ndata_audience = {DATA:?}\nrole_map = {{ platform = \"admin\" }}\n"
-        );
-    }
-    text
+    let of = |issuer: &&str| {
+        format!(
+            "[[oidc]]\nissuer = {issuer:?}\naudience = {ADMIN:?}\ndata_audience = {DATA:?}\n\
+             role_map = {{ platform = \"admin\" }}\n"
+        )
+    };
+    let issuers: Vec<String> = issuers.iter().map(of).collect();
+    format!("[limits]\nauth_failures = 10000\n{}", issuers.concat())
 }
 
 /// Name and token of each case.

@@ -115,9 +115,9 @@ async fn what_is_past_its_time_goes_and_a_signed_cut_stands_for_it() {
     assert!(admin.audit(older).await.is_empty());
 
     // Of a removed entry the log knows the hash where it was signed, and no other.
-    let list = wire::ListConfigsRequest::default();
+    let read = wire::ListConfigsRequest::default();
     let ask = async |sequence: u64| {
-        let answer = admin.and(WITNESS, &sequence.to_string()).service().list_configs(list.clone()).await.unwrap();
+        let answer = admin.and(WITNESS, &sequence.to_string()).service().list_configs(read.clone()).await.unwrap();
         checkpoints::witness_of(answer.metadata()).expect("an answer")
     };
     assert_eq!(ask(remembered.sequence).await, remembered.hash);
@@ -212,25 +212,31 @@ async fn whoever_follows_misses_nothing_while_the_log_is_cut() {
 /// Entries that nobody has looked at yet may be gone before a reader comes to them: that is said, and not passed over.
 #[tokio::test]
 async fn a_reader_that_is_overtaken_by_a_cut_is_told() {
-    let server = Prism::start(options(5)).await;
+    let server = Prism::start(options(15)).await;
     let admin = server.admin();
-    let start = admin.whole_log().await.remove(0);
     // More than what fits between the two ends of a stream that nobody reads.
-    write(&admin, 16 * MANY).await;
-    let read = GetAuditLogRequest { resume_after: Some(start.id.clone()), ..Default::default() };
-    let mut slow = match admin.service().get_audit_log(read).await {
-        Ok(answer) => answer.into_inner(),
-        // So slow that the first entry was gone before.
-        Err(status) => {
-            assert_eq!(status.code(), Code::NotFound, "{status:?}");
-            return;
-        }
-    };
+    let mut calls = JoinSet::new();
+    for _ in 0..16 {
+        let (admin, name) = (admin.and("x-admin-user", &"u".repeat(200)), "x".repeat(2000));
+        calls.spawn(async move {
+            for _ in 0..250 {
+                let request = wire::GetConfigRequest { name: name.clone(), ..Default::default() };
+                admin.service().get_config(request).await.expect_err("a name that is too long");
+            }
+        });
+    }
+    within("long entries", calls.join_all()).await;
+    let mut slow = until("a stream from the oldest entry on", async || {
+        let oldest = admin.whole_log().await.remove(0);
+        let resume = GetAuditLogRequest { resume_after: Some(oldest.id), ..Default::default() };
+        Some((admin.service().get_audit_log(resume).await.ok()?.into_inner(), oldest.sequence))
+    })
+    .await;
     let last = admin.checkpoint().await.sequence;
     cut_through(&admin, last).await;
-    let mut expected = start.sequence + 1;
+    let mut expected = slow.1 + 1;
     loop {
-        match next("an entry", &mut slow).await {
+        match next("an entry", &mut slow.0).await {
             Some(Ok(entry)) => {
                 assert_eq!(entry.sequence, expected, "a gap that nobody was told of");
                 expected += 1;

@@ -249,6 +249,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_shown_but_the_setting() {
+        let limiter = FailureLimiter::new(0);
+        let penalty = limiter.failed(address(1), Some("key"), Instant::now());
+        assert_eq!(format!("{limiter:?}"), "FailureLimiter { free: 0, .. }");
+        assert_eq!(format!("{penalty:?}"), "Wait(50ms, WaitPlace)");
+    }
+
+    #[test]
     fn none_are_free_when_none_are_to_be() {
         let limiter = FailureLimiter::new(0);
         assert_eq!(delay(&limiter.failed(address(1), None, Instant::now())), FIRST_DELAY);

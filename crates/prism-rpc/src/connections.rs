@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +23,8 @@ struct Inner {
 }
 
 /// The connections that stand on one certificate.
-#[derive(Default)]
 struct Group {
+    chain: Arc<[CertificateDer<'static>]>,
     cut: CancellationToken,
     /// Changed under the lock of the map only.
     members: AtomicUsize,
@@ -44,6 +45,15 @@ impl Connections {
         group.members.load(Ordering::Relaxed)
     }
 
+    /// Closes every connection whose chain of certificates, leaf first, `condemned` says so of, as [`Connections::cut`] does.
+    pub fn cut_where(&self, condemned: impl Fn(&[CertificateDer<'static>]) -> bool) -> usize {
+        // Judged without the lock: to verify a chain takes its time.
+        let groups: Vec<_> =
+            self.0.certified().iter().map(|(fingerprint, group)| (fingerprint.clone(), group.chain.clone())).collect();
+        let condemned = groups.into_iter().filter(|(_, chain)| condemned(chain));
+        condemned.map(|(fingerprint, _)| self.cut(&fingerprint)).sum()
+    }
+
     /// Counts a connection and holds its slot.
     pub(crate) fn enter(&self, slot: OwnedSemaphorePermit) -> Open {
         self.0.open.fetch_add(1, Ordering::Relaxed);
@@ -51,9 +61,11 @@ impl Connections {
     }
 
     /// Notes that a connection stands on a certificate.
-    pub(crate) fn certify(&self, fingerprint: &Arc<str>) -> Certified {
+    pub(crate) fn certify(&self, fingerprint: &Arc<str>, chain: &Arc<[CertificateDer<'static>]>) -> Certified {
         let mut certified = self.0.certified();
-        let group = certified.entry(fingerprint.clone()).or_default().clone();
+        let new =
+            || Arc::new(Group { chain: chain.clone(), cut: CancellationToken::new(), members: AtomicUsize::new(0) });
+        let group = certified.entry(fingerprint.clone()).or_insert_with(new).clone();
         group.members.fetch_add(1, Ordering::Relaxed);
         Certified { connections: self.clone(), fingerprint: fingerprint.clone(), group }
     }
@@ -116,7 +128,10 @@ mod tests {
     async fn only_those_of_the_certificate_are_cut_and_nothing_is_left_behind() {
         let connections = Connections::default();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-        let (first, second, other) = (connections.certify(&a), connections.certify(&a), connections.certify(&b));
+        let chain = |byte: u8| -> Arc<[CertificateDer<'static>]> { Arc::from([CertificateDer::from(vec![byte])]) };
+        let certify = |fingerprint: &Arc<str>| connections.certify(fingerprint, &chain(fingerprint.as_bytes()[0]));
+        let (first, second, other) = (certify(&a), certify(&a), certify(&b));
+        assert_eq!(connections.cut_where(|chain| chain[0].as_ref() == b"c"), 0);
         assert_eq!(connections.cut("A"), 0);
         assert_eq!(connections.cut("a"), 2);
         assert_eq!(connections.cut("a"), 0);
@@ -124,10 +139,10 @@ mod tests {
         second.cut().await;
         assert!(!other.group.cut.is_cancelled());
 
-        let later = connections.certify(&a);
+        let later = certify(&a);
         drop((first, second));
         assert!(!later.group.cut.is_cancelled());
-        assert_eq!(connections.cut("a"), 1);
+        assert_eq!(connections.cut_where(|chain| chain[0].as_ref() == b"a"), 1);
         drop((later, other));
         assert!(connections.0.certified().is_empty());
     }

@@ -230,7 +230,10 @@ async fn connection<S, B>(
     };
     let peer = Peer::new(address, stream.get_ref().1.peer_certificates().unwrap_or_default());
     // Noted before the first request: who finds a certificate good could not find its connection otherwise.
-    let certified = peer.fingerprint.as_ref().map(|fingerprint| server.options.connections.certify(fingerprint));
+    let certified = peer
+        .fingerprint
+        .as_ref()
+        .map(|fingerprint| server.options.connections.certify(fingerprint, &peer.certificates));
     let driven = drive(&server, stream, peer, service, shutdown);
     match certified {
         None => driven.await,

@@ -38,6 +38,12 @@ enum Failure {
     Start(String),
 }
 
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self::Start(message)
+    }
+}
+
 fn main() -> ExitCode {
     let Command::Serve(args) = Cli::parse().command;
     let (code, message) = match serve(&args) {
@@ -80,7 +86,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     admin.shutdown_timeout(LAST_WORK);
     // The lock is given up last: until here work of this process could still write.
     drop(directory);
-    result.map_err(Failure::Start)
+    result
 }
 
 fn runtime(name: &str, threads: usize) -> Result<Runtime, Failure> {

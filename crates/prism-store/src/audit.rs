@@ -93,9 +93,10 @@ impl Tx<'_> {
             error: draft.error.map(masked),
             sequence: sequence as u64,
             request_id: masked(draft.request_id),
-            source_address: draft.source_address,
-            auth_method: draft.auth_method,
-            credential_id: draft.credential_id,
+            source_address: masked(draft.source_address),
+            auth_method: masked(draft.auth_method),
+            // It holds what an issuer put into its token.
+            credential_id: masked(draft.credential_id),
             ..AuditLogEntry::default()
         };
         let hash = audit_chain::hash(&previous_hash, &entry);

@@ -47,6 +47,11 @@ pub enum Order {
     OldestAfter(i64),
 }
 
+impl Order {
+    /// From whichever entry is the oldest when the first chunk is read.
+    pub const OLDEST: Self = Self::OldestAfter(-1);
+}
+
 /// What to read.
 #[derive(Clone, Debug)]
 pub struct EntryQuery {
@@ -158,6 +163,8 @@ pub(crate) fn read_chunk(connection: &Connection, query: &EntryQuery) -> Result<
     let oldest = edge(&snapshot, "min")?;
     let newest = edge(&snapshot, "max")?;
     let last = query.until.map_or(newest, |until| until.min(newest));
+    let from_oldest = EntryQuery { order: Order::OldestAfter(oldest - 1), ..query.clone() };
+    let query = if query.order == Order::OLDEST { &from_oldest } else { query };
     if let Order::OldestAfter(at) = query.order
         && oldest > at + 1
     {

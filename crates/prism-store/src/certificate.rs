@@ -66,12 +66,13 @@ impl Tx<'_> {
 
     /// Stores a certificate; RESOURCE_EXHAUSTED `TOO_MANY_CERTIFICATES` when there are too many that have not ended.
     pub fn insert_certificate(&mut self, row: &CertificateRow) -> Result<()> {
-        // What has ended proves nothing any more, revoked or not.
-        let over = "DELETE FROM certificates WHERE expires_at IS NOT NULL AND expires_at <= ?1";
-        if self.execute(over, [(self.now - RETAIN_ENDED).0])? > 0 {
-            self.certificates_changed();
-        }
-        if self.count("SELECT count(*) FROM certificates", [])? >= MAX_CERTIFICATES {
+        // What has ended proves nothing any more. A revocation stays: the clock may be wrong today.
+        let over = "DELETE FROM certificates WHERE expires_at IS NOT NULL AND expires_at <= ?1 AND revoked_at IS NULL";
+        self.execute(over, [(self.now - RETAIN_ENDED).0])?;
+        // There is always room for a revocation.
+        if row.revoked_at.is_none()
+            && self.count("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", [])? >= MAX_CERTIFICATES
+        {
             let message = format!("an installation keeps track of at most {MAX_CERTIFICATES} certificates");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_CERTIFICATES", message));
         }

@@ -169,7 +169,9 @@ impl Tx<'_> {
         let revision = match &existing {
             Some(row) => row.revision + 1,
             // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
-            None => self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?,
+            None => {
+                self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?
+            }
         };
         let text = serde_json::to_string(&config).map_err(Error::internal)?;
         self.execute(

@@ -1,7 +1,8 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use immutable_chunkmap::map::Map;
 use prism_core::access::Access;
 use prism_core::control::Snapshot;
 use prism_core::secret::SecretId;
@@ -16,8 +17,9 @@ use crate::key::{ApiKeyRow, ClientKeyRow, read_api_key, read_client_key};
 use crate::operations::{MAINTENANCE, read_maintenance};
 use crate::tx::{Change, Known, Touched, Tx, all};
 
-/// Valid and revoked keys by public id, for authentication without a query.
-pub(crate) type Keys<K> = ArcSwap<HashMap<SecretId, Arc<K>>>;
+/// Keys that are not revoked by public id, for authentication without a query. A change copies a few entries of it, however
+/// many there are.
+pub(crate) type Keys<K> = ArcSwap<Map<SecretId, Arc<K>, 64>>;
 
 /// What the store keeps in memory, always derived from what is durable: readers never wait and never see a change that
 /// could still be rolled back.
@@ -50,14 +52,15 @@ impl Publisher {
             checkpoint: ArcSwapOption::empty(),
         });
         let names = |sql: &str| {
-            all(connection, sql, [], |row| row.get::<_, String>(0)).map(|names| names.into_iter().collect::<BTreeSet<_>>())
+            all(connection, sql, [], |row| row.get::<_, String>(0))
+                .map(|names| names.into_iter().collect::<BTreeSet<_>>())
         };
         let touched = Touched {
             configs: names("SELECT name FROM configs")?.into_iter().map(|name| (name, Change::Unknown)).collect(),
             namespaces: names("SELECT name FROM namespaces")?,
             operations: true,
-            api_keys: names("SELECT id FROM api_keys")?,
-            client_keys: names("SELECT id FROM client_keys")?,
+            api_keys: names("SELECT id FROM api_keys WHERE revoked_at IS NULL")?,
+            client_keys: names("SELECT id FROM client_keys WHERE revoked_at IS NULL")?,
             audit: true,
             checkpoints: true,
             access: true,
@@ -77,8 +80,8 @@ impl Publisher {
         let mut unused = Touched::default();
         let tx = Tx { connection, touched: &mut unused, published: &self.published, now: UnixMillis(i64::MIN) };
         // Before the snapshot, which wakes those who follow.
-        refresh(&tx, &self.published.api_keys, &touched.api_keys, "api_keys", read_api_key, |key| key.id)?;
-        refresh(&tx, &self.published.client_keys, &touched.client_keys, "client_keys", read_client_key, |key| key.id)?;
+        refresh(&tx, &self.published.api_keys, &touched.api_keys, "api_keys", read_api_key)?;
+        refresh(&tx, &self.published.client_keys, &touched.client_keys, "client_keys", read_client_key)?;
         if touched.access {
             self.published.access.store(Arc::new(tx.load_access()?));
         }
@@ -140,15 +143,20 @@ fn refresh<K>(
     touched: &std::collections::BTreeSet<String>,
     table: &str,
     read: fn(&rusqlite::Row<'_>) -> rusqlite::Result<K>,
-    id: fn(&K) -> SecretId,
-) -> Result<()> {
+) -> Result<()>
+where
+    K: Clone,
+{
     if touched.is_empty() {
         return Ok(());
     }
-    let mut next = HashMap::clone(&keys.load());
+    let mut next = Map::clone(&keys.load());
+    let sql = format!("SELECT * FROM {table} WHERE id = ?1 AND revoked_at IS NULL");
     for name in touched {
-        if let Some(key) = tx.one(&format!("SELECT * FROM {table} WHERE id = ?1"), [name], read)? {
-            next.insert(id(&key), Arc::new(key));
+        let Some(id) = SecretId::parse(name) else { continue };
+        match tx.one(&sql, [name], read)? {
+            Some(key) => drop(next.insert_cow(id, Arc::new(key))),
+            None => drop(next.remove_cow(&id)),
         }
     }
     keys.store(Arc::new(next));

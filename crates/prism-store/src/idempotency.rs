@@ -1,4 +1,9 @@
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{SHA256, digest};
 use prism_core::limits::IDEMPOTENCY_WINDOW;
+use prism_core::secret::redact;
 use prism_core::{Error, Kind, Result};
 
 use crate::tx::Tx;
@@ -14,6 +19,17 @@ pub struct IdempotencyKey {
     pub key: String,
     /// SHA-256 of the encoded request.
     pub fingerprint: [u8; 32],
+    /// Where the call happens; `None` = not in one namespace. It does not tell calls apart.
+    pub namespace: Option<String>,
+}
+
+/// A call that was carried out earlier.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    /// Where it happened; `None` = not in one namespace, or before this was remembered.
+    pub namespace: Option<String>,
+    /// The encoded answer; ALREADY_EXISTS `SECRET_ALREADY_ISSUED` when it cannot be given twice.
+    pub answer: Result<Vec<u8>>,
 }
 
 /// What to remember of a call that was carried out.
@@ -26,31 +42,32 @@ pub enum Remembered {
 }
 
 impl Tx<'_> {
-    /// The stored answer of an earlier call with this key.
-    ///
-    /// INVALID_ARGUMENT when that call had another request, ALREADY_EXISTS `SECRET_ALREADY_ISSUED` when its answer cannot
-    /// be given twice.
-    pub fn remembered(&self, key: &IdempotencyKey) -> Result<Option<Vec<u8>>> {
+    /// The earlier call with this key; INVALID_ARGUMENT when it had another request.
+    pub fn remembered(&self, key: &IdempotencyKey) -> Result<Option<Earlier>> {
         let oldest = self.now - IDEMPOTENCY_WINDOW;
         let row = self.one(
-            "SELECT fingerprint, response, secret_id FROM idempotency WHERE credential = ?1 AND rpc = ?2 AND key = ?3 AND created_at > ?4",
-            (&key.credential, key.rpc, &key.key, oldest.0),
-            |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, Option<Vec<u8>>>(1)?, row.get::<_, Option<String>>(2)?)),
+            "SELECT fingerprint, namespace, response, secret_id FROM idempotency WHERE credential = ?1 AND rpc = ?2 AND key = ?3 AND created_at > ?4",
+            (&key.credential, key.rpc, stored(&key.key), oldest.0),
+            |row| {
+                let (fingerprint, namespace): ([u8; 32], Option<String>) = (row.get(0)?, row.get(1)?);
+                let (response, secret_id): (Option<Vec<u8>>, Option<String>) = (row.get(2)?, row.get(3)?);
+                Ok((fingerprint, namespace, response, secret_id))
+            },
         )?;
-        match row {
-            None => Ok(None),
-            Some((fingerprint, ..)) if fingerprint != key.fingerprint => Err(Error::invalid(
-                "x-idempotency-key",
-                "was used with another request; take a new key for a new request",
-            )),
-            Some((_, Some(response), _)) => Ok(Some(response)),
-            Some((.., id)) => Err(Error::new(
+        let Some((fingerprint, namespace, response, secret_id)) = row else { return Ok(None) };
+        if fingerprint != key.fingerprint {
+            let rule = "was used with another request; take a new key for a new request";
+            return Err(Error::invalid("x-idempotency-key", rule));
+        }
+        let answer = response.ok_or_else(|| {
+            Error::new(
                 Kind::AlreadyExists,
                 "SECRET_ALREADY_ISSUED",
                 "this request was carried out before, and a secret is shown once only; revoke what it made and ask again",
             )
-            .with("id", id.unwrap_or_default())),
-        }
+            .with("id", secret_id.unwrap_or_default())
+        });
+        Ok(Some(Earlier { namespace, answer }))
     }
 
     /// Remembers a call that was carried out.
@@ -60,10 +77,38 @@ impl Tx<'_> {
             Remembered::SecretOf(id) => (None, Some(id)),
         };
         self.execute(
-            "INSERT OR REPLACE INTO idempotency (credential, rpc, key, fingerprint, response, secret_id, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            (&key.credential, key.rpc, &key.key, key.fingerprint, response, secret_id, self.now.0),
+            "INSERT OR REPLACE INTO idempotency (credential, rpc, key, fingerprint, response, secret_id, created_at, namespace)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            (&key.credential, key.rpc, stored(&key.key), key.fingerprint, response, secret_id, self.now.0, &key.namespace),
         )?;
         Ok(())
+    }
+}
+
+/// The form in which a key is kept: as it is, or its hash when somebody took a secret for one.
+fn stored(key: &str) -> Cow<'_, str> {
+    if let Cow::Borrowed(harmless) = redact(key) {
+        return harmless.into();
+    }
+    let hash = digest(&SHA256, key.as_bytes());
+    let hex = hash.as_ref().iter().fold("sha256:".to_owned(), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    hex.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_kept_and_are_told_apart() {
+        assert_eq!(stored("retry-7"), "retry-7");
+        let (one, other) = (stored("Bearer prx_secret1"), stored("Bearer prx_secret2"));
+        assert!(one.starts_with("sha256:") && one.len() == 71 && !one.contains("secret"), "{one}");
+        assert_ne!(one, other);
+        assert_eq!(one, stored("Bearer prx_secret1"));
     }
 }

@@ -158,6 +158,8 @@ pub(crate) fn read_client_key(row: &Row<'_>) -> rusqlite::Result<ClientKeyRow> {
     })
 }
 
+/// Keys whose last use is remembered; when there are more, all are forgotten, and noted once more.
+const MAX_KNOWN_USES: usize = 2 * MAX_KEYS as usize;
 /// How exactly it is known when a key was last used.
 const TOUCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -240,6 +242,9 @@ impl Tx<'_> {
         if last.is_some_and(|last| last <= self.now && self.now.since(last) < TOUCH_EVERY) {
             return Ok(());
         }
+        if self.touched.known.used.len() >= MAX_KNOWN_USES {
+            self.touched.known.used.clear();
+        }
         self.touched.known.used.insert(key.id, self.now);
         self.touch("api_keys", key.id.as_str())
     }
@@ -300,11 +305,32 @@ impl Tx<'_> {
     }
 
     fn require_room(&self, table: &str) -> Result<()> {
-        if self.count(&format!("SELECT count(*) FROM {table} WHERE revoked_at IS NULL"), [])? < MAX_KEYS {
+        let live = format!(
+            "SELECT count(*) FROM {table} WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)"
+        );
+        if self.count(&live, [self.now.0])? < MAX_KEYS {
             return Ok(());
         }
         let message = format!("an installation holds at most {MAX_KEYS} keys of a kind; revoke what nobody uses");
         Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_KEYS", message))
+    }
+
+    /// Forgets keys that were revoked or ended before `before`.
+    pub(crate) fn forget_keys(&mut self, before: UnixMillis) -> Result<()> {
+        for table in ["api_keys", "client_keys"] {
+            let ids = self.all(
+                &format!("DELETE FROM {table} WHERE revoked_at <= ?1 OR expires_at <= ?1 RETURNING id"),
+                [before.0],
+                |row| row.get::<_, String>(0),
+            )?;
+            if table == "api_keys" {
+                self.touched.api_keys.extend(ids);
+            } else if !ids.is_empty() {
+                self.touched.client_keys.extend(ids);
+                self.touched.client_access = true;
+            }
+        }
+        Ok(())
     }
 
     fn revoke(&self, table: &str, id: &str) -> Result<bool> {

@@ -26,6 +26,8 @@ mod schema;
 mod session;
 mod signer;
 mod tx;
+#[cfg(test)]
+mod undo_tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ pub use certificate::CertificateRow;
 pub use checkpoint::MAX_CHECKPOINTS;
 pub use config::{ConfigRow, Wanted};
 pub use credential::Credential;
-pub use idempotency::{IdempotencyKey, Remembered};
+pub use idempotency::{Earlier, IdempotencyKey, Remembered};
 pub use key::{ApiKeyRow, ClientKeyRow, KeyLife, PreviousToken};
 pub use namespace::{Dependants, NamespaceRow};
 pub use operations::DrainId;
@@ -57,6 +59,9 @@ pub use role::RoleRemoval;
 pub use session::SessionSummary;
 pub use signer::{AUDIT_KEY, Signer};
 pub use tx::Tx;
+
+/// Keys stay listed for this long after they were revoked or have ended.
+const RETAIN_DEAD_KEYS: Duration = Duration::from_hours(30 * 24);
 
 /// The control state of one installation.
 pub struct Store {
@@ -84,7 +89,10 @@ impl Store {
         let published = shared.ok_or_else(|| prism_core::Error::internal("the store was opened without its hook"))?;
         let (signed_before, contradicted) = database.readers.run(checkpoint::signed_before).await?;
         if let Some(sequence) = contradicted {
-            tracing::error!(sequence, "the audit log does not hold what was signed of it; somebody changed the database");
+            tracing::error!(
+                sequence,
+                "the audit log does not hold what was signed of it; somebody changed the database"
+            );
         }
         let signer = Arc::new(Signer::load_or_create(data_dir, signed_before)?);
         let mut store = Self { database, published, clock, random, policy, cluster: String::new(), signer };
@@ -175,6 +183,7 @@ impl Store {
             let before = |age: Duration| (tx.now - age).0;
             tx.execute("DELETE FROM sessions WHERE ended_at IS NOT NULL AND ended_at <= ?1", [before(retain)])?;
             tx.execute("DELETE FROM idempotency WHERE created_at <= ?1", [before(IDEMPOTENCY_WINDOW)])?;
+            tx.forget_keys(tx.now - RETAIN_DEAD_KEYS)?;
             tx.execute("DELETE FROM maintenance WHERE ends_at IS NOT NULL AND ends_at <= ?1", [tx.now.0])?;
             Ok(())
         })

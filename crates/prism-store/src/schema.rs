@@ -154,6 +154,9 @@ ALTER TABLE api_keys ADD COLUMN previous_hash BLOB;
 ALTER TABLE api_keys ADD COLUMN previous_until INTEGER;
 ALTER TABLE api_keys ADD COLUMN rotated_at INTEGER;
 
+-- Where the call happened; NULL = not in one namespace.
+ALTER TABLE idempotency ADD COLUMN namespace TEXT;
+
 -- What a session stands on beside credential_id, as JSON; NULL = a client key.
 ALTER TABLE sessions ADD COLUMN basis TEXT;
 

@@ -98,20 +98,22 @@ struct StoredBasis {
     subjects: Vec<Subject>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     certificate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authority: Option<String>,
 }
 
 fn basis(credential_id: String, stored: Option<String>) -> rusqlite::Result<ClientBasis> {
     let Some(stored) = stored else { return Ok(ClientBasis { credential_id, ..ClientBasis::default() }) };
-    let StoredBasis { subjects, certificate } = serde_json::from_str(&stored).map_err(corrupt)?;
-    Ok(ClientBasis { credential_id, subjects, certificate })
+    let StoredBasis { subjects, certificate, authority } = serde_json::from_str(&stored).map_err(corrupt)?;
+    Ok(ClientBasis { credential_id, subjects, certificate, authority })
 }
 
 fn stored_basis(basis: &ClientBasis) -> Result<Option<String>> {
     if basis.subjects.is_empty() {
         return Ok(None);
     }
-    let ClientBasis { subjects, certificate, .. } = basis.clone();
-    serde_json::to_string(&StoredBasis { subjects, certificate }).map(Some).map_err(Error::internal)
+    let ClientBasis { subjects, certificate, authority, .. } = basis.clone();
+    serde_json::to_string(&StoredBasis { subjects, certificate, authority }).map(Some).map_err(Error::internal)
 }
 
 fn ids(row: &Row<'_>) -> rusqlite::Result<(SessionId, SecretId)> {

@@ -9,6 +9,7 @@ use prism_core::secret::{Random, SecretKind};
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::{ApiKeyRow, KeyLife, Tx};
+use serde_json::{Value, json};
 
 use super::held::require_roles_held;
 use super::role::require_role;
@@ -21,6 +22,26 @@ const MAX_ROLES: usize = 16;
 
 fn resource_of(id: &str) -> String {
     format!("key:{id}")
+}
+
+/// What the audit log shows of a key.
+fn state(key: &ApiKeyRow) -> Value {
+    json!({
+        "name": key.name,
+        "roles": key.roles,
+        "namespace": key.namespace.as_ref().map(NamespaceName::as_str),
+        "owner": key.owner,
+        "expires_at_epoch_ms": key.life.expires_at,
+        "revoked_at_epoch_ms": key.life.revoked_at,
+    })
+}
+
+/// What the audit log shows of a key's tokens.
+fn rotation(key: &ApiKeyRow) -> Value {
+    json!({
+        "rotated_at_epoch_ms": key.rotated_at,
+        "overlap_ends_at_epoch_ms": key.previous.as_ref().map(|previous| previous.until),
+    })
 }
 
 /// Where a stored key's roles hold.
@@ -113,7 +134,8 @@ impl Op for CreateApiKey {
             api_key: Some(convert::api_key(&key, tx.now)),
             token: new.token.into_exposed(),
         };
-        let mut done = Done::new(response).detail("name", &key.name).detail("roles", key.roles.join(","));
+        let done = Done::new(response).detail("name", &key.name).detail("roles", key.roles.join(","));
+        let mut done = done.changed(None::<&Value>, Some(&state(&key)));
         done.resource = Some(resource_of(key.id.as_str()));
         done.secret_of = Some(key.id.to_string());
         Ok(done)
@@ -232,6 +254,7 @@ impl Op for RotateApiKey {
         // No token outlives its key.
         let ends = |overlap| key.life.expires_at.map_or(tx.now + overlap, |end| end.min(tx.now + overlap));
         let overlap_ends = self.overlap.map(ends);
+        let before = rotation(&key);
         let key = tx.rotate_api_key(&self.id, &new.hash, overlap_ends)?.ok_or_else(unknown)?;
         let response = wire::RotateApiKeyResponse {
             api_key: Some(convert::api_key(&key, tx.now)),
@@ -239,7 +262,8 @@ impl Op for RotateApiKey {
         };
         let mut done = Done::new(response)
             .detail("name", &key.name)
-            .detail("overlap_ms", self.overlap.unwrap_or_default().as_millis());
+            .detail("overlap_ms", self.overlap.unwrap_or_default().as_millis())
+            .changed(Some(&before), Some(&rotation(&key)));
         done.secret_of = Some(key.id.to_string());
         Ok(done)
     }
@@ -283,6 +307,8 @@ impl Op for RevokeApiKey {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let key = tx.api_key(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         tx.revoke_api_key(&self.id)?;
-        Ok(Done::new(wire::RevokeApiKeyResponse {}).detail("name", key.name))
+        let after = tx.api_key(&self.id)?;
+        let done = Done::new(wire::RevokeApiKeyResponse {}).detail("name", &key.name);
+        Ok(done.changed(Some(&state(&key)), after.as_ref().map(state).as_ref()))
     }
 }

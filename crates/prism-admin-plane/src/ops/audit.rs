@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::convert;
 use crate::op::{Answer, Caller, Done, Op, Place, Scope, Services};
 
-/// Entries when the request asks for 0 and neither follows nor resumes.
+/// Entries when the request asks for 0 and reads newest first.
 const DEFAULT_LIMIT: usize = 100;
 /// Most entries of one answer; a larger `limit` is taken as this.
 const MAX_LIMIT: usize = 10_000;
@@ -33,6 +33,7 @@ pub struct GetAuditLog {
     limit: Option<usize>,
     follow: bool,
     resume_after: Option<String>,
+    oldest_first: bool,
 }
 
 /// Where a stream of entries begins, once its own entry is written.
@@ -92,7 +93,7 @@ impl Op for GetAuditLog {
             order,
             limit.as_ref().map(|_| ()).map_err(Clone::clone),
         ])?;
-        let onwards = request.follow || request.resume_after.is_some();
+        let onwards = request.follow || request.resume_after.is_some() || request.oldest_first;
         let limit = match limit? {
             0 if onwards => None,
             0 => Some(DEFAULT_LIMIT),
@@ -109,6 +110,7 @@ impl Op for GetAuditLog {
             limit,
             follow: request.follow,
             resume_after: request.resume_after,
+            oldest_first: request.oldest_first,
         })
     }
 
@@ -117,6 +119,7 @@ impl Op for GetAuditLog {
         let last = tx.last_sequence()?;
         let order = match &self.resume_after {
             Some(id) => Order::OldestAfter(tx.entry_sequence(id, &caller.reach)?),
+            None if self.oldest_first => Order::OLDEST,
             None if self.follow => Order::OldestAfter(last),
             None => Order::NewestBefore { sequence: last + 1, timestamp: UnixMillis(i64::MAX) },
         };

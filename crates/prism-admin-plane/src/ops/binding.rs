@@ -7,6 +7,7 @@ use prism_core::subject::Subject;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::{BindingRow, Tx};
+use serde_json::{Value, json};
 
 use super::held::require_roles_held;
 use super::role::require_role;
@@ -86,10 +87,20 @@ impl Op for CreateBinding {
             created_by: caller.identity.actor.clone(),
         };
         tx.insert_binding(&row)?;
-        let mut done = describe(Done::new(wire::CreateBindingResponse { binding: Some(convert::binding(&row)) }), &row);
+        let done = describe(Done::new(wire::CreateBindingResponse { binding: Some(convert::binding(&row)) }), &row);
+        let mut done = done.changed(None::<&Value>, Some(&state(&row)));
         done.resource = Some(resource_of(row.id.as_str()));
         Ok(done)
     }
+}
+
+/// What the audit log shows of a binding.
+fn state(row: &BindingRow) -> Value {
+    json!({
+        "subject": row.subject.to_string(),
+        "role": row.grant.role,
+        "namespace": row.grant.namespace.as_ref().map(NamespaceName::as_str),
+    })
 }
 
 fn describe<R>(done: Done<R>, row: &BindingRow) -> Done<R> {
@@ -124,7 +135,7 @@ impl Op for DeleteBinding {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.binding(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         tx.delete_binding(&self.id)?;
-        Ok(describe(Done::new(wire::DeleteBindingResponse {}), &row))
+        Ok(describe(Done::new(wire::DeleteBindingResponse {}), &row).changed(Some(&state(&row)), None::<&Value>))
     }
 }
 

@@ -13,6 +13,7 @@ use prism_rpc::CertificateAuthority;
 use prism_rpc::convert::from_duration;
 use prism_rpc::tls::ClientCertificate;
 use prism_store::{CertificateRow, Tx};
+use serde_json::{Value, json};
 
 use super::held::require_held;
 use crate::convert;
@@ -32,6 +33,20 @@ const MAX_SERIAL_DIGITS: usize = 40;
 
 fn resource_of(id: &str) -> String {
     format!("certificate:{id}")
+}
+
+/// What the audit log shows of a certificate.
+fn state(row: &CertificateRow) -> Value {
+    let of_own_ca = |text: &str| row.serial.is_some().then(|| text.to_owned());
+    json!({
+        "fingerprint": row.fingerprint,
+        "serial_number": row.serial,
+        "kind": of_own_ca(&row.kind),
+        "name": of_own_ca(&row.name),
+        "uri": of_own_ca(&row.uri),
+        "expires_at_epoch_ms": row.expires_at,
+        "revoked_at_epoch_ms": row.revoked_at,
+    })
 }
 
 /// What a certificate may be for.
@@ -169,7 +184,8 @@ impl Op for IssueCertificate {
         .detail("serial_number", &issued.serial)
         .detail("kind", &row.kind)
         .detail("uri", &row.uri)
-        .detail("expires_at_epoch_ms", issued.expires_at.0);
+        .detail("expires_at_epoch_ms", issued.expires_at.0)
+        .changed(None::<&Value>, Some(&state(&row)));
         done.resource = Some(resource_of(&issued.serial));
         Ok(done)
     }
@@ -183,9 +199,15 @@ impl IssueCertificate {
         if self.purpose == Purpose::Client {
             return Ok(());
         }
+        let access = tx.access()?;
+        // Somebody may bind the name tomorrow, while the certificate is still good. Whoever can be anybody has to be somebody
+        // who may do everything.
+        if let Some(admin) = access.roles.get("admin") {
+            require_held(caller, &admin.name, &admin.permissions, None)?;
+        }
         let subjects: Vec<Subject> =
             [Subject::user(&self.name), Subject::certificate(&self.uri)].into_iter().flatten().collect();
-        let grants = tx.access()?.grants(&[], &subjects);
+        let grants = access.grants(&[], &subjects);
         grants.iter().try_for_each(|grant| {
             require_held(caller, &grant.role, &grant.permissions, grant.namespace.as_ref().map(NamespaceName::as_str))
         })
@@ -291,10 +313,11 @@ impl Op for RevokeCertificate {
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
-        let row = match (self.which.find(tx)?, self.which) {
+        let before = self.which.find(tx)?;
+        let row = match (before.clone(), self.which) {
             (Some(row), _) => {
                 tx.revoke_certificate(&row.fingerprint)?;
-                row
+                tx.certificate(&row.fingerprint)?.unwrap_or(row)
             }
             (None, Which::Serial(serial)) => return Err(Error::not_found(resource_of(&serial))),
             (None, Which::Fingerprint(fingerprint)) => {
@@ -303,7 +326,8 @@ impl Op for RevokeCertificate {
                 row
             }
         };
-        let mut done = Done::new(wire::RevokeCertificateResponse {}).detail("fingerprint", &row.fingerprint);
+        let done = Done::new(wire::RevokeCertificateResponse {}).detail("fingerprint", &row.fingerprint);
+        let mut done = done.changed(before.as_ref().map(state).as_ref(), Some(&state(&row)));
         if let Some(serial) = &row.serial {
             done = done.detail("serial_number", serial).detail("kind", &row.kind).detail("uri", &row.uri);
             done.resource = Some(resource_of(serial));

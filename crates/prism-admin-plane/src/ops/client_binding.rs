@@ -8,6 +8,7 @@ use prism_core::subject::Subject;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::{ClientBindingRow, Tx};
+use serde_json::{Value, json};
 
 use super::binding::{require_id, require_namespace, resource_of};
 use crate::convert;
@@ -60,10 +61,19 @@ impl Op for CreateClientBinding {
         };
         tx.insert_client_binding(&row)?;
         let response = wire::CreateClientBindingResponse { client_binding: Some(convert::client_binding(&row)) };
-        let mut done = describe(Done::new(response), &row);
+        let mut done = describe(Done::new(response), &row).changed(None::<&Value>, Some(&state(&row)));
         done.resource = Some(resource_of(row.id.as_str()));
         Ok(done)
     }
+}
+
+/// What the audit log shows of a binding.
+fn state(row: &ClientBindingRow) -> Value {
+    json!({
+        "subject": row.subject.to_string(),
+        "namespace": row.grant.namespace.as_str(),
+        "permissions": convert::data_permissions(row.grant.grant),
+    })
 }
 
 fn describe<R>(done: Done<R>, row: &ClientBindingRow) -> Done<R> {
@@ -99,7 +109,8 @@ impl Op for DeleteClientBinding {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.client_binding(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         tx.delete_client_binding(&self.id)?;
-        Ok(describe(Done::new(wire::DeleteClientBindingResponse {}), &row))
+        let done = describe(Done::new(wire::DeleteClientBindingResponse {}), &row);
+        Ok(done.changed(Some(&state(&row)), None::<&Value>))
     }
 }
 

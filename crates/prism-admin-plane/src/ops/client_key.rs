@@ -9,6 +9,7 @@ use prism_core::session::DataGrant;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_store::{ClientKeyRow, KeyLife, Tx};
+use serde_json::{Value, json};
 
 use super::api_key::name;
 use crate::convert;
@@ -16,6 +17,17 @@ use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(id: &str) -> String {
     format!("key:{id}")
+}
+
+/// What the audit log shows of a key.
+fn state(key: &ClientKeyRow) -> Value {
+    json!({
+        "name": key.name,
+        "namespace": key.namespace.as_str(),
+        "permissions": convert::data_permissions(key.grant),
+        "expires_at_epoch_ms": key.life.expires_at,
+        "revoked_at_epoch_ms": key.life.revoked_at,
+    })
 }
 
 /// `CreateClientKey`.
@@ -87,7 +99,8 @@ impl Op for CreateClientKey {
         let client_key = convert::client_key(&key);
         let permissions = client_key.permissions.join(",");
         let response = wire::CreateClientKeyResponse { client_key: Some(client_key), token: new.token.into_exposed() };
-        let mut done = Done::new(response).detail("name", &key.name).detail("permissions", permissions);
+        let done = Done::new(response).detail("name", &key.name).detail("permissions", permissions);
+        let mut done = done.changed(None::<&Value>, Some(&state(&key)));
         done.resource = Some(resource_of(key.id.as_str()));
         done.secret_of = Some(key.id.to_string());
         Ok(done)
@@ -167,6 +180,8 @@ impl Op for RevokeClientKey {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let key = tx.client_key(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         tx.revoke_client_key(&self.id)?;
-        Ok(Done::new(wire::RevokeClientKeyResponse {}).detail("name", key.name))
+        let after = tx.client_key(&self.id)?;
+        let done = Done::new(wire::RevokeClientKeyResponse {}).detail("name", &key.name);
+        Ok(done.changed(Some(&state(&key)), after.as_ref().map(state).as_ref()))
     }
 }

@@ -175,7 +175,10 @@ impl Door {
     ) -> Verdict<wire::DrainConnectionsResponse> {
         let mut pause = Duration::from_millis(100);
         loop {
-            let (op, key, draft) = (op.clone(), admitted.key.clone(), admitted.draft.clone());
+            let (op, mut key, draft) = (op.clone(), admitted.key.clone(), admitted.draft.clone());
+            if let Some(key) = &mut key {
+                key.namespace = op.scope.namespace.clone().map(String::from);
+            }
             let written = self.services.store.write(move |tx| {
                 tx.end_drain(id)?;
                 let done = op.describe(Done::new(answer(outcome)));
@@ -199,13 +202,13 @@ impl Door {
         request: wire::DrainConnectionsRequest,
         parsed: Result<DrainConnections>,
     ) -> Result<Beginning> {
-        let (permission, mut caller, key) =
+        let (permission, mut caller, mut key) =
             (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
         let mut draft = admitted.draft.clone();
         self.services
             .store
             .write(move |tx| {
-                match gate::<DrainConnections>(tx, &mut caller, &permission, &request, key.as_ref(), &mut draft)? {
+                match gate::<DrainConnections>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
                     Gate::Open => {}
                     Gate::Refused(refused) => return Ok(Beginning::Refused(refused)),
                     Gate::Answered(response) => return Ok(Beginning::Answered(response)),

@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use prism_core::limits::{MAX_TEXT_BYTES, SessionPolicy};
 use prism_core::page::Page;
 use prism_core::session::{EndReason, SessionId, SessionStatus};
-use prism_core::{Error, Result};
+use prism_core::{Error, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
-use prism_store::Tx;
+use prism_store::{SessionSummary, Tx};
+use serde_json::{Value, json};
 
 use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -20,6 +21,17 @@ fn parse_id(id: &str) -> Result<SessionId> {
         return Err(Error::invalid("session_id", "must be set"));
     }
     SessionId::parse(id).ok_or_else(|| Error::invalid("session_id", "is not a session id (a UUID in lower case)"))
+}
+
+/// What the audit log shows of a session that is terminated.
+fn state(row: &SessionSummary, policy: &SessionPolicy, now: UnixMillis) -> Value {
+    let status = match row.status(policy, now) {
+        SessionStatus::Active => "ACTIVE",
+        SessionStatus::Idle => "IDLE",
+        SessionStatus::Expiring => "EXPIRING",
+        SessionStatus::Terminated => "TERMINATED",
+    };
+    json!({"status": status})
 }
 
 /// `ListSessions`.
@@ -123,6 +135,7 @@ pub struct TerminateSession {
     id: SessionId,
     force: bool,
     reason: String,
+    policy: SessionPolicy,
 }
 
 #[async_trait]
@@ -141,10 +154,11 @@ impl Op for TerminateSession {
         Ok(Place::of(tx.session_namespace(&request.session_id)?))
     }
 
-    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
         let id = parse_id(&request.session_id);
         convert::all_of([convert::outcome(&id), convert::text("reason", &request.reason, MAX_TEXT_BYTES)])?;
-        Ok(Self { id: id?, force: request.force, reason: request.reason })
+        let policy = services.store.policy().clone();
+        Ok(Self { id: id?, force: request.force, reason: request.reason, policy })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
@@ -153,17 +167,18 @@ impl Op for TerminateSession {
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        if tx.session(self.id)?.is_none() {
-            return Err(Error::not_found(resource_of(&self.id.to_string())));
-        }
+        let before = tx.session(self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id.to_string())))?;
         let changed = if self.force {
             tx.end_session(self.id, EndReason::Terminated)?
         } else {
             tx.mark_terminating(self.id, &self.reason)?
         };
+        let after = tx.session(self.id)?;
+        let shown = |row: &SessionSummary| state(row, &self.policy, tx.now);
         let mut done = Done::new(wire::TerminateSessionResponse { success: true, pending_operations: 0 })
             .detail("force", self.force)
-            .detail("reason", self.reason);
+            .detail("reason", self.reason)
+            .changed(Some(&shown(&before)), after.as_ref().map(shown).as_ref());
         if !changed {
             done = done.detail("already_ended", true);
         }

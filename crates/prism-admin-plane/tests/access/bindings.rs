@@ -73,7 +73,7 @@ async fn a_list_shows_what_its_caller_may_see() {
     invalid(world.root::<binding::ListBindings>(other).await, &["page_token"]);
 }
 
-fn create_client(subject: &str, namespace: &str, permissions: &[&str]) -> wire::CreateClientBindingRequest {
+pub fn create_client(subject: &str, namespace: &str, permissions: &[&str]) -> wire::CreateClientBindingRequest {
     wire::CreateClientBindingRequest {
         client_binding: Some(wire::ClientBinding {
             subject: subject.to_owned(),

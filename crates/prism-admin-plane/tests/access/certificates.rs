@@ -6,8 +6,11 @@ use prism_admin_plane::ops::certificate;
 use prism_core::Kind;
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::{duration, timestamp};
+use prism_rpc::tls::ClientCertificate;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
-use crate::world::{DAY, World, denied, invalid, issue, refusal};
+use crate::world::{DAY, Shown, World, denied, invalid, issue, refusal};
 
 use wire::CertificateKind::{Client, User};
 
@@ -49,6 +52,32 @@ async fn an_applications_certificate_is_nothing_on_the_admin_plane() {
     let (issued, app) = world.certificate(Client, "app").await;
     assert_eq!(issued.expires_at, Some(timestamp(world.clock.now() + 30 * DAY)));
     assert_eq!(refusal(world.who_am_i(&app).await).reason(), "CREDENTIAL_INVALID");
+}
+
+/// A certificate for a node, as later versions issue them, and its fingerprint.
+fn node(world: &World) -> (Shown, String) {
+    let uri = format!("spiffe://{}/node/n-1", world.store.cluster());
+    let wanted = ClientCertificate { uri, common_name: "n-1".to_owned(), life: DAY };
+    let issued = world.authority.issue_client(&wanted, &issue(Client, "n-1").csr_pem).unwrap();
+    (Shown::Certificate(CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap()), issued.fingerprint)
+}
+
+#[tokio::test]
+async fn a_node_is_known_and_may_do_nothing_on_the_admin_plane() {
+    let world = World::new().await;
+    let uri = format!("spiffe://{}/node/n-1", world.store.cluster());
+    for subject in [format!("certificate:{uri}"), "user:n-1".to_owned()] {
+        world.bind(&subject, "admin", None).await;
+    }
+    let (node, fingerprint) = node(&world);
+    denied(world.who_am_i(&node).await, "authenticated");
+    let entry = world.entry().await;
+    assert_eq!((entry.actor, entry.auth_method.as_str(), entry.success), (uri, "mtls", false));
+    assert_eq!(entry.metadata["permission"], "authenticated");
+    denied(world.call::<certificate::ListCertificates>(&node, Default::default()).await, "access:read");
+    denied(world.call::<certificate::IssueCertificate>(&node, issue(User, "x")).await, "access:manage");
+    world.root::<certificate::RevokeCertificate>(by_fingerprint(&fingerprint)).await.unwrap();
+    assert_eq!(refusal(world.who_am_i(&node).await).reason(), "CREDENTIAL_INVALID");
 }
 
 #[tokio::test]

@@ -2,8 +2,11 @@
 
 mod bindings;
 mod certificates;
+mod changes;
 mod held;
 mod keys;
 mod questions;
+mod refused;
+mod replay;
 mod roles;
 mod world;

@@ -86,7 +86,8 @@ pub struct World {
     _folder: TempDir,
     pub clock: Clock,
     pub store: Arc<Store>,
-    plane: AdminPlane,
+    pub authority: CertificateAuthority,
+    pub plane: AdminPlane,
     /// The first admin key.
     pub root: Shown,
 }
@@ -112,14 +113,14 @@ impl World {
             shutdown,
             issuers: Issuers::none(),
             trust: Arc::new(ArcSwap::from_pointee(trust)),
-            authority,
+            authority: authority.clone(),
             connections: Connections::default(),
             auth_failures: 20,
             audit: AuditSettings::default(),
         });
         let token = std::fs::read_to_string(folder.path().join("admin.token")).unwrap();
         let root = Shown::Token(token.trim().to_owned());
-        let world = Self { _folder: folder, clock, store, plane, root };
+        let world = Self { _folder: folder, clock, store, authority, plane, root };
         for name in ["a", "b"] {
             let request = wire::CreateNamespaceRequest { name: name.to_owned(), ..Default::default() };
             world.root::<namespace::CreateNamespace>(request).await.unwrap();
@@ -187,15 +188,20 @@ impl World {
 
     /// The newest entry of the audit log.
     pub async fn entry(&self) -> wire::AuditLogEntry {
+        self.entries(1).await.remove(0)
+    }
+
+    /// The newest entries of the audit log, the newest first.
+    pub async fn entries(&self, limit: usize) -> Vec<wire::AuditLogEntry> {
         let query = EntryQuery {
             filter: EntryFilter::default(),
             reach: Reach::Installation,
             order: Order::NewestBefore { sequence: i64::MAX, timestamp: UnixMillis(i64::MAX) },
             until: None,
-            limit: 1,
+            limit,
         };
         let chunk = self.store.audit_chunk(query).await.unwrap();
-        wire::AuditLogEntry::decode(chunk.entries[0].clone()).unwrap()
+        chunk.entries.into_iter().map(|entry| wire::AuditLogEntry::decode(entry).unwrap()).collect()
     }
 }
 

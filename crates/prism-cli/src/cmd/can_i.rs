@@ -6,7 +6,7 @@ use prism_proto::{
     rules::{self, AuditClass},
 };
 
-use super::{Console, Scope};
+use super::{Console, Place};
 use crate::{
     error::{Failure, Result},
     exit::Exit,
@@ -20,13 +20,13 @@ pub struct CanI {
     /// RPC such as CreateConfig or prism.admin.v1.AdminService/CreateConfig
     rpc: String,
     #[command(flatten)]
-    scope: Scope,
+    place: Place,
 }
 
 impl CanI {
     /// Asks the server.
     pub async fn run(self, console: &Console) -> Result<Exit> {
-        let request = CanIRequest { rpc: full_name(&self.rpc)?, namespace: self.scope.namespace };
+        let request = CanIRequest { rpc: full_name(&self.rpc)?, namespace: self.place.namespace };
         let answer = console.client().await?.call(request).await?;
         console.printer.message(&answer, sheet)?;
         Ok(if answer.allowed { Exit::Ok } else { Exit::NotAllowed })

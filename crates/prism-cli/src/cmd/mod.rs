@@ -163,6 +163,14 @@ pub struct Scope {
     pub namespace: Option<String>,
 }
 
+/// `--namespace`, where it says for which place something is asked.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Place {
+    /// In this namespace [default: everywhere]
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+}
+
 /// Says how much of a listing is shown, if not all of it.
 fn note_rest(shown: usize, next: Option<&str>, total: i32) {
     if next.is_some_and(|token| !token.is_empty()) {

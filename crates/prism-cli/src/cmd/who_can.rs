@@ -3,8 +3,16 @@
 use clap::Args;
 use prism_proto::admin::v1::WhoCanRequest;
 
-use super::{Console, Scope};
-use crate::{error::Result, exit::Exit, output::Grid};
+use super::{Console, Place};
+use crate::{
+    error::Result,
+    exit::Exit,
+    output::{Grid, note},
+};
+
+/// What the server does not list.
+const UNLISTED: &str =
+    "note: groups that role_map in prism.toml gives roles to, and controllers' certificates, are not listed";
 
 /// `who-can`: the subjects that hold a permission.
 #[derive(Args, Debug)]
@@ -13,18 +21,19 @@ pub struct WhoCan {
     #[arg(value_name = "RESOURCE:VERB")]
     permission: String,
     #[command(flatten)]
-    scope: Scope,
+    place: Place,
 }
 
 impl WhoCan {
     /// Asks the server.
     pub async fn run(self, console: &Console) -> Result<Exit> {
-        let request = WhoCanRequest { permission: self.permission, namespace: self.scope.namespace };
+        let request = WhoCanRequest { permission: self.permission, namespace: self.place.namespace };
         let answer = console.client().await?.call(request).await?;
         console.printer.message(&answer, |answer| {
             let grid = answer.subjects.iter().fold(Grid::new(["SUBJECT"]), |grid, subject| grid.row([subject.clone()]));
             grid.render("nobody")
         })?;
+        note(UNLISTED);
         Ok(Exit::Ok)
     }
 }

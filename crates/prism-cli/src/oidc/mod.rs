@@ -20,7 +20,7 @@ use crate::{
     target::Surroundings,
 };
 
-/// A token with less life than this is renewed first; one that never had much more, in the middle of its life.
+/// A token with less life than this is renewed first.
 const RENEW_WITHIN: Duration = Duration::from_secs(30);
 
 /// The login of a context.
@@ -37,7 +37,8 @@ impl Login {
     pub fn new(context: &str, settings: Oidc, around: &Surroundings) -> Result<Self> {
         parse_name(context).map_err(|why| Failure::usage(format!("context {context:?} cannot have a login: {why}")))?;
         let store = Store::of(around.contexts_path()?, context);
-        Ok(Self { context: context.to_owned(), settings, store, secret: around.client_secret.clone() })
+        let (context, secret) = (context.to_owned(), around.client_secret.clone());
+        Ok(Self { context, settings, store, secret })
     }
 
     /// Where its tokens are kept.
@@ -49,7 +50,7 @@ impl Login {
     pub async fn issuer(&self) -> Result<Issuer> {
         let secret = match (&self.secret, &self.settings.client_secret_file) {
             (Some(secret), _) => Some(secret.clone()),
-            (None, Some(file)) => Some(Secret::read(file)?),
+            (None, Some(file)) => Some(Secret::read_client(file)?),
             (None, None) if self.settings.client_credentials => {
                 return Err(Failure::usage("the client's secret is not known")
                     .hint("name its file with --client-secret-file at login, or put it in PRISM_ADMIN_CLIENT_SECRET"));
@@ -59,16 +60,22 @@ impl Login {
         Issuer::discover(self.settings.clone(), secret).await
     }
 
-    /// An access token with some life left, other than the one the server has refused. Of two commands at once, one
-    /// renews and the other waits for it.
-    pub async fn bearer(&self, refused: Option<&Secret>) -> Result<Secret> {
-        if let Some(tokens) = self.load()?.usable(refused) {
-            return Ok(tokens);
+    /// An access token with some life left, other than the one the server has refused. The one that this command has
+    /// `used` before is used to its end, however near that is. Of two commands at once, one renews and the other waits
+    /// for it.
+    pub async fn bearer(&self, refused: Option<&Secret>, used: Option<&Secret>) -> Result<Secret> {
+        let good = |tokens: &Tokens| {
+            let in_use = used == Some(&tokens.access) && tokens.is_alive(refused);
+            in_use || tokens.lasts(refused)
+        };
+        let tokens = self.load()?;
+        if good(&tokens) {
+            return Ok(tokens.access);
         }
         let _lock = self.store.lock().await?;
         let tokens = self.load()?;
-        if let Some(access) = tokens.usable(refused) {
-            return Ok(access);
+        if good(&tokens) {
+            return Ok(tokens.access);
         }
         match self.renew(&tokens).await {
             Ok(renewed) => {

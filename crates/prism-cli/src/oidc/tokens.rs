@@ -35,24 +35,18 @@ pub struct Tokens {
     /// When the access token ends, in seconds since 1970; none if the issuer does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<i64>,
-    /// From when on it is renewed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    renew_at: Option<i64>,
 }
 
 impl Tokens {
     /// Those that were granted now.
     pub fn of(settings: &Oidc, granted: Granted) -> Self {
         let lifetime = granted.expires_in.and_then(|seconds| i64::try_from(seconds).ok());
-        let now = Timestamp::now().as_second();
-        let early = |lifetime: i64| (lifetime / 2).min(RENEW_WITHIN.as_secs() as i64);
         Self {
             issuer: settings.issuer.clone(),
             client_id: settings.client_id.clone(),
             access: granted.access,
             refresh: granted.refresh,
-            expires_at: lifetime.map(|lifetime| now.saturating_add(lifetime)),
-            renew_at: lifetime.map(|lifetime| now.saturating_add(lifetime - early(lifetime))),
+            expires_at: lifetime.map(|lifetime| Timestamp::now().as_second().saturating_add(lifetime)),
         }
     }
 
@@ -61,19 +55,20 @@ impl Tokens {
         (&self.issuer, &self.client_id) == (&settings.issuer, &settings.client_id)
     }
 
-    /// The access token, if it lasts a while and is not the one that was refused.
-    pub fn usable(&self, refused: Option<&Secret>) -> Option<Secret> {
-        (is_ahead(self.renew_at) && refused != Some(&self.access)).then(|| self.access.clone())
+    /// Whether the access token lasts a while, and is not the one that was refused.
+    pub fn lasts(&self, refused: Option<&Secret>) -> bool {
+        self.lasts_longer_than(RENEW_WITHIN, refused)
     }
 
     /// Whether the access token has not ended yet, and is not the one that was refused.
     pub fn is_alive(&self, refused: Option<&Secret>) -> bool {
-        is_ahead(self.expires_at) && refused != Some(&self.access)
+        self.lasts_longer_than(Duration::ZERO, refused)
     }
-}
 
-fn is_ahead(at: Option<i64>) -> bool {
-    at.is_none_or(|at| Timestamp::now().as_second() < at)
+    fn lasts_longer_than(&self, span: Duration, refused: Option<&Secret>) -> bool {
+        let left = |end: i64| end.saturating_sub(Timestamp::now().as_second());
+        self.expires_at.is_none_or(|end| left(end) > span.as_secs() as i64) && refused != Some(&self.access)
+    }
 }
 
 /// The file.
@@ -162,17 +157,12 @@ mod tests {
     #[test]
     fn tokens_are_used_while_they_last_and_are_not_refused() {
         let lasting = tokens(Some(60));
-        assert!(lasting.usable(None).is_some());
-        assert!(lasting.usable(Some(&lasting.access)).is_none());
-        assert!(lasting.usable(lasting.refresh.as_ref()).is_some());
-        let now = Timestamp::now().as_second();
-        assert_eq!(lasting.expires_at.unwrap() - lasting.renew_at.unwrap(), 30);
-        let ending = Tokens { expires_at: Some(now + 20), renew_at: Some(now - 10), ..lasting };
-        assert!(ending.usable(None).is_none() && ending.is_alive(None));
-        let short = tokens(Some(20));
-        assert!(short.usable(None).is_some());
-        assert_eq!(short.expires_at.unwrap() - short.renew_at.unwrap(), 10);
+        assert!(lasting.lasts(None) && lasting.is_alive(None));
+        assert!(!lasting.lasts(Some(&lasting.access)) && !lasting.is_alive(Some(&lasting.access)));
+        assert!(lasting.lasts(lasting.refresh.as_ref()));
+        let ending = tokens(Some(20));
+        assert!(!ending.lasts(None) && ending.is_alive(None));
         assert!(!tokens(Some(0)).is_alive(None));
-        assert!(tokens(None).usable(None).is_some());
+        assert!(tokens(None).lasts(None));
     }
 }

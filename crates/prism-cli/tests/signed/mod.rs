@@ -19,19 +19,25 @@ pub fn chain(length: u64) -> Vec<admin::AuditLogEntry> {
 
 /// An unbroken chain of entries of that actor.
 pub fn chain_of(length: u64, actor: &str) -> Vec<admin::AuditLogEntry> {
+    chain_with(length, |entry| actor.clone_into(&mut entry.actor))
+}
+
+/// An unbroken chain of entries that are changed before they are chained.
+pub fn chain_with(length: u64, change: impl Fn(&mut admin::AuditLogEntry)) -> Vec<admin::AuditLogEntry> {
     let mut previous = GENESIS;
     (1..=length)
         .map(|sequence| {
             let mut entry = admin::AuditLogEntry {
                 id: format!("e{sequence}"),
-                // Twenty entries a moment, so that pages by time overlap.
+                // Twenty entries a moment.
                 timestamp: Some(prost_types::Timestamp { seconds: 1_760_000_000 + (sequence / 20) as i64, nanos: 0 }),
-                actor: actor.to_owned(),
+                actor: "alice".to_owned(),
                 operation: "WhoAmI".to_owned(),
                 sequence,
                 previous_hash: previous.to_vec().into(),
                 ..Default::default()
             };
+            change(&mut entry);
             previous = audit_chain::hash(&previous, &entry);
             entry.hash = previous.to_vec().into();
             entry
@@ -39,19 +45,25 @@ pub fn chain_of(length: u64, actor: &str) -> Vec<admin::AuditLogEntry> {
         .collect()
 }
 
-/// GetAuditLog as the contract has it, without `follow`.
+/// GetAuditLog as the contract has it, without `follow` and filters: with a time, by time, otherwise by sequence.
 pub fn audit_log(entries: &[admin::AuditLogEntry], request: &admin::GetAuditLogRequest) -> Reply {
     if let Some(id) = &request.resume_after {
         let after =
             entries.iter().position(|entry| entry.id == *id).ok_or_else(|| Status::not_found("no such entry"))?;
         return Ok(entries[after + 1..].iter().map(prost::Message::encode_to_vec).collect());
     }
+    if request.oldest_first {
+        return Ok(entries.iter().map(prost::Message::encode_to_vec).collect());
+    }
     let seconds = |at: &Option<prost_types::Timestamp>| at.map(|at| (at.seconds, at.nanos));
     let before = |entry: &&admin::AuditLogEntry| {
         request.end_time.is_none() || seconds(&entry.timestamp) < seconds(&request.end_time)
     };
-    let limit = request.limit as usize;
-    Ok(entries.iter().rev().filter(before).take(limit).map(prost::Message::encode_to_vec).collect())
+    let mut found: Vec<_> = entries.iter().rev().filter(before).collect();
+    if request.end_time.is_some() {
+        found.sort_by_key(|entry| std::cmp::Reverse((seconds(&entry.timestamp), entry.sequence)));
+    }
+    Ok(found.into_iter().take(request.limit as usize).map(prost::Message::encode_to_vec).collect())
 }
 
 /// A log and what was signed about it, by a key whose seed is 32 times one byte.

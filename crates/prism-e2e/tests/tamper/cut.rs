@@ -31,6 +31,8 @@ async fn cut() -> Stopped {
     Stopped::of(server).await
 }
 
+type Edit = fn(&mut AuditCheckpoint);
+
 fn newest_cut(database: &rusqlite::Connection) -> AuditCheckpoint {
     checkpoints(database).into_iter().rfind(|signed| signed.cut).expect("a cut")
 }
@@ -50,7 +52,6 @@ async fn what_stands_for_removed_entries_cannot_be_changed() {
         let sql = format!("UPDATE checkpoints SET {column} = {value} WHERE sequence = {through}");
         cases.push(case(&sql.clone(), By::Anyone, through, move |database| run(database, &sql)));
     }
-    type Edit = fn(&mut AuditCheckpoint);
     let edits: [(&str, Edit); 5] = [
         ("hash", |cut| cut.hash = vec![1; 32].into()),
         ("time", |cut| cut.time.as_mut().unwrap().seconds += 1),
@@ -95,7 +96,7 @@ async fn what_stands_for_removed_entries_cannot_be_changed() {
     }));
     // Without it, entries are missing.
     cases.push(case("the cuts deleted", By::Anyone, 1, |database| {
-        run(database, "DELETE FROM checkpoints WHERE cut = 1")
+        run(database, "DELETE FROM checkpoints WHERE cut = 1");
     }));
     let cuts = checkpoints(&open(&stopped.server.data_dir())).into_iter().filter(|signed| signed.cut);
     let before = cuts.map(|cut| cut.sequence).filter(|cut| *cut < through).max().expect("two cuts");

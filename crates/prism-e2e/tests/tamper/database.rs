@@ -75,7 +75,7 @@ impl Stopped {
 pub fn remembered(home: &Path) -> u64 {
     let text = std::fs::read(home.join(".config/prism/checkpoints.json")).expect("a memory");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    let sequence = |log: &serde_json::Value| log["sequence"].as_str()?.parse().ok();
+    let sequence = |log: &serde_json::Value| log["checkpoint"]["sequence"].as_str()?.parse().ok();
     json["logs"].as_object().and_then(|logs| logs.values().filter_map(sequence).max()).expect("a checkpoint")
 }
 

@@ -34,6 +34,9 @@ async fn stopped() -> Stopped {
     stopped
 }
 
+/// What somebody does to a message.
+type Edit<M> = fn(&mut M);
+
 /// Who finds a change out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
@@ -208,8 +211,7 @@ async fn entries_that_are_edited() {
         cases.push(case(&sql.clone(), By::Anyone, shows, move |database| run(database, &sql)));
     }
     // Fields of the entry itself, with all columns to match.
-    type Edit = fn(&mut AuditLogEntry);
-    let edits: [(&str, Edit); 16] = [
+    let edits: [(&str, Edit<AuditLogEntry>); 16] = [
         ("id", |entry| entry.id = "0190a1b2-0000-7000-8000-000000000001".to_owned()),
         ("timestamp", |entry| entry.timestamp.as_mut().unwrap().seconds -= 3600),
         ("nanos", |entry| entry.timestamp.as_mut().unwrap().nanos += 1),
@@ -341,8 +343,7 @@ async fn what_was_signed() {
     cases.push(case("its sequence column", By::Anyone, second + 1, move |database| {
         run(database, &format!("UPDATE checkpoints SET sequence = sequence + 1 WHERE sequence = {second}"));
     }));
-    type Edit = fn(&mut AuditCheckpoint);
-    let edits: [(&str, Edit); 6] = [
+    let edits: [(&str, Edit<AuditCheckpoint>); 6] = [
         ("hash", |signed| signed.hash = vec![1; 32].into()),
         ("time", |signed| signed.time.as_mut().unwrap().seconds += 1),
         ("cut", |signed| signed.cut = true),

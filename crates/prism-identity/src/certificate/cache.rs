@@ -80,6 +80,22 @@ mod tests {
     }
 
     #[test]
+    fn half_of_it_is_kept_at_least() {
+        let cache = Cache::new(8);
+        for number in 0..100 {
+            cache.insert(&hash(number), number);
+            // A full half that gets the same again does not move on.
+            cache.insert(&hash(number), number);
+            for kept in number.saturating_sub(3)..=number {
+                let newer = cache.generations.lock().unwrap().newer.contains_key(&hash(kept));
+                let older = cache.generations.lock().unwrap().older.contains_key(&hash(kept));
+                assert!(newer || older, "{kept} of {number}");
+            }
+        }
+        assert!(cache.len() > 4);
+    }
+
+    #[test]
     fn a_value_may_be_replaced() {
         let cache = Cache::new(2);
         cache.insert(&hash(1), 1);

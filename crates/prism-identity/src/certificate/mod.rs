@@ -24,7 +24,7 @@ use cache::Cache;
 use leaf::Leaf;
 
 /// Most certificates that a caller may present: one of its own and those that lead to a CA.
-pub const MAX_CHAIN: usize = 10;
+pub const MAX_CHAIN: usize = 4;
 /// Largest certificate that is looked at, in bytes.
 pub const MAX_CERTIFICATE_BYTES: usize = 64 * 1024;
 /// How many certificates are remembered as verified.
@@ -62,6 +62,8 @@ pub struct CertificateIdentity {
     pub fingerprint: String,
     /// The serial number; of external certificates `sha256:<fingerprint>`, as their numbers are not ours to keep apart.
     pub credential_id: String,
+    /// SHA-256 of the public key of the CA that vouches for it, in lower-case hex; see [`ClientTrust::trusts`].
+    pub authority: String,
     /// After this moment the certificate is refused: the earliest end in its chain.
     pub expires_at: UnixMillis,
 }
@@ -106,6 +108,8 @@ impl Window {
 struct Authorities {
     anchors: Vec<TrustAnchor<'static>>,
     windows: Vec<Window>,
+    /// SHA-256 of their public keys, in hex.
+    keys: Vec<String>,
 }
 
 /// Whose certificates are accepted. Never changes: when something does, another one takes its place.
@@ -170,6 +174,11 @@ impl ClientTrust {
         Ok(verified.identity)
     }
 
+    /// Whether the CA that was found for a certificate, [`CertificateIdentity::authority`], is still among those trusted.
+    pub fn trusts(&self, authority: &str) -> bool {
+        [&self.own, &self.external].iter().any(|side| side.keys.iter().any(|key| key == authority))
+    }
+
     fn verify(
         &self,
         der: &CertificateDer<'_>,
@@ -181,10 +190,10 @@ impl ClientTrust {
         leaf.window.check(now)?;
         let parsed = EndEntityCert::try_from(der).map_err(|error| refused(format!("it cannot be read: {error}")))?;
         // Own certificates are issued by the CA itself: nothing may stand between them.
-        let (window, is_own) = match self.own.verify(&parsed, &[], now) {
-            Ok(window) => (window, true),
+        let ((window, authority), is_own) = match self.own.verify(&parsed, &[], now) {
+            Ok(found) => (found, true),
             Err(own) => match self.external.verify(&parsed, intermediates, now) {
-                Ok(window) => (window, false),
+                Ok(found) => (found, false),
                 Err(external) => {
                     return Err(refused(format!("Prism's CA: {own}; configured CAs: {external}")));
                 }
@@ -200,8 +209,17 @@ impl ClientTrust {
         let subjects = subjects(kind, &name, &identity)?;
         let expires_at = UnixMillis(window.end.saturating_mul(1000));
         let fingerprint = fingerprint.to_owned();
-        let identity =
-            CertificateIdentity { kind, name, identity, subjects, serial, fingerprint, credential_id, expires_at };
+        let identity = CertificateIdentity {
+            kind,
+            name,
+            identity,
+            subjects,
+            serial,
+            fingerprint,
+            credential_id,
+            authority,
+            expires_at,
+        };
         Ok(Verified { identity, window })
     }
 
@@ -237,20 +255,21 @@ impl Authorities {
             anchors.push(anchor);
             windows.push(window);
         }
-        Ok(Self { anchors, windows })
+        let keys = anchors.iter().map(|anchor| hex::encode(digest(&SHA256, &anchor.subject_public_key_info))).collect();
+        Ok(Self { anchors, windows, keys })
     }
 
-    /// Builds a chain to one of the CAs that are valid, and says when the whole of it is.
+    /// Builds a chain to one of the CAs that are valid, and says when the whole of it is, and which CA it was.
     fn verify(
         &self,
         leaf: &EndEntityCert<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixMillis,
-    ) -> Result<Window, webpki::Error> {
+    ) -> Result<(Window, String), webpki::Error> {
         let seconds = u64::try_from(now.0.div_euclid(1000)).unwrap_or(0);
         let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
         let is_valid = |path: &webpki::VerifiedPath<'_>| match self.window(path) {
-            Some(window) if window.check(now).is_ok() => Ok(()),
+            Some((window, _)) if window.check(now).is_ok() => Ok(()),
             _ => Err(webpki::Error::UnknownIssuer),
         };
         let path = leaf.verify_for_usage(
@@ -265,14 +284,14 @@ impl Authorities {
         self.window(&path).ok_or(webpki::Error::UnknownIssuer)
     }
 
-    /// When the CA and what lies between it and the leaf are valid.
-    fn window(&self, path: &webpki::VerifiedPath<'_>) -> Option<Window> {
+    /// When the CA and what lies between it and the leaf are valid, and which CA it is.
+    fn window(&self, path: &webpki::VerifiedPath<'_>) -> Option<(Window, String)> {
         let at = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()))?;
         let mut window = *self.windows.get(at)?;
         for intermediate in path.intermediate_certificates() {
             window = window.and(leaf::window(&intermediate.der())?);
         }
-        Some(window)
+        Some((window, self.keys.get(at)?.clone()))
     }
 }
 

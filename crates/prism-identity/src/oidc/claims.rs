@@ -138,11 +138,10 @@ impl Claims {
         Ok(scopes)
     }
 
+    /// Only where the issuer says so, some of them as a string: whoever may write any address into their profile could pass for
+    /// anybody.
     fn email_is_verified(&self) -> bool {
-        match self.0.get("email_verified") {
-            None | Some(Value::Bool(true)) => true,
-            Some(value) => value == "true",
-        }
+        self.0.get("email_verified").is_some_and(|value| *value == true || value == "true")
     }
 
     fn roles(&self, map: &[RoleMapping]) -> Vec<(String, Option<NamespaceName>)> {

@@ -19,7 +19,7 @@ use crate::data_dir::DataDir;
 use crate::monitoring::{Phase, Readiness};
 use crate::settings::Settings;
 use crate::signals::Signals;
-use crate::{dev, endpoints, monitoring};
+use crate::{Failure, dev, endpoints, monitoring};
 use expiry::Certificates;
 use listeners::{Listeners, Parts, Serving};
 use planes::{Ground, Planes};
@@ -33,7 +33,7 @@ const SWEEP_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 
 /// Serves until a signal asks for the end. The caller's runtime is the admin plane's; the data plane runs on `data`, so that
 /// neither can starve the other (architecture, law 7).
-pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data: Handle) -> Result<(), String> {
+pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data: Handle) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
     let folder = directory.path();
     endpoints::remove(folder).map_err(|error| format!("a stale endpoints.json cannot be removed: {error}"))?;
@@ -49,7 +49,7 @@ pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data
     };
     let received = tokio::select! {
         received = signals.next() => received,
-        fault = serving.broken() => return Err(fault),
+        fault = serving.broken() => return Err(fault.into()),
     };
     tracing::info!(signal = ?received, "draining; a second signal ends at once");
     signals.end_at_the_next();
@@ -73,7 +73,7 @@ async fn start(
     data: &Handle,
     readiness: &Readiness,
     until_the_end: Shutdown,
-) -> Result<(Planes, Serving), String> {
+) -> Result<(Planes, Serving), Failure> {
     let folder = directory.path();
     let metrics = Metrics::new();
     process::register(&metrics);
@@ -96,7 +96,7 @@ async fn start(
     planes.spawn_sweeps(settings.session.retain_ended.clamp(often, seldom), until_the_end.clone());
     planes.admin().spawn_audit_upkeep(until_the_end.clone());
     security.spawn_renewal(&until_the_end);
-    tokio::spawn(planes.trust().clone().follow(until_the_end.clone()));
+    tokio::spawn(planes.trust().clone().follow(planes.connections().admin.clone(), until_the_end.clone()));
     tokio::spawn(certificates.warn(Clock::system(), until_the_end.clone()));
     tokio::spawn(async move { issuers.keep_fresh(until_the_end.announced()).await });
     if settings.dev {

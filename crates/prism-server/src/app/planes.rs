@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::trust::Trust;
+use crate::Failure;
 use crate::settings::{BackendKind, BackendSettings, Settings};
 
 /// Name of the one node of role `all`; sessions are kept under it, so it does not depend on the host.
@@ -62,13 +63,14 @@ pub struct Ground<'a> {
 impl Planes {
     /// Opens the store, then starts the data plane on its runtime, then puts the admin plane over both. Streams of the admin plane
     /// that follow end with `admin_shutdown`.
-    pub async fn start(ground: &Ground<'_>, admin_shutdown: Shutdown) -> Result<Self, String> {
+    pub async fn start(ground: &Ground<'_>, admin_shutdown: Shutdown) -> Result<Self, Failure> {
         let Ground { settings, folder, data, metrics, authority, issuers } = *ground;
         let clock = Clock::system();
         let table = Arc::new(Table::load()?);
         let store = Store::open(folder, settings.session.clone(), clock.clone(), Random::system()).await;
         let store = Arc::new(store.map_err(|error| failed("the control state cannot be opened", &error))?);
-        let trust = Arc::new(Trust::load(store.cluster(), authority, &settings.client_ca)?);
+        let trust = Trust::load(store.cluster(), authority, &settings.client_ca).map_err(Failure::Usage)?;
+        let trust = Arc::new(trust);
         let connections = PlaneConnections::default();
         let node = NodeId::parse("node", LOCAL_NODE).map_err(|error| failed("no node", &error))?;
 

@@ -3,13 +3,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use prism_core::{Error, Result, UnixMillis};
+use prism_core::{Clock, Error, Result, UnixMillis};
 use prism_identity::{ClientTrust, read_bundle};
 use prism_rpc::tls::{CertificateFacts, first_end};
 use prism_rpc::watched::LOOK_EVERY;
-use prism_rpc::{CertificateAuthority, Shutdown, Watched};
+use prism_rpc::{CertificateAuthority, Connections, Shutdown, Watched};
 use rustls::pki_types::CertificateDer;
 
 use crate::settings::ClientCa;
@@ -39,7 +40,8 @@ type Keys = Vec<Vec<u8>>;
 struct Bundle {
     trust: Arc<ClientTrust>,
     keys: Arc<Keys>,
-    expires_at: UnixMillis,
+    /// `None` = it holds no CA.
+    expires_at: Option<UnixMillis>,
 }
 
 /// What a bundle is proven against.
@@ -76,16 +78,18 @@ impl Trust {
 
     /// When the first CA of the admin plane's bundle ends.
     pub fn admin_bundle_ends(&self) -> Option<UnixMillis> {
-        self.admin.bundle.as_ref().map(|bundle| bundle.current().expires_at)
+        self.admin.bundle.as_ref().and_then(|bundle| bundle.current().expires_at)
     }
 
     /// When the first CA of the data plane's bundle ends.
     pub fn data_bundle_ends(&self) -> Option<UnixMillis> {
-        self.data.bundle.as_ref().map(|bundle| bundle.current().expires_at)
+        self.data.bundle.as_ref().and_then(|bundle| bundle.current().expires_at)
     }
 
     /// Takes changed bundles over until the end is announced; a broken one is logged, and the last good one stays.
-    pub async fn follow(self: Arc<Self>, until: Shutdown) {
+    ///
+    /// Connections of the admin plane that stand on a CA which is gone are cut; the data plane sees to its own.
+    pub async fn follow(self: Arc<Self>, admin: Connections, until: Shutdown) {
         if self.admin.bundle.is_none() && self.data.bundle.is_none() {
             return;
         }
@@ -94,8 +98,8 @@ impl Trust {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = until.announced() => return,
             }
-            let trust = self.clone();
-            if let Err(error) = tokio::task::spawn_blocking(move || trust.look()).await {
+            let (trust, admin) = (self.clone(), admin.clone());
+            if let Err(error) = tokio::task::spawn_blocking(move || trust.look(&admin)).await {
                 tracing::error!(%error, "the bundles of client CAs could not be looked at");
             }
         }
@@ -103,8 +107,18 @@ impl Trust {
 
     /// One after the other, as each is proven against the other. A CA that moves from one to the other is taken over with the
     /// next look.
-    fn look(&self) {
-        self.admin.look();
+    fn look(&self, admin: &Connections) {
+        if let Some(before) = self.admin.look() {
+            let (now, after) = (Clock::system().now(), self.admin.current.load());
+            let cut =
+                admin.cut_where(|chain| before.identify(chain, now).is_ok() && after.identify(chain, now).is_err());
+            if cut > 0 {
+                tracing::info!(
+                    cut,
+                    "admin connections were cut, as the CA of their certificate is not trusted any more"
+                );
+            }
+        }
         self.data.look();
     }
 }
@@ -116,14 +130,19 @@ impl Side {
         (other, other_keys): (&'static str, &Arc<ArcSwap<Keys>>),
     ) -> std::result::Result<Self, String> {
         let bundle = path.map(|path| {
-            let (ground, other_keys, shown) =
-                (ground.clone(), other_keys.clone(), format!("{key}: {}", path.display()));
+            let (ground, other_keys, shown) = (ground.clone(), other_keys.clone(), path.display().to_string());
+            let first = AtomicBool::new(true);
             let parse = move |contents: &[Vec<u8>]| {
                 let pem = contents.first().map(Vec::as_slice).unwrap_or_default();
+                // Emptied later it takes the trust away; at the start it is more likely the wrong file.
+                if first.swap(false, Ordering::Relaxed) {
+                    read_bundle(pem)
+                        .map_err(|error| Error::precondition("CLIENT_CA", format!("{shown}: {}", error.message())))?;
+                }
                 let bundle = ground.prove(pem, other, &other_keys.load());
                 bundle.map_err(|error| Error::precondition("CLIENT_CA", format!("{shown}: {}", error.message())))
             };
-            Watched::open(key, vec![path.to_owned()], parse).map_err(|error| error.message().to_owned())
+            Watched::open(key, vec![path.to_owned()], parse).map_err(|error| format!("{key}: {}", error.message()))
         });
         let bundle = bundle.transpose()?;
         let trust = match &bundle {
@@ -137,11 +156,11 @@ impl Side {
         Ok(Self { current: Arc::new(ArcSwap::new(trust)), bundle, keys: keys.clone() })
     }
 
-    fn look(&self) {
-        if let Some(changed) = self.bundle.as_ref().and_then(Watched::look) {
-            self.keys.store(changed.keys.clone());
-            self.current.store(changed.trust.clone());
-        }
+    /// What was trusted before, if it changed.
+    fn look(&self) -> Option<Arc<ClientTrust>> {
+        let changed = self.bundle.as_ref().and_then(Watched::look)?;
+        self.keys.store(changed.keys.clone());
+        Some(self.current.swap(changed.trust.clone()))
     }
 }
 
@@ -151,6 +170,10 @@ impl Ground {
     }
 
     fn prove(&self, pem: &[u8], other: &str, other_keys: &Keys) -> Result<Bundle> {
+        if pem.trim_ascii().is_empty() {
+            let trust = Arc::new(self.trust(Vec::new())?);
+            return Ok(Bundle { trust, keys: Arc::default(), expires_at: None });
+        }
         let certificates = read_bundle(pem)?;
         let facts = certificates.iter().map(CertificateFacts::of).collect::<Result<Vec<_>>>()?;
         let own = CertificateFacts::of(self.authority.certificate_der())?.public_key;
@@ -165,7 +188,7 @@ impl Ground {
                 return Err(Error::precondition("CLIENT_CA", message));
             }
         }
-        let expires_at = first_end(&certificates)?;
+        let expires_at = Some(first_end(&certificates)?);
         let keys = facts.into_iter().map(|fact| fact.public_key).collect();
         Ok(Bundle { trust: Arc::new(self.trust(certificates)?), keys: Arc::new(keys), expires_at })
     }
@@ -175,7 +198,6 @@ impl Ground {
 mod tests {
     use std::path::PathBuf;
 
-    use prism_core::Clock;
     use prism_rpc::tls::ClientCertificate;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
     use rustls::pki_types::pem::PemObject as _;
@@ -285,7 +307,7 @@ mod tests {
             assert!(said.contains(DATA) && said.contains("cas.pem"), "{bad}: {said}");
         }
         let missing = fixture.refusal(Some(fixture.folder.path().join("missing.pem")), None);
-        assert!(missing.contains("missing.pem"), "{missing}");
+        assert!(missing.starts_with(ADMIN) && missing.contains("missing.pem"), "{missing}");
     }
 
     #[test]
@@ -295,7 +317,7 @@ mod tests {
         let admin = fixture.file("admin.pem", &[&one.pem()]);
         let data = fixture.file("data.pem", &[&two.pem()]);
         let trust = fixture.load(Some(admin), Some(data)).unwrap();
-        let looked = || (0..3).for_each(|_| trust.look());
+        let looked = || (0..3).for_each(|_| trust.look(&Connections::default()));
         let (held, leaf_of_three) = (trust.admin(), leaf(&three));
         assert!(!trusts(&held, &leaf_of_three));
 
@@ -309,6 +331,9 @@ mod tests {
         looked();
         assert!(!trusts(&trust.data(), &leaf_of_three), "it is the other plane's");
 
+        fixture.file("admin.pem", &["\n"]);
+        looked();
+        assert!(!trusts(&held, &leaf(&one)), "an emptied bundle trusts nobody");
         // The CA moves from one plane to the other, whichever file is written first.
         fixture.file("admin.pem", &[&one.pem()]);
         looked();
@@ -323,7 +348,7 @@ mod tests {
         let data = fixture.file("data.pem", &[&one.pem()]);
         let trust = Arc::new(fixture.load(None, Some(data)).unwrap());
         let (trigger, until) = Shutdown::new();
-        let following = tokio::spawn(trust.clone().follow(until));
+        let following = tokio::spawn(trust.clone().follow(Connections::default(), until));
         fixture.file("data.pem", &[&two.pem()]);
         while !trusts(&trust.data(), &leaf(&two)) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -283,6 +283,11 @@ async fn a_reader_that_is_overtaken_by_a_cut_is_told() {
     let told = read(7).await.unwrap_err();
     assert_eq!((told.reason(), told.metadata()["oldest_sequence"].as_str()), ("AUDIT_LOG_CUT", "22"));
     assert_eq!(read(21).await.unwrap().len(), 6);
+    // Who asks for the oldest gets what is the oldest now, in chunks too.
+    let oldest = async |limit| world.read(EntryFilter::default(), Order::OLDEST, limit).await.unwrap();
+    let sequences: Vec<u64> = oldest(100).await.iter().map(|entry| entry.sequence).collect();
+    assert_eq!(sequences, (22..=27).collect::<Vec<u64>>());
+    assert_eq!(oldest(2).await.len(), 2);
     let all = world.read(EntryFilter::default(), newest(i64::MAX), 100).await.unwrap();
     assert_eq!(all.len(), 6);
     assert!(all.iter().all(|entry| entry.encoded_len() > 0));

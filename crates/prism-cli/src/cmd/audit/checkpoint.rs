@@ -37,7 +37,7 @@ pub async fn forget(console: &Console) -> Result<()> {
         note("nothing is remembered of this server's audit log");
         return Ok(());
     };
-    note(&format!("remembered: {remembered}"));
+    note(&format!("remembered: {}", remembered.checkpoint));
     console.confirm("Forget it? If the log was tampered with, this is the proof.")?;
     memory.forget().await.map_err(unusable)?;
     note("forgotten; the next call remembers the log anew");

@@ -1,6 +1,7 @@
 //! `prism-admin audit export`.
 
 use clap::Args;
+use prism_proto::admin::v1::AuditLogEntry;
 use serde_json::Value;
 
 use super::{Console, live::LiveLog};
@@ -9,7 +10,7 @@ use crate::{
     exit::Exit,
     export::{Line, is_broken, line_of},
     ocsf::Mapping,
-    output::{self, Format},
+    output::{self, Format, note},
 };
 
 /// Written at once when it has grown so far.
@@ -24,7 +25,8 @@ pub struct Export {
 }
 
 impl Export {
-    /// Prints the log: a cut first, then each entry, and right after it the checkpoint that covers it last.
+    /// Prints the log: a cut first, then each entry, and right after it the checkpoint that covers it last. Fails after
+    /// that if entries are missing which the credential should see.
     pub async fn run(self, console: &Console) -> Result<()> {
         if !matches!(console.global.output, Format::Table | Format::Json) {
             return Err(Failure::usage("an export is JSON lines; leave out -o"));
@@ -32,6 +34,7 @@ impl Export {
         let client = console.client().await?;
         let mut log = LiveLog::open(&client).await?;
         let mut lines = Lines::new(self.ocsf)?;
+        let mut gaps = Gaps::from(log.start());
         let cut = log.cut().cloned();
         let mut last = cut.as_ref().map_or(0, |cut| cut.sequence);
         if let Some(cut) = cut {
@@ -42,6 +45,7 @@ impl Export {
         let mut checkpoints = log.checkpoints.into_iter().peekable();
         while let Some(entry) = log.entries.next().await? {
             last = entry.sequence;
+            gaps.pass(&entry);
             lines.push(&Line::Entry(Box::new(entry)))?;
             while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.sequence <= last) {
                 lines.push(&Line::Checkpoint(Box::new(checkpoint)))?;
@@ -55,7 +59,42 @@ impl Export {
             let listed = log.entries.last_sequence();
             return Err(is_broken(format!("the log ends at sequence {last}, but listed {listed}")));
         }
-        Ok(())
+        gaps.judge()
+    }
+}
+
+/// What is missing between the entries.
+struct Gaps {
+    next: u64,
+    first: Option<(u64, u64)>,
+    sees_all: bool,
+}
+
+impl Gaps {
+    fn from(start: u64) -> Self {
+        Self { next: start, first: None, sees_all: false }
+    }
+
+    fn pass(&mut self, entry: &AuditLogEntry) {
+        if entry.sequence != self.next {
+            self.first.get_or_insert((self.next, entry.sequence));
+        }
+        self.next = entry.sequence.saturating_add(1);
+        // Entries of no namespace are for those who see the whole log; listing the checkpoints has just made one.
+        self.sees_all |= entry.namespace.is_empty();
+    }
+
+    fn judge(self) -> Result<()> {
+        match self.first {
+            None => Ok(()),
+            Some((missing, found)) if self.sees_all => Err(is_broken(format!(
+                "the log is broken at sequence {missing}: sequence {found} comes instead; what is there was exported"
+            ))),
+            Some(_) => {
+                note("note: this credential sees only a part of the log; the export cannot be verified");
+                Ok(())
+            }
+        }
     }
 }
 

@@ -6,9 +6,9 @@ use tonic::Code;
 use crate::{
     checkpoint::Checkpoint,
     client::Client,
-    error::Result,
+    error::{Failure, Result},
+    exit::Exit,
     export::is_broken,
-    output::note,
     pages::{self, Paging},
     whole_log::WholeLog,
 };
@@ -25,14 +25,21 @@ impl LiveLog {
     /// Begins to read. The checkpoints are listed first, so that the entries reach beyond all of them.
     pub async fn open(client: &Client) -> Result<Self> {
         let mut checkpoints = list(client).await?;
-        let entries = WholeLog::open(client, start_of(&checkpoints)).await?;
-        if entries.first_sequence() > start_of(&checkpoints) {
-            // Perhaps the log was cut just now.
-            let known = checkpoints.last().map_or(0, |newest| newest.sequence);
+        let entries = WholeLog::open(client).await?;
+        let first = entries.first_sequence();
+        if first > start_of(&checkpoints) {
+            // Perhaps the log was cut just now; it may be cut once more before the checkpoints are listed.
+            let known = checkpoints.last().map_or(0, |newest| newest.sequence).max(entries.last_sequence());
             checkpoints = list(client).await?;
-            checkpoints.retain(|checkpoint| checkpoint.sequence <= known.max(entries.last_sequence()));
+            checkpoints
+                .retain(|checkpoint| checkpoint.sequence <= known && !(checkpoint.cut && checkpoint.sequence >= first));
         }
         Ok(Self { checkpoints, entries })
+    }
+
+    /// Sequence that the first entry must have.
+    pub fn start(&self) -> u64 {
+        start_of(&self.checkpoints)
     }
 
     /// The newest cut.
@@ -46,8 +53,11 @@ async fn list(client: &Client) -> Result<Vec<Checkpoint>> {
     let answer = match pages::fetch(client, request, Paging::default()).await {
         Ok(answer) => answer,
         Err(failure) if failure.code() == Some(Code::Unimplemented) => {
-            note("note: the server is older than this command and signs no checkpoints");
-            return Ok(Vec::new());
+            return Err(Failure::new(
+                Exit::Failed,
+                "the server is older than this command: it signs no checkpoints, and cannot list its log oldest first",
+            )
+            .hint("use the prism-admin that belongs to the server"));
         }
         Err(failure) => return Err(failure),
     };

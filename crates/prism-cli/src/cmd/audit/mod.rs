@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     exit::Exit,
     output::{Grid, note},
-    text,
+    text, whole_log,
 };
 
 /// Times a broken stream is taken up again before `tail` gives in.
@@ -37,9 +37,13 @@ pub enum Command {
     /// sequence at the first break. Every checkpoint's signature is checked, and that the log has its hash; a log that
     /// was cut by retention begins after the signed cut. Neither can show what somebody did who has the server's key:
     /// that shows in what this computer remembers of earlier calls, and in the printed witness, if it is kept
-    /// somewhere else and given to the next check.
+    /// somewhere else and given to the next check. An export may be older than what is remembered, and end before it,
+    /// unless --complete is given.
     Verify(verify::Verify),
-    /// Print the whole log, oldest first, one entry in proto3 JSON per line, and the checkpoints between
+    /// Print the log as far as this credential sees it, oldest first: an entry or a checkpoint per line, in proto3 JSON
+    ///
+    /// Exit code 11 if entries are missing though the credential sees the whole log. A part of the log, as a credential
+    /// of one namespace sees it, cannot be verified.
     Export(export::Export),
     /// Have the server sign its log as it is now
     Checkpoint,
@@ -142,11 +146,15 @@ pub struct Tail {
 impl Tail {
     async fn run(self, console: &Console) -> Result<()> {
         let client = console.client().await?;
-        let mut resume_after = None;
+        // A stream that breaks before the first match must have a place to go on from, too.
+        let mut place = whole_log::newest(&client).await?;
         for entry in self.present(&client).await?.into_iter().rev() {
             console.printer.streamed(&entry, line)?;
-            resume_after = Some(entry.id);
+            if place.as_ref().is_none_or(|place| place.sequence < entry.sequence) {
+                place = Some(entry);
+            }
         }
+        let mut resume_after = place.map(|place| place.id);
         let mut resumptions = 0;
         loop {
             match self.follow(console, &client, &mut resume_after, &mut resumptions).await {
@@ -179,7 +187,13 @@ impl Tail {
         resume_after: &mut Option<String>,
         resumptions: &mut u32,
     ) -> Result<()> {
-        let request = GetAuditLogRequest { follow: true, resume_after: resume_after.clone(), ..self.filter.request() };
+        // Where nothing was there yet, whatever comes is new.
+        let request = GetAuditLogRequest {
+            follow: true,
+            oldest_first: true,
+            resume_after: resume_after.clone(),
+            ..self.filter.request()
+        };
         let mut log = client.audit_log(request).await?;
         while let Some(entry) = log.next().await? {
             console.printer.streamed(&entry, line)?;

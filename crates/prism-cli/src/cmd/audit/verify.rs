@@ -24,10 +24,13 @@ pub struct Verify {
     /// Check an export (JSON lines) instead of the live log; - is standard input
     #[arg(long, value_name = "EXPORT")]
     file: Option<PathBuf>,
+    /// The export must reach as far as what is remembered of the log, or the witness
+    #[arg(long, requires = "file")]
+    complete: bool,
     /// An entry and its hash noted earlier; the log must still hold it
     #[arg(long, value_name = "SEQUENCE:HASH", value_parser = parse_witness)]
     witness: Option<Witness>,
-    /// The server's public key that must have signed the log [default: the one that is remembered]
+    /// The server's public key, with which the log must be signed [default: the one that is remembered]
     #[arg(long, value_name = "HEX", value_parser = parse_key)]
     public_key: Option<[u8; 32]>,
 }
@@ -86,10 +89,29 @@ impl Verify {
         let mut known = Known { checkpoints, ..self.known(console) };
         // An export may be older than what is remembered; it must not say otherwise.
         known.others.extend(known.remembered.take());
+        let (witness, others) = (known.witness, known.others.clone());
         let plan = Plan::new(known).map_err(of_another)?;
+        if self.complete && witness.is_none() && !others.iter().any(|other| plan.is_signed_by(other.key)) {
+            return Err(Failure::usage("nothing is remembered of this log that the export could be compared with")
+                .hint("name its server with --context, --data-dir or --public-key, or give a --witness"));
+        }
         let (last, head) = export.check(&plan)?;
-        if let Some(newer) = plan.newer_than(last) {
-            note(&format!("note: the export ends at sequence {last}; the log was seen up to sequence {newer}"));
+        if last < plan.start {
+            return Err(is_broken("there are no entries in the export".to_owned()));
+        }
+        match plan.newer_than(last) {
+            Some(newer) if self.complete => {
+                return Err(is_broken(format!(
+                    "the export ends at sequence {last}, but the log was seen up to sequence {newer}"
+                )));
+            }
+            Some(newer) => {
+                note(&format!("note: the export ends at sequence {last}; the log was seen up to sequence {newer}"));
+            }
+            None => {}
+        }
+        if plan.checkpoints == 0 && plan.key.is_some() {
+            note("note: there is no checkpoint in the export, so nothing in it is signed");
         }
         Verdict::of(plan, last, head)
     }
@@ -101,7 +123,7 @@ impl Verify {
             return self.with(None, Vec::new());
         };
         match memory.recall().and_then(|remembered| Ok((remembered, memory.recall_all()?))) {
-            Ok((remembered, others)) => self.with(remembered, others),
+            Ok((remembered, others)) => self.with(remembered.map(|seen| seen.checkpoint), others),
             Err(why) => {
                 note(&format!("note: {why}; the log is not compared with what was remembered"));
                 self.with(None, Vec::new())
@@ -135,6 +157,9 @@ fn of_another(why: String) -> Failure {
 
 impl Verdict {
     fn of(plan: Plan, last: u64, head: [u8; 32]) -> Result<Self> {
+        if plan.checkpoints == 0 && matches!(plan.key, Some((_, KeySource::Named))) {
+            return Err(is_broken("nothing in the log is signed, though a key was named".to_owned()));
+        }
         plan.beyond(last).map_err(|broken| is_broken(broken.to_string()))?;
         Ok(Self { plan, last, head })
     }

@@ -53,6 +53,13 @@ fn empty_broken_and_huge_files_are_refused() {
     assert!(read_bundle(begun.as_bytes()).is_err());
     assert!(refused(&authority.pem.replacen("MI", "M*", 1)).contains("block 1"));
     assert!(refused(&authority.pem.repeat(MAX_BUNDLE_CERTIFICATES + 1)).contains("at most"));
+    assert_eq!(read_bundle(authority.pem.repeat(MAX_BUNDLE_CERTIFICATES).as_bytes()).unwrap().len(), 1);
+    let large = Authority::with("Large", |params| {
+        params
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5; 70_000]));
+    });
+    assert!(refused(&large.pem).contains("larger"));
     assert!(refused(&"\n".repeat(5 * 1024 * 1024)).contains("bytes"));
 }
 

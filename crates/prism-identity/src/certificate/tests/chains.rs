@@ -188,6 +188,17 @@ fn chains_are_bounded() {
 }
 
 #[test]
+fn what_is_logged_says_why_and_what_is_shown_is_short() {
+    let trusted = Trusted::new();
+    let refused = trusted.own(&[uri("spiffe://prism-test/user/a,b")]).unwrap_err();
+    assert_eq!(refused.to_string(), "\"spiffe://prism-test/user/a,b\" is no identity of this cluster");
+    let refused = trusted.partner(&[]).unwrap_err();
+    assert!(refused.to_string().contains("it has no URI, DNS name or email address"));
+    let shown = format!("{:?}", trusted.trust);
+    assert!(shown.contains("prism-test") && shown.len() < 100, "{shown}");
+}
+
+#[test]
 fn nobody_is_trusted_where_there_is_no_ca() {
     let trust = ClientTrust::new(CLUSTER, Vec::new(), Vec::new()).unwrap();
     assert!(trust.identify(&[Authority::new("Prism CA").leaf(&[uri(ALICE)])], NOW).is_err());

@@ -153,6 +153,7 @@ fn external_names_that_are_several_or_odd_are_refused() {
         &[uri("urn:a\0")],
         &[uri("urn:é")],
         &[uri(&long)],
+        &[uri(&format!("urn:{}", "x".repeat(509)))],
         &[dns("")],
         &[dns("*.example.org")],
         &[dns("a*.example.org")],
@@ -209,6 +210,7 @@ fn an_external_certificate_cannot_be_somebody_of_this_cluster() {
     }
     // The names of a neighbour begin like ours, and are not.
     assert!(trusted.partner(&[uri("spiffe://prism-test2/user/alice")]).is_ok());
+    assert!(trusted.partner(&[uri(&format!("urn:{}", "x".repeat(508)))]).is_ok());
     assert!(trusted.partner(&[uri("spiffe://other/prism-test/user/alice")]).is_ok());
 }
 

@@ -320,6 +320,16 @@ async fn what_is_no_answer_of_the_issuer_is_not_taken() {
 }
 
 #[tokio::test]
+async fn answers_may_be_as_large_as_their_bound() {
+    let signer = Signer::p256("one");
+    let provider = Provider::start(&[&signer]).await;
+    let padded = |text: String| Answer::Body(format!("{text:<width$}", width = 256 * 1024));
+    provider.answers_keys(padded(jwks(&[&signer])));
+    provider.answers_discovery(padded(discovery(&provider.issuer, &format!("{}/keys", provider.issuer))));
+    assert!(verify(&issuers(&provider, calm()), &token(&provider, &signer)).await.is_ok());
+}
+
+#[tokio::test]
 async fn an_issuer_that_does_not_answer_is_given_up_and_its_keys_stay() {
     let (known, unknown) = (Signer::p256("known"), Signer::p256("unknown"));
     let provider = Provider::start(&[&known]).await;

@@ -353,6 +353,19 @@ fn what_the_caller_wrote_stands_quoted_in_the_reason_and_no_secret_at_all() {
 }
 
 #[test]
+fn reasons_and_issuers_are_shown() {
+    let refused = admin(&token_with("sub", None)).unwrap_err();
+    assert_eq!(refused.to_string(), "a token of https://id.example.org: it has no sub");
+    let unavailable = TokenRefused::Unavailable(ISSUER.to_owned());
+    assert_eq!(unavailable.to_string(), "the keys of https://id.example.org cannot be fetched");
+    assert_eq!(format!("{:?}", issuers()), "[\"https://id.example.org\"]");
+    let long = why(admin(&token_with("iss", Some(json!("x".repeat(1000))))));
+    assert!(long.len() < 200 && long.contains('…'), "{long}");
+    let short = why(admin(&token_with("iss", Some(json!("x")))));
+    assert_eq!(short, "the issuer \"x\" is not known");
+}
+
+#[test]
 fn repeated_names_and_deep_nesting_are_refused() {
     let signer = &signers().p256;
     let (header, body) = (signer.header().to_string(), claims(ISSUER).to_string());
@@ -445,7 +458,9 @@ fn users_and_groups_have_the_issuer_s_prefix_and_claims() {
         claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         verify(&issuers, Plane::Admin, &signer.token(&signer.header(), &claims))
     };
-    let proven = verify(json!({"email": "a@b.org", "roles": ["x", "x", "", " y", "z\n", 7, "ä b"]})).unwrap();
+    let proven =
+        verify(json!({"email": "a@b.org", "email_verified": true, "roles": ["x", "x", "", " y", "z\n", 7, "ä b"]}))
+            .unwrap();
     assert_eq!(proven.actor, "corp:a@b.org");
     // Empty names, and those with spaces at their ends, are none behind a prefix either.
     assert_eq!(subjects(&proven), ["user:corp:a@b.org", "group:corp:x", "group:corp:ä b"]);
@@ -453,14 +468,16 @@ fn users_and_groups_have_the_issuer_s_prefix_and_claims() {
     for (changes, good) in [
         (json!({"email": "a@b.org", "email_verified": true}), true),
         (json!({"email": "a@b.org", "email_verified": "true"}), true),
+        (json!({"email": "a@b.org"}), false),
+        (json!({"email": "a@b.org", "email_verified": null}), false),
         (json!({"email": "a@b.org", "email_verified": false}), false),
         (json!({"email": "a@b.org", "email_verified": "false"}), false),
         (json!({"email": "a@b.org", "email_verified": 0}), false),
         (json!({}), false),
-        (json!({"email": ""}), false),
-        (json!({"email": " a@b.org"}), false),
-        (json!({"email": ["a@b.org"]}), false),
-        (json!({"email": "x".repeat(600)}), false),
+        (json!({"email": "", "email_verified": true}), false),
+        (json!({"email": " a@b.org", "email_verified": true}), false),
+        (json!({"email": ["a@b.org"], "email_verified": true}), false),
+        (json!({"email": "x".repeat(600), "email_verified": true}), false),
     ] {
         assert_eq!(verify(changes.clone()).is_ok(), good, "{changes}");
     }
