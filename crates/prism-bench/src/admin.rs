@@ -25,7 +25,7 @@ use crate::{ROUNDS, Size, audit};
 /// Callers of CreateConfig and of Put.
 const CALLERS: usize = 64;
 /// Callers whose calls change nothing and leave an entry.
-const APPENDING_CALLERS: usize = 256;
+const APPENDING_CALLERS: usize = 128;
 /// Names that are written over and over, far from the 100,000 configs that an installation may have.
 const NAMES: u64 = 5_000;
 /// Names that are new, at most; with the others they stay below that bound.

@@ -366,7 +366,7 @@ fn a_ca_for_both_planes_stops_the_start() {
         std::fs::write(&file, text).unwrap();
         let ports = ["--data-port", "0", "--admin-port", "0", "--metrics-port", "0", "--config"];
         let (code, said) = refused(prism(&ports).arg(&file).arg("--data-dir").arg(&data));
-        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(code, Some(2), "{said}");
         said
     };
     let said = refusal("[tls.admin]\nclient_ca = \"cas.pem\"\n[tls.data]\nclient_ca = \"cas.pem\"\n");
@@ -374,7 +374,10 @@ fn a_ca_for_both_planes_stops_the_start() {
     let said = refusal("[tls.data]\nclient_ca = \"data/ca.pem\"\n");
     assert!(said.contains("ca.pem") && said.contains("Prism's own CA"), "{said}");
     let said = refusal("[tls.admin]\nclient_ca = \"missing.pem\"\n");
-    assert!(said.contains("missing.pem"), "{said}");
+    assert!(said.contains("tls.admin.client_ca") && said.contains("missing.pem"), "{said}");
+    std::fs::write(folder.path().join("broken.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let said = refusal("[tls.data]\nclient_ca = \"broken.pem\"\n");
+    assert!(said.contains("tls.data.client_ca") && said.contains("broken.pem"), "{said}");
 }
 
 /// Keeps a health watch open, which no server-side grace ever ends.

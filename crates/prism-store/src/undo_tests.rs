@@ -316,7 +316,11 @@ async fn memory_is_what_a_fresh_start_reads_whatever_is_undone() {
             let (memory, file) = (of_all(&store.published), read_from_file(folder.path()));
             assert_eq!(memory, file, "seed {seed}, round {round}");
             let noted = Arc::clone(&faults);
-            store.write(move |tx| Ok(check_chain(tx, &noted))).await.unwrap();
+            let look = move |tx: &mut Tx<'_>| {
+                check_chain(tx, &noted);
+                Ok(())
+            };
+            store.write(look).await.unwrap();
             assert!(faults.lock().unwrap().is_empty(), "seed {seed}, round {round}: {:?}", faults.lock().unwrap());
         }
         let entries = store.verify_audit().await.unwrap();

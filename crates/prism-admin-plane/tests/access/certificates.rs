@@ -74,7 +74,10 @@ async fn a_node_is_known_and_may_do_nothing_on_the_admin_plane() {
     let entry = world.entry().await;
     assert_eq!((entry.actor, entry.auth_method.as_str(), entry.success), (uri, "mtls", false));
     assert_eq!(entry.metadata["permission"], "authenticated");
-    denied(world.call::<certificate::ListCertificates>(&node, Default::default()).await, "access:read");
+    denied(
+        world.call::<certificate::ListCertificates>(&node, wire::ListCertificatesRequest::default()).await,
+        "access:read",
+    );
     denied(world.call::<certificate::IssueCertificate>(&node, issue(User, "x")).await, "access:manage");
     world.root::<certificate::RevokeCertificate>(by_fingerprint(&fingerprint)).await.unwrap();
     assert_eq!(refusal(world.who_am_i(&node).await).reason(), "CREDENTIAL_INVALID");
