@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -66,9 +67,17 @@ impl Provider {
         let log = Arc::new(Mutex::new(String::new()));
         keep(BufReader::new(child.stderr.take().expect("a pipe")), &log);
         let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut line = String::new();
-        let read = out.read_line(&mut line);
-        assert!(read.is_ok_and(|bytes| bytes > 0), "the provider did not start: {}", lock(&log));
+        let (send, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = out.read_line(&mut line);
+            // Nobody listens any more when it came too late.
+            let _ = send.send((read, line, out));
+        });
+        let Ok((Ok(1..), line, out)) = said.recv_timeout(START_WITHIN) else {
+            let _ = child.kill();
+            panic!("the provider did not start: {}", lock(&log));
+        };
         // Read to its end: a library that says something to a pipe that nobody reads would end the process.
         keep(out, &log);
         let ready: Value = serde_json::from_str(&line).expect("a line of JSON");
@@ -192,6 +201,9 @@ impl Person {
         out.trim().to_owned()
     }
 }
+
+/// How long its start may take on a busy machine.
+const START_WITHIN: Duration = Duration::from_mins(1);
 
 fn node(script: &str) -> Command {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/oidc_provider");

@@ -6,7 +6,7 @@
 // Prints one line of JSON with both addresses when it is ready. Ends when its standard input does, so that it never
 // outlives whoever started it.
 
-import { generateKeyPairSync } from 'node:crypto';
+import { createPrivateKey, generateKeyPairSync } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
@@ -44,8 +44,12 @@ let generation = 0;
 
 function newKeys() {
   generation += 1;
+  // By way of PEM: exporting a key while node collects the job that made it can wait for itself for ever.
+  const privateKeyEncoding = { type: 'pkcs8', format: 'pem' };
+  const publicKeyEncoding = { type: 'spki', format: 'pem' };
+  const made = (type, details) => generateKeyPairSync(type, { ...details, privateKeyEncoding, publicKeyEncoding });
   const of = (type, details, alg) => ({
-    ...generateKeyPairSync(type, details).privateKey.export({ format: 'jwk' }),
+    ...createPrivateKey(made(type, details).privateKey).export({ format: 'jwk' }),
     kid: `${alg}-${generation}`,
     alg,
     use: 'sig',

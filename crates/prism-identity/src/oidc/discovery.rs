@@ -172,6 +172,15 @@ mod tests {
         assert!(over_tls.keys_url("http://127.0.0.1:9/keys").is_none());
     }
 
+    #[tokio::test]
+    async fn what_went_wrong_is_told_with_its_cause() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let issuer = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let why = Discovery::new(&settings(&issuer)).unwrap().fetch().await.err().unwrap();
+        assert!(why.contains(&issuer) && why.contains("refused"), "{why}");
+    }
+
     #[test]
     fn cache_headers_are_read_with_their_oddities() {
         let age = |value: &str| {

@@ -43,6 +43,13 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    /// How long to wait after a failure that came after one with this pause.
+    fn slower(&self, pause: Duration) -> Duration {
+        (pause * 2).min(self.slowest_retry)
+    }
+}
+
 /// An issuer, its keys, and how to get newer ones.
 pub struct Issuer {
     /// What the operator says of it.
@@ -136,9 +143,8 @@ impl Issuer {
                 retry = pace.retry;
                 max_age.unwrap_or(pace.refresh).clamp(pace.soonest, pace.refresh)
             } else {
-                let pause = retry;
-                retry = (retry * 2).min(pace.slowest_retry);
-                pause
+                let slower = pace.slower(retry);
+                std::mem::replace(&mut retry, slower)
             };
             drop(flight);
             tokio::time::sleep(pause).await;
@@ -174,5 +180,18 @@ impl Issuer {
         };
         self.fetches.fetch_add(1, Ordering::Release);
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_become_slower_up_to_a_minute() {
+        let pace = Pace::default();
+        let pauses = std::iter::successors(Some(pace.retry), |pause| Some(pace.slower(*pause)));
+        let seconds: Vec<u64> = pauses.take(9).map(|pause| pause.as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     }
 }
