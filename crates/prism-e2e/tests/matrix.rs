@@ -1,58 +1,56 @@
 //! Every RPC of the admin plane, found by reflection, × every role, for the installation and in one namespace, × what the call
-//! aims at, and × every kind of credential. The verdict is that of the tables in seed A and contract §7, and every refusal is
-//! in the audit log.
+//! aims at, and × every kind of credential. The verdict is that of the tables in seed A and contract §7, whatever the
+//! credential is, and every refusal is in the audit log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prism_e2e::matrix::{ROLES, Scope, Target, Targets, holds, is_known, permission_of, reflected_rules, scope_of};
+use prism_e2e::matrix::{
+    Caller, Dead, Deeds, Kind, Target, Targets, World, callers, dead, is_known, permission_of, reflected_rules,
+};
 use prism_e2e::wait::within;
 use prism_e2e::{Admin, Failure, Headers, Options, Prism, Site, raw};
-use prism_proto::admin::v1::{
-    CreateApiKeyRequest, CreateRoleRequest, GetAuditLogRequest, RevokeApiKeyRequest, Role, RotateApiKeyRequest,
-};
+use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
 use prism_proto::rules::{AuditClass, MethodRule, rules};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tonic::Code;
 
-/// A role of the installation's own, beside the three built in.
-const CUSTOM: (&str, &[&str]) = ("auditor", &["audit:read", "access:read", "namespace:*"]);
+/// Callers at a time.
+const AT_ONCE: usize = 8;
+/// The most entries that one request for the log brings.
+const WHOLE_LOG: usize = 10_000;
 
-/// A valid caller.
-struct Caller {
-    name: String,
-    admin: Admin,
-    permissions: &'static [&'static str],
-    /// The namespace it is bound to.
-    own: Option<String>,
+/// Refusals that come after a caller was let in: the harmless requests of the matrix ask for what cannot be done.
+const LET_IN: [Code; 5] =
+    [Code::InvalidArgument, Code::NotFound, Code::AlreadyExists, Code::FailedPrecondition, Code::Aborted];
+
+/// One call, and how it went.
+struct Verdict {
+    /// Its request id.
+    id: String,
+    rule: usize,
+    target: Target,
+    streamed: bool,
+    outcome: Result<(), Failure>,
 }
 
-impl Caller {
-    fn expects(&self, rule: &MethodRule, target: &Target) -> bool {
-        if !holds(self.permissions, permission_of(&rule.method)) {
-            return false;
-        }
-        match (&self.own, scope_of(&rule.method), target) {
-            (None, _, _) | (Some(_), Scope::Filtered, _) => true,
-            (Some(_), Scope::Installation, _) => false,
-            (Some(own), _, Target::Namespace(aimed)) => own == aimed,
-            (Some(_), scope, Target::Installation) => scope == Scope::List,
-        }
-    }
-}
-
-async fn call(admin: &Admin, rule: &MethodRule, request: &serde_json::Value, id: &str) -> Result<(), Failure> {
+/// Calls with this request id; gives whether the answer is a stream without an end.
+async fn call(admin: &Admin, rule: &MethodRule, request: &Value, id: &str) -> (bool, Result<(), Failure>) {
     let message = prism_proto::from_json(&rule.input, request).unwrap_or_else(|error| panic!("{}: {error}", rule.path));
     let headers = admin.headers.clone().with("x-request-id", id);
     let what = format!("{} with {request}", rule.path);
-    let outcome = if request["follow"] == true {
+    let follows = request["follow"] == true;
+    let outcome = if follows {
         // It may have nothing to say for long; that it opens is the verdict.
         within(&what, raw::open(&admin.channel, &headers, &rule.path, message)).await.map(drop)
     } else {
         within(&what, raw::call(&admin.channel, &headers, &rule.path, message)).await.map(drop)
     };
-    outcome.map_err(|status| Failure::from(&status))
+    (follows, outcome.map_err(|status| Failure::from(&status)))
 }
 
 /// Past the test harness, which shows nothing of a test that passes.
@@ -60,8 +58,39 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-async fn server() -> Arc<Prism> {
-    Arc::new(Prism::start(Options::new().config("[limits]\nauth_failures = 1000\n")).await)
+/// Does something for each caller, for some of them at a time; the results are in their order.
+async fn for_each<T, R, F>(callers: Vec<T>, work: impl Fn(usize, T) -> F) -> Vec<R>
+where
+    F: Future<Output = R> + Send + 'static,
+    R: Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for (number, caller) in callers.into_iter().enumerate() {
+        let (work, places) = (work(number, caller), Arc::clone(&places));
+        tasks.spawn(async move {
+            let _place = places.acquire_owned().await.expect("nobody closes it");
+            (number, work.await)
+        });
+    }
+    // A panic in one of them is the test's.
+    let mut done = tasks.join_all().await;
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The entries of each request id.
+fn by_request(log: &[AuditLogEntry]) -> BTreeMap<&str, Vec<&AuditLogEntry>> {
+    let mut entries: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for entry in log {
+        entries.entry(&entry.request_id).or_default().push(entry);
+    }
+    entries
+}
+
+/// As `<number> by <kind>` for each kind.
+fn by_kind(counts: &BTreeMap<Kind, usize>) -> String {
+    counts.iter().map(|(kind, count)| format!("{count} by {kind}")).collect::<Vec<_>>().join(", ")
 }
 
 #[test]
@@ -72,187 +101,256 @@ fn the_descriptors_say_what_the_contracts_table_says() {
     }
 }
 
-#[tokio::test]
-async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_nothing_else() {
-    let server = server().await;
-    let (site, other) = (Site::new(Arc::clone(&server)).await, Site::new(Arc::clone(&server)).await);
-    let role = Role {
-        name: CUSTOM.0.to_owned(),
-        permissions: CUSTOM.1.iter().map(|text| (*text).to_owned()).collect(),
-        built_in: false,
-    };
-    site.admin.access().create_role(CreateRoleRequest { role: Some(role) }).await.expect("a role");
-    let (mine, theirs) = (Targets::of_namespace(&site).await, Targets::of_namespace(&other).await);
-    let installation = Targets::of_installation(&site).await;
-    let mut callers = Vec::new();
-    for (role, permissions) in ROLES.into_iter().chain([CUSTOM]) {
-        for own in [None, Some(site.namespace.clone())] {
-            let admin = site.admin.with_role(role, own.as_deref()).await;
-            let place = own.as_ref().map_or("everywhere", |_| "in its namespace");
-            callers.push(Caller { name: format!("{role} {place}"), admin, permissions, own });
-        }
-    }
-
-    let rules = reflected_rules(&site.admin.channel).await;
-    let (mut verdicts, mut refusals, mut wrong) = (0, BTreeMap::new(), Vec::new());
-    for caller in &callers {
-        for rule in &rules {
-            for targets in [&installation, &mine, &theirs] {
-                let Some(requests) = targets.requests(&rule.method) else { continue };
-                for request in requests {
-                    let id = format!("matrix-{verdicts}");
-                    let outcome = call(&caller.admin, rule, &request, &id).await;
-                    let expected = caller.expects(rule, &targets.target);
-                    let (aimed, shown) = (&targets.target, &caller.name);
-                    match (&outcome, expected) {
-                        (Err(failure), _) if matches!(failure.code, Code::Unauthenticated | Code::Unimplemented) => {
-                            wrong.push(format!("{shown}: {} on {aimed:?} answered {failure:?}", rule.path));
-                        }
-                        (Err(failure), false) if failure.code == Code::PermissionDenied => {
-                            refusals.insert(id, (shown, rule, outcome.unwrap_err()));
-                        }
-                        (Err(failure), true) if failure.code != Code::PermissionDenied => {}
-                        (Ok(()), true) => {}
-                        _ => {
-                            wrong
-                                .push(format!("{shown}: {} on {aimed:?}: expected {expected}, {outcome:?}", rule.path));
-                        }
-                    }
-                    verdicts += 1;
-                }
+/// Every RPC at everything that it can aim at.
+async fn walk(number: usize, caller: Caller, rules: Arc<[MethodRule]>, targets: Arc<[Targets]>) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (at, rule) in rules.iter().enumerate() {
+        for targets in &*targets {
+            let Some(requests) = targets.requests(&rule.method).await else { continue };
+            for request in requests {
+                let id = format!("matrix-{number}-{}", verdicts.len());
+                let (streamed, outcome) = call(&caller.admin, rule, &request, &id).await;
+                verdicts.push(Verdict { id, rule: at, target: targets.target.clone(), streamed, outcome });
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {verdicts} verdicts differ from the table:\n{}", wrong.len(), wrong.join("\n"));
-    say(&format!(
-        "matrix: {verdicts} verdicts of {} RPCs × {} callers × what they aim at, {} of them refusals, each in the audit log",
-        rules.len(),
-        callers.len(),
-        refusals.len()
-    ));
+    verdicts
+}
 
-    let log = site.admin.whole_log().await;
-    prism_e2e::audit::verify(&log);
-    let mut entries: BTreeMap<&str, Vec<_>> = BTreeMap::new();
-    for entry in &log {
-        entries.entry(&entry.request_id).or_default().push(entry);
-    }
-    for (id, (caller, rule, failure)) in &refusals {
-        let Some([entry]) = entries.get(id.as_str()).map(Vec::as_slice) else {
-            panic!("{caller}: {} left not one entry", rule.path)
-        };
-        assert_eq!((entry.operation.as_str(), entry.success), (rule.method.as_str(), false), "{caller}");
+/// What is wrong with a verdict, if anything.
+fn fault(caller: &Caller, rule: &MethodRule, verdict: &Verdict) -> Option<String> {
+    let expected = caller.expects(rule, &verdict.target);
+    let is_right = match &verdict.outcome {
+        Ok(()) => expected,
+        Err(failure) if expected => LET_IN.contains(&failure.code),
+        Err(failure) => failure.code == Code::PermissionDenied,
+    };
+    let (kind, name, path) = (caller.kind, &caller.name, &rule.path);
+    let found = &verdict.outcome;
+    (!is_right).then(|| format!("{name}, {kind}: {path} on {:?}: expected {expected}, {found:?}", verdict.target))
+}
+
+/// The verdict is in the log as it was told, under the name of whoever it was told to.
+#[track_caller]
+fn is_recorded(caller: &Caller, rule: &MethodRule, verdict: &Verdict, entries: Option<&Vec<&AuditLogEntry>>) {
+    let shown = format!("{}, {}: {} on {:?}", caller.name, caller.kind, rule.path, verdict.target);
+    let Some([entry]) = entries.map(Vec::as_slice) else { panic!("{shown} left not one entry: {entries:?}") };
+    let who = (entry.actor.as_str(), entry.auth_method.as_str(), entry.credential_id.as_str());
+    assert_eq!(who, (&*caller.actor, caller.kind.auth_method(), &*caller.credential_id), "{shown}");
+    assert_eq!((&entry.operation, entry.success), (&rule.method, verdict.outcome.is_ok()), "{shown}");
+    let Err(failure) = &verdict.outcome else { return };
+    if failure.code == Code::PermissionDenied {
         failure.is(Code::PermissionDenied, "PERMISSION_DENIED");
-        assert_eq!(failure.metadata["permission"], rule.permission, "{caller}: {}", rule.path);
-        assert_eq!(failure.metadata["audit_id"], entry.id, "{caller}: {}", rule.path);
-        assert_eq!(entry.metadata["permission"], rule.permission, "{caller}: {}", rule.path);
-        assert!(failure.message.contains(&rule.permission), "{}", failure.message);
+        assert_eq!(failure.metadata["permission"], rule.permission, "{shown}");
+        assert_eq!(failure.metadata["audit_id"], entry.id, "{shown}");
+        assert_eq!(entry.metadata["permission"], rule.permission, "{shown}");
+        assert!(failure.message.contains(&rule.permission), "{shown}: {}", failure.message);
     }
 }
 
-/// Credentials that must open nothing, whatever they once were.
-async fn dead_credentials(site: &Site) -> Vec<(&'static str, Headers)> {
-    let mut access = site.admin.access();
-    let key = async |user: Option<&str>| site.admin.create_api_key("admin", None, user).await;
-    let revoked = key(None).await;
-    let id = revoked.api_key.unwrap().key_id;
-    access.revoke_api_key(RevokeApiKeyRequest { key_id: id }).await.expect("a revocation");
-    let rotated = key(None).await;
-    let rotate = RotateApiKeyRequest { key_id: rotated.api_key.unwrap().key_id, overlap: None };
-    let current = access.rotate_api_key(rotate).await.expect("a rotation").into_inner().token;
-    assert_ne!(current, rotated.token);
-    let short = CreateApiKeyRequest {
-        name: "short".to_owned(),
-        roles: vec!["admin".to_owned()],
-        ttl: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
-        ..CreateApiKeyRequest::default()
-    };
-    let expired = access.create_api_key(short).await.expect("a key").into_inner().token;
-    let session = site.session(prism_e2e::Pattern::KeyValue).await;
-    let alices = key(Some("alice@example.com")).await.token;
-    let valid = site.server.admin_token();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    let cut = &valid[..valid.len() - 1];
-    let mut flipped = valid.clone();
-    let last = flipped.pop().unwrap();
-    flipped.push(if last == '0' { '1' } else { '0' });
-    vec![
-        ("absent", Headers::none()),
-        ("empty", Headers::bearer("")),
-        ("cut", Headers::bearer(cut)),
-        ("doubled", Headers::bearer(&format!("{valid}{valid}"))),
-        ("upper case", Headers::bearer(&valid.to_uppercase())),
-        ("wrong checksum", Headers::bearer(&flipped)),
-        ("no prefix", Headers::admin_token(&valid[4..])),
-        ("unknown", Headers::bearer(&prism_e2e::matrix::unknown_key())),
-        ("another scheme", Headers::none().with("authorization", &format!("Basic {valid}"))),
-        ("a JWT of alg none", Headers::bearer("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.")),
-        ("two at once", Headers::bearer(&valid).with("x-admin-token", &revoked.token)),
-        ("expired", Headers::bearer(&expired)),
-        ("revoked", Headers::bearer(&revoked.token)),
-        ("rotated away", Headers::bearer(&rotated.token)),
-        ("a client key", Headers::bearer(&site.key)),
-        ("a session's token", Headers::bearer(&session.token)),
-        ("alice's, as bob", Headers::bearer(&alices).user("bob@example.com")),
+#[tokio::test]
+async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_nothing_else() {
+    let world = World::start().await;
+    let (site, other) = (Site::new(world.server.clone()).await, Site::new(world.server.clone()).await);
+    let targets: Arc<[Targets]> = [
+        Targets::of_installation(&site).await,
+        Targets::of_namespace(&site).await,
+        Targets::of_namespace(&other).await,
     ]
+    .into();
+    let callers = callers(&world, &site).await;
+    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+
+    let walks =
+        for_each(callers.clone(), |number, caller| walk(number, caller, Arc::clone(&rules), Arc::clone(&targets)));
+    let walks = walks.await;
+    let (mut verdicts, mut refusals, mut streams, mut wrong) = (BTreeMap::new(), BTreeMap::new(), 0, Vec::new());
+    for (caller, walk) in callers.iter().zip(&walks) {
+        let covered: BTreeSet<usize> = walk.iter().map(|verdict| verdict.rule).collect();
+        let missed = (0..rules.len()).filter(|at| !covered.contains(at)).map(|at| &*rules[at].path);
+        assert_eq!(missed.collect::<Vec<_>>(), [""; 0], "RPCs that nothing in src/matrix/targets.rs calls");
+        for verdict in walk {
+            *verdicts.entry(caller.kind).or_default() += 1;
+            *refusals.entry(caller.kind).or_default() +=
+                usize::from(!caller.expects(&rules[verdict.rule], &verdict.target));
+            streams += usize::from(verdict.streamed);
+            wrong.extend(fault(caller, &rules[verdict.rule], verdict));
+        }
+    }
+    let count = verdicts.values().sum::<usize>();
+    assert!(wrong.is_empty(), "{} of {count} verdicts differ from the table:\n{}", wrong.len(), wrong.join("\n"));
+
+    let log = site.admin.whole_log().await;
+    assert!(log.len() < WHOLE_LOG, "the log has to be read in parts");
+    prism_e2e::audit::verify(&log);
+    let entries = by_request(&log);
+    for (caller, walk) in callers.iter().zip(&walks) {
+        for verdict in walk {
+            is_recorded(caller, &rules[verdict.rule], verdict, entries.get(verdict.id.as_str()));
+        }
+    }
+    say(&format!(
+        "matrix: {count} verdicts of {} RPCs × {} callers × what they aim at, {streams} of them on streams that follow, each in \
+         the audit log: {}",
+        rules.len(),
+        callers.len(),
+        by_kind(&verdicts)
+    ));
+    say(&format!("matrix: {} of them refusals: {}", refusals.values().sum::<usize>(), by_kind(&refusals)));
+}
+
+/// Every RPC with requests that would do something.
+async fn try_all(number: usize, dead: Dead, rules: Arc<[MethodRule]>, deeds: Arc<Deeds>) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (at, rule) in rules.iter().enumerate() {
+        for request in deeds.of_method(&rule.method) {
+            let id = format!("dead-{number}-{}", verdicts.len());
+            let (streamed, outcome) = call(&dead.admin, rule, request, &id).await;
+            verdicts.push(Verdict { id, rule: at, target: Target::Installation, streamed, outcome });
+        }
+    }
+    verdicts
+}
+
+/// What lists show of the state, without what time alone changes.
+async fn state(admin: &Admin, rules: &[MethodRule]) -> BTreeMap<String, Value> {
+    let mut state = BTreeMap::new();
+    for rule in rules.iter().filter(|rule| rule.method.starts_with("List")) {
+        if ["ListAuditCheckpoints", "ListBackends"].contains(&rule.method.as_str()) {
+            continue;
+        }
+        let request = prism_proto::from_json(&rule.input, &json!({"pageSize": 1000})).expect("every list has pages");
+        let answer = raw::call(&admin.channel, &admin.headers, &rule.path, request).await.expect("a list");
+        let mut answer = prism_proto::to_json(&rule.output, &answer).expect("its answer");
+        forget_time(&mut answer);
+        state.insert(rule.method.clone(), answer);
+    }
+    assert!(state.len() >= 9, "{:?}", state.keys());
+    state
+}
+
+fn forget_time(value: &mut Value) {
+    // A session is idle when it has said nothing for a minute.
+    let is_of_time = |name: &str, value: &Value| {
+        ["lastUsedAt", "lastActivity", "metrics"].contains(&name)
+            || ["SESSION_STATUS_ACTIVE", "SESSION_STATUS_IDLE"].iter().any(|status| value == status)
+    };
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(forget_time),
+        Value::Object(fields) => {
+            fields.retain(|name, value| !is_of_time(name, value));
+            fields.values_mut().for_each(forget_time);
+        }
+        _ => {}
+    }
 }
 
 #[tokio::test]
 async fn no_other_credential_opens_anything() {
-    let site = Site::new(server().await).await;
-    let targets = Targets::of_namespace(&site).await;
-    let rules = reflected_rules(&site.admin.channel).await;
-    let credentials = dead_credentials(&site).await;
-    let (mut calls, mut wrong, mut reasons) = (0, Vec::new(), BTreeMap::new());
-    for (name, headers) in &credentials {
-        let admin = site.admin.with_headers(headers.clone());
-        for rule in &rules {
-            let requests = targets.requests(&rule.method).unwrap_or_else(|| vec![serde_json::json!({})]);
-            for request in requests {
-                match call(&admin, rule, &request, &format!("dead-{calls}")).await {
-                    Err(failure) if failure.code == Code::Unauthenticated => {
-                        reasons.entry(*name).or_insert_with(BTreeSet::new).insert((failure.reason, failure.message));
-                    }
-                    other => wrong.push(format!("{name}: {} answered {other:?}", rule.path)),
+    let world = World::start().await;
+    let site = Site::new(world.server.clone()).await;
+    let credentials = dead(&world, &site).await;
+    let deeds = Arc::new(Deeds::of(&world, &site).await);
+    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+    let missed = rules.iter().filter(|rule| deeds.of_method(&rule.method).is_empty()).map(|rule| &*rule.path);
+    assert_eq!(missed.collect::<Vec<_>>(), [""; 0], "RPCs that nothing in src/matrix/deeds.rs calls");
+    let before = state(&site.admin, &rules).await;
+    let first = site.admin.audit(GetAuditLogRequest { limit: 1, ..Default::default() }).await.remove(0).sequence;
+
+    let tries = for_each(credentials.clone(), |number, dead| try_all(number, dead, Arc::clone(&rules), deeds.clone()));
+    let tries = tries.await;
+    let (mut counts, mut streams, mut wrong, mut told) = (BTreeMap::new(), 0, Vec::new(), BTreeSet::new());
+    for (dead, tries) in credentials.iter().zip(&tries) {
+        let mut answers = BTreeSet::new();
+        for verdict in tries {
+            *counts.entry(dead.kind).or_default() += 1;
+            streams += usize::from(verdict.streamed);
+            match &verdict.outcome {
+                Err(failure) if failure.code == dead.code => {
+                    answers.insert((failure.reason.as_str(), failure.message.as_str()));
                 }
-                calls += 1;
+                other => {
+                    let path = &rules[verdict.rule].path;
+                    wrong.push(format!("{}, {}: {path} answered {other:?}", dead.name, dead.kind));
+                }
             }
         }
-    }
-    assert!(wrong.is_empty(), "{} of {calls} calls:\n{}", wrong.len(), wrong.join("\n"));
-    say(&format!("matrix: {calls} refusals: {} RPCs × {} credentials that are none", rules.len(), credentials.len()));
-
-    // What is unknown, wrong, expired, revoked or foreign is told apart by nobody.
-    for (name, found) in &reasons {
-        assert_eq!(found.len(), 1, "{name}: {found:?}");
-        let told = ["absent", "two at once", "alice's, as bob"];
-        if !told.contains(name) {
-            assert_eq!(found, &reasons["unknown"], "{name}");
+        if dead.code == Code::Unauthenticated {
+            assert_eq!(answers.len(), 1, "{}, {}: {answers:?}", dead.name, dead.kind);
+        }
+        if dead.code == Code::Unauthenticated && !dead.told {
+            told.extend(answers);
         }
     }
+    let count = counts.values().sum::<usize>();
+    assert!(wrong.is_empty(), "{} of {count} calls:\n{}", wrong.len(), wrong.join("\n"));
+    // What is unknown, wrong, expired, revoked or foreign is told apart by nobody.
+    assert_eq!(told.into_iter().collect::<Vec<_>>(), [("CREDENTIAL_INVALID", "the admin credential is not valid")]);
 
     // Entries are bounded in number, and none is forgotten: what is not there is counted.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let last = site.admin.with_headers(Headers::none());
-    let closing = rules.iter().find(|rule| rule.method == "WhoAmI").unwrap();
-    call(&last, closing, &serde_json::json!({}), "closing").await.unwrap_err();
-    let log = site.admin.audit(GetAuditLogRequest { limit: 10_000, ..GetAuditLogRequest::default() }).await;
+    last.who_am_i().await.unwrap_err();
+    let after = state(&site.admin, &rules).await;
+    let log: Vec<_> = site.admin.whole_log().await.into_iter().filter(|entry| entry.sequence > first).collect();
+    let known = count_known(&credentials, &tries, &rules, &log);
     let anonymous: Vec<_> = log.iter().filter(|entry| entry.actor == "anonymous").collect();
-    let counted: u64 = anonymous
-        .iter()
-        .filter_map(|entry| entry.metadata.get("suppressed_before"))
-        .map(|count| count.parse::<u64>().unwrap())
-        .sum();
+    let suppressed = anonymous.iter().filter_map(|entry| entry.metadata.get("suppressed_before"));
+    let suppressed: usize = suppressed.map(|count| count.parse::<usize>().unwrap()).sum();
     // An entry that holds nothing but the count is of no call.
     let own = anonymous.iter().filter(|entry| entry.operation != "RefusedCredentials").count();
-    assert_eq!(own as u64 + counted, calls + 1);
-    assert!(own < calls as usize / 2, "{own} entries for {calls} calls");
+    assert_eq!(own + suppressed, count - known + 1);
+    assert!(own < count / 2, "{own} entries for {count} calls");
+
+    // Nothing has happened.
+    let successes = log.iter().filter(|entry| entry.success);
+    let successes: BTreeSet<_> = successes.map(|entry| (entry.actor.as_str(), entry.operation.as_str())).collect();
+    let root = site.admin.who_am_i().await.unwrap().actor;
+    let reads = before.keys().map(|method| (root.as_str(), method.as_str()));
+    let reads: BTreeSet<_> = reads.chain([(root.as_str(), "GetAuditLog")]).collect();
+    assert!(successes.is_subset(&reads), "{successes:?}");
+    assert_eq!(before, after);
+    say(&format!(
+        "matrix: {count} refusals, {streams} of them of streams that follow: {} RPCs × {} credentials that are none: {}",
+        rules.len(),
+        credentials.len(),
+        by_kind(&counts)
+    ));
+
+    // With a good credential each of these requests does what it says.
+    for (method, request) in deeds.all() {
+        let rule = rules.iter().find(|rule| rule.method == *method).unwrap_or_else(|| panic!("there is no {method}"));
+        let (_, outcome) = call(&site.admin, rule, request, "done").await;
+        outcome.unwrap_or_else(|refused| panic!("{method} with {request}: {refused:?}"));
+    }
+}
+
+/// Those whom the server knows and lets do nothing: each of their calls has its entry. Gives their number.
+fn count_known(credentials: &[Dead], tries: &[Vec<Verdict>], rules: &[MethodRule], log: &[AuditLogEntry]) -> usize {
+    let entries = by_request(log);
+    let mut count = 0;
+    for (dead, tries) in credentials.iter().zip(tries).filter(|(dead, _)| dead.code == Code::PermissionDenied) {
+        for verdict in tries {
+            let rule = &rules[verdict.rule];
+            let Some([entry]) = entries.get(verdict.id.as_str()).map(Vec::as_slice) else {
+                panic!("{}: {} left not one entry", dead.name, rule.path)
+            };
+            let failure = verdict.outcome.as_ref().unwrap_err().is(Code::PermissionDenied, "PERMISSION_DENIED");
+            assert_eq!(failure.metadata["permission"], rule.permission, "{}: {}", dead.name, rule.path);
+            assert_eq!(failure.metadata["audit_id"], entry.id, "{}: {}", dead.name, rule.path);
+            assert_eq!((&entry.operation, entry.success), (&rule.method, false), "{}", dead.name);
+            assert_eq!(entry.auth_method, dead.kind.auth_method(), "{}", dead.name);
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no credential that is known and lets do nothing");
+    count
 }
 
 #[test]
 fn every_rpc_has_a_place_in_the_tests_table() {
     for rule in rules().unwrap().iter().filter(|rule| rule.service.starts_with("prism.admin.v1.")) {
-        assert!(is_known(&rule.method), "{} is in no list of src/matrix.rs", rule.path);
+        assert!(is_known(&rule.method), "{} is in no list of src/matrix/mod.rs", rule.path);
     }
 }
 
