@@ -57,6 +57,16 @@ impl Targets {
         }
     }
 
+    /// By what an answer that shows something of here is known.
+    pub fn names(&self) -> Vec<&str> {
+        let namespace = match &self.target {
+            Target::Namespace(namespace) => namespace.as_str(),
+            Target::Installation => "",
+        };
+        let names = [namespace, &self.config, &self.session, &self.api_key, &self.client_key];
+        names.into_iter().filter(|name| !name.is_empty()).collect()
+    }
+
     /// Requests of `method` that aim here and, where they change something, are refused or harmless once they are let in.
     /// `None` where a request can only name something of a namespace, or nothing of one.
     pub async fn requests(&self, method: &str) -> Option<Vec<Value>> {
