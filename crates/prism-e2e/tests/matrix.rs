@@ -13,7 +13,7 @@ use prism_e2e::matrix::{
 };
 use prism_e2e::wait::within;
 use prism_e2e::{Admin, Failure, Headers, Options, Prism, Site, raw};
-use prism_proto::admin::v1::{AuditLogEntry, GetAuditLogRequest};
+use prism_proto::admin::v1::{AuditLogEntry, CanIRequest, GetAuditLogRequest};
 use prism_proto::rules::{AuditClass, MethodRule, rules};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -115,6 +115,12 @@ fn the_descriptors_say_what_the_contracts_table_says() {
     }
 }
 
+/// The installation, the namespace that callers are bound to, and another one.
+async fn all_targets(own: &Site, other: &Site) -> Arc<[Targets]> {
+    let own = [Targets::of_installation(own).await, Targets::of_namespace(own).await];
+    own.into_iter().chain([Targets::of_namespace(other).await]).collect()
+}
+
 /// Every RPC at everything that it can aim at.
 async fn walk(number: usize, caller: Caller, rules: Arc<[MethodRule]>, targets: Arc<[Targets]>) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
@@ -173,12 +179,7 @@ fn is_recorded(caller: &Caller, rule: &MethodRule, verdict: &Verdict, entries: O
 async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_nothing_else() {
     let world = World::start().await;
     let (site, other) = (Site::new(world.server.clone()).await, Site::new(world.server.clone()).await);
-    let targets: Arc<[Targets]> = [
-        Targets::of_installation(&site).await,
-        Targets::of_namespace(&site).await,
-        Targets::of_namespace(&other).await,
-    ]
-    .into();
+    let targets = all_targets(&site, &other).await;
     let callers = callers(&world, &site).await;
     let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
 
@@ -234,6 +235,43 @@ async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_no
         by_kind(&verdicts)
     ));
     say(&format!("matrix: {} of them refusals: {}", refusals.values().sum::<usize>(), by_kind(&refusals)));
+}
+
+/// What `CanI` says of each RPC where the matrix calls it, and what the table says.
+async fn ask_all(caller: Caller, rules: Arc<[MethodRule]>, targets: Arc<[Targets]>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for rule in &*rules {
+        for targets in &*targets {
+            if targets.requests(&rule.method).await.is_none() {
+                continue;
+            }
+            let namespace = match &targets.target {
+                Target::Namespace(namespace) => Some(namespace.clone()),
+                Target::Installation => None,
+            };
+            let request = CanIRequest { rpc: rule.path.trim_start_matches('/').to_owned(), namespace };
+            let answer =
+                within(&rule.path, caller.admin.access().can_i(request)).await.expect("an answer").into_inner();
+            let expected = caller.expects(rule, &targets.target);
+            if (answer.allowed, answer.permission.as_str()) != (expected, rule.permission.as_str()) {
+                let target = &targets.target;
+                let (name, kind) = (&caller.name, caller.kind);
+                wrong.push(format!("{name}, {kind}: {} on {target:?}: expected {expected}, {answer:?}", rule.path));
+            }
+        }
+    }
+    wrong
+}
+
+#[tokio::test]
+async fn can_i_says_what_the_table_says_whatever_the_credential() {
+    let world = World::start().await;
+    let (site, other) = (Site::new(world.server.clone()).await, Site::new(world.server.clone()).await);
+    let targets = all_targets(&site, &other).await;
+    let callers = callers(&world, &site).await;
+    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+    let wrong = for_each(callers, |_, caller| ask_all(caller, Arc::clone(&rules), Arc::clone(&targets))).await.concat();
+    assert!(wrong.is_empty(), "{} answers differ from the table:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// Every RPC with requests that would do something.
