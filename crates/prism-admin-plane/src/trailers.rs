@@ -1,5 +1,5 @@
 //! What every answer to a caller with a valid credential says of the audit log, in its trailers: the newest checkpoint and,
-//! if the caller asks, the hash that the log holds for an entry that the caller remembers.
+//! if the caller asks, the hash that the log holds for an entry that the caller remembers, or the cut that stands for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
-use prism_store::Store;
+use prism_store::{Store, Witness};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
@@ -21,25 +21,25 @@ const WITNESS_REQUEST: &str = "prism-audit-witness";
 const CHECKPOINT: HeaderName = HeaderName::from_static("prism-audit-checkpoint-bin");
 /// The hash for the entry that was asked for, 32 bytes; empty when the log holds none.
 const WITNESS: HeaderName = HeaderName::from_static("prism-audit-witness-bin");
+/// Where retention removed that entry and its hash, the checkpoint of the newest cut, encoded.
+const CUT: HeaderName = HeaderName::from_static("prism-audit-cut-bin");
 
 /// How long an answer waits for the hash, which is left out then.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The hash that the log holds for an entry, if it holds one.
-type WitnessHash = Option<[u8; 32]>;
-
 /// What the trailers of one answer will say.
 pub(crate) struct AuditTrailers {
     store: Arc<Store>,
-    witness: Option<Witness>,
+    witness: Option<Asked>,
     streams: bool,
 }
 
-enum Witness {
+/// What the caller asked for an entry.
+enum Asked {
     /// It is looked up while the call runs.
-    Asked(AbortOnDropHandle<Option<WitnessHash>>),
+    Looking(AbortOnDropHandle<Option<Witness>>),
     /// What was found.
-    Known(WitnessHash),
+    Known(Witness),
 }
 
 impl AuditTrailers {
@@ -49,9 +49,9 @@ impl AuditTrailers {
             // What names no entry is answered like an entry that is not there.
             match value.to_str().ok().and_then(|text| text.parse().ok()) {
                 Some(sequence) => {
-                    Witness::Asked(AbortOnDropHandle::new(tokio::spawn(look_up(Arc::clone(store), sequence))))
+                    Asked::Looking(AbortOnDropHandle::new(tokio::spawn(look_up(Arc::clone(store), sequence))))
                 }
-                None => Witness::Known(None),
+                None => Asked::Known(Witness::Nothing),
             }
         });
         let streams = request.uri().path().ends_with("/GetAuditLog");
@@ -74,9 +74,9 @@ impl AuditTrailers {
     }
 
     fn poll_witness(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if let Some(Witness::Asked(looking)) = &mut self.witness {
+        if let Some(Asked::Looking(looking)) = &mut self.witness {
             let found = ready!(Pin::new(looking).poll(context));
-            self.witness = found.unwrap_or_default().map(Witness::Known);
+            self.witness = found.unwrap_or_default().map(Asked::Known);
         }
         Poll::Ready(())
     }
@@ -86,14 +86,18 @@ impl AuditTrailers {
         if let Some(checkpoint) = self.store.checkpoint() {
             trailers.insert(CHECKPOINT, binary(&checkpoint.encode_to_vec()));
         }
-        if let Some(Witness::Known(hash)) = &self.witness {
-            trailers.insert(WITNESS, binary(hash.as_ref().map_or(&[], |hash| hash.as_slice())));
+        if let Some(Asked::Known(witness)) = &self.witness {
+            let hash: &[u8] = if let Witness::Held(hash) = witness { hash } else { &[] };
+            trailers.insert(WITNESS, binary(hash));
+            if let Witness::Removed(cut) = witness {
+                trailers.insert(CUT, binary(&cut.encode_to_vec()));
+            }
         }
     }
 }
 
 /// `None` when nothing is known, which is not the same as an entry that is not there.
-async fn look_up(store: Arc<Store>, sequence: u64) -> Option<WitnessHash> {
+async fn look_up(store: Arc<Store>, sequence: u64) -> Option<Witness> {
     let found = tokio::time::timeout(LOOK_UP_TIMEOUT, store.witness(sequence)).await.ok()?;
     found
         .inspect_err(|failed| {

@@ -117,13 +117,6 @@ impl Plan {
                 stranger.sequence
             ));
         }
-        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
-        if let Some(remembered) = remembered.as_ref().filter(|remembered| remembered.sequence > newest) {
-            let sequence = remembered.sequence;
-            return Err(format!(
-                "the checkpoint of sequence {sequence}, which is remembered, is no longer with the log"
-            ));
-        }
         let cut = checkpoints.iter().rfind(|checkpoint| checkpoint.cut).cloned();
         let (removed, previous) = cut.as_ref().map_or((0, GENESIS), |cut| (cut.sequence, cut.hash));
         let from_checkpoint = |checkpoint: &Checkpoint, who, must_exist| Expected {
@@ -144,9 +137,11 @@ impl Plan {
             must_exist: true,
         }));
         expected.sort_by_key(|expected| expected.sequence);
-        // Of removed entries nothing is left to compare with but the checkpoints that were kept.
+        // Of removed entries nothing is left to compare with but the checkpoints that were kept. For what was remembered, signed
+        // with the same key, the cut stands.
         for gone in expected.iter().filter(|expected| expected.sequence <= removed && expected.must_exist) {
-            if !checkpoints.iter().any(|kept| (kept.sequence, kept.hash) == (gone.sequence, gone.hash)) {
+            let kept = checkpoints.iter().find(|kept| kept.sequence == gone.sequence);
+            if kept.map_or(gone.who != REMEMBERED, |kept| kept.hash != gone.hash) {
                 return Err(format!(
                     "entries up to sequence {removed} were removed, and no checkpoint that was kept has the hash that \
                      {} has at sequence {}",

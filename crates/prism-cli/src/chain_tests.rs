@@ -114,7 +114,17 @@ fn what_is_remembered_must_be_there() {
     let kept = vec![at(1, 2, false), at(1, 3, true)];
     assert!(check(&entries[3..], known(kept, at(1, 2, false))).is_ok());
     assert!(check(&entries[3..], known(vec![at(1, 3, true)], at(1, 3, false))).is_ok());
-    assert!(check(&entries[3..], known(vec![at(1, 3, true)], at(1, 2, false))).unwrap_err().contains("remembered"));
+    // Where none was kept, the cut stands for it; a checkpoint that says otherwise does not.
+    assert!(check(&entries[3..], known(vec![at(1, 3, true)], at(1, 2, false))).is_ok());
+    let otherwise = vec![signed(1, 2, [9; 32], false), at(1, 3, true)];
+    assert!(check(&entries[3..], known(otherwise, at(1, 2, false))).unwrap_err().contains("remembered"));
+    // What was noted without a signature has nothing that stands for it.
+    let noted = Some(Witness { sequence: 2, hash: hash_at(&entries, 2) });
+    let noted = Known { witness: noted, ..with_checkpoints(vec![at(1, 3, true)]) };
+    assert!(check(&entries[3..], noted).unwrap_err().contains("witness"));
+    // What was signed for a call is not stored, and may be newer than what is.
+    assert!(check(&entries, known(vec![at(1, 2, false)], at(1, 5, false))).is_ok());
+    assert!(check(&entries[..4], known(vec![at(1, 2, false)], at(1, 5, false))).unwrap_err().contains("cut off"));
 }
 
 #[test]

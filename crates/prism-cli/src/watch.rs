@@ -12,6 +12,8 @@ pub const WITNESS: &str = "prism-audit-witness";
 /// Trailers of an answer: the newest checkpoint, and the hash of the sequence that was asked for.
 const CHECKPOINT_ANSWER: &str = "prism-audit-checkpoint-bin";
 const WITNESS_ANSWER: &str = "prism-audit-witness-bin";
+/// Trailer of an answer: the cut that stands for that sequence, where its hash is gone with its entry.
+const CUT_ANSWER: &str = "prism-audit-cut-bin";
 
 /// Whether an answer says what the server signed last.
 pub fn is_said(metadata: &MetadataMap) -> bool {
@@ -76,6 +78,7 @@ impl Watch {
             None => Err("the server no longer signs its audit log".to_owned()),
         };
         let held = bytes(WITNESS_ANSWER).map(Result::unwrap_or_default);
+        let cut = bytes(CUT_ANSWER).map(Result::unwrap_or_default);
         if let (Ok(newest), Some(before)) = (&newest, witness)
             && self.state.borrow().other_ca
             && newest.key != before.key
@@ -87,7 +90,8 @@ impl Watch {
             return;
         }
         let now = newest.as_ref().map_or_else(|_| "nothing that can be relied on".to_owned(), ToString::to_string);
-        let newest = newest.and_then(|newest| judge(witness, &newest, held.as_deref()).map(|()| newest));
+        let newest =
+            newest.and_then(|newest| judge(witness, &newest, held.as_deref(), cut.as_deref()).map(|()| newest));
         match newest {
             // What a refusal does not say is not held against the server, and what it signed since is not remembered then: it
             // may be about another log.
@@ -137,8 +141,14 @@ impl Watch {
     }
 }
 
-/// Compares what is remembered with what the server signed last and with the hash it now holds there.
-fn judge(witness: Option<&Checkpoint>, newest: &Checkpoint, held: Option<&[u8]>) -> Result<(), String> {
+/// Compares what is remembered with what the server signed last and with the hash it now holds there, or with the cut that
+/// stands for it.
+fn judge(
+    witness: Option<&Checkpoint>,
+    newest: &Checkpoint,
+    held: Option<&[u8]>,
+    cut: Option<&[u8]>,
+) -> Result<(), String> {
     let Some(before) = witness else { return Ok(()) };
     if newest.key != before.key {
         return Err("the server's audit log is signed with another key than before".to_owned());
@@ -154,10 +164,13 @@ fn judge(witness: Option<&Checkpoint>, newest: &Checkpoint, held: Option<&[u8]>)
     }
     match held {
         Some(held) if held == before.hash => Ok(()),
-        Some([]) => Err(format!(
-            "the server's audit log no longer holds the entry with sequence {}, nor a checkpoint of it",
-            before.sequence
-        )),
+        Some([]) => match cut.map(Checkpoint::decode).transpose()? {
+            Some(cut) => stands_for(&cut, before, newest),
+            None => Err(format!(
+                "the server's audit log no longer holds the entry with sequence {}, nor a checkpoint of it",
+                before.sequence
+            )),
+        },
         Some(held) => Err(format!(
             "the server's audit log was rewritten: the entry with sequence {} now has hash {}",
             before.sequence,
@@ -165,6 +178,20 @@ fn judge(witness: Option<&Checkpoint>, newest: &Checkpoint, held: Option<&[u8]>)
         )),
         None => Ok(()),
     }
+}
+
+/// Whether a cut is the word of the key that is remembered that everything up to there was removed, the entry that is
+/// remembered with it.
+fn stands_for(cut: &Checkpoint, before: &Checkpoint, newest: &Checkpoint) -> Result<(), String> {
+    let covers = cut.cut && cut.key == before.key && (before.sequence..=newest.sequence).contains(&cut.sequence);
+    if covers && (cut.sequence > before.sequence || cut.hash == before.hash) {
+        return Ok(());
+    }
+    Err(format!(
+        "the server's audit log no longer holds the entry with sequence {}, and what it names as the cut that removed it is \
+         none: {cut}",
+        before.sequence
+    ))
 }
 
 impl fmt::Display for Alarm {
@@ -222,6 +249,13 @@ mod tests {
         metadata
     }
 
+    /// An answer that names a cut instead of a hash.
+    fn removed(newest: &Checkpoint, cut: &[u8]) -> MetadataMap {
+        let mut metadata = answer(Some(newest), Some(&[]));
+        metadata.insert_bin(CUT_ANSWER, MetadataValue::from_bytes(cut));
+        metadata
+    }
+
     /// What a watch that remembers sequence 5 says to an answer.
     async fn verdict(answer: MetadataMap, succeeded: bool) -> Option<String> {
         let folder = tempfile::tempdir().unwrap();
@@ -259,6 +293,32 @@ mod tests {
             let text = verdict(answer, true).await.unwrap();
             assert!(text.contains(part) && text.contains("seen before: sequence 5"), "{part}: {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_signed_cut_stands_for_what_was_removed_and_nothing_else_does() {
+        let newest = signed(1, 9, [9; 32], false);
+        for cut in [signed(1, 5, [5; 32], true), signed(1, 8, [8; 32], true), signed(1, 9, [9; 32], true)] {
+            assert_eq!(verdict(removed(&newest, &cut.message().encode_to_vec()), true).await, None);
+        }
+        let mut forged = signed(1, 8, [8; 32], false).message().clone();
+        forged.cut = true;
+        for (cut, part) in [
+            (signed(1, 4, [4; 32], true).message().clone(), "is none"),
+            (signed(1, 5, [6; 32], true).message().clone(), "is none"),
+            (signed(1, 10, [1; 32], true).message().clone(), "is none"),
+            (signed(1, 8, [8; 32], false).message().clone(), "is none"),
+            (signed(2, 8, [8; 32], true).message().clone(), "is none"),
+            (forged, "signature is wrong"),
+        ] {
+            let text = verdict(removed(&newest, &cut.encode_to_vec()), true).await.unwrap();
+            assert!(text.contains(part), "{cut:?}: {text}");
+        }
+        assert!(verdict(removed(&newest, b"\xff"), true).await.is_some());
+        // A hash that is there is looked at, whatever else is said.
+        let mut rewritten = removed(&newest, &signed(1, 8, [8; 32], true).message().encode_to_vec());
+        rewritten.insert_bin(WITNESS_ANSWER, MetadataValue::from_bytes(&[6; 32]));
+        assert!(verdict(rewritten, true).await.unwrap().contains("rewritten"));
     }
 
     #[tokio::test]

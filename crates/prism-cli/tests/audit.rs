@@ -41,6 +41,34 @@ fn a_log_that_goes_on_is_remembered() {
     assert_eq!(fake.run(&["audit", "verify"]).status.code(), Some(0));
 }
 
+/// Away for so long that the log holds neither the entry that is remembered nor a checkpoint of it: the cut stands for both.
+#[test]
+fn who_was_away_for_long_raises_no_false_alarm() {
+    for line in [&["whoami"][..], &["audit", "list"], &["audit", "verify"]] {
+        let (fake, log) = serving(Log::new(chain(30), &[10]));
+        assert_eq!(fake.run(&["whoami"]).status.code(), Some(0));
+        {
+            let mut log = log.lock().unwrap();
+            log.cut(25);
+            log.checkpoints.retain(|checkpoint| checkpoint.sequence > 10);
+        }
+        let output = fake.run(line);
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{line:?}");
+    }
+    // A cut of somebody else's is none.
+    let (fake, log) = serving(Log::new(chain(30), &[10]));
+    fake.run(&["whoami"]);
+    {
+        let mut log = log.lock().unwrap();
+        log.cut(25);
+        let hash = log.checkpoints.last().unwrap().hash.to_vec();
+        log.checkpoints = vec![signed::checkpoint(2, 25, hash.clone(), true), signed::checkpoint(1, 26, hash, false)];
+    }
+    let output = fake.run(&["whoami"]);
+    assert_eq!(output.status.code(), Some(11));
+    assert!(stderr(&output).contains("is none"), "{}", stderr(&output));
+}
+
 #[test]
 fn a_rewound_server_is_found_by_the_next_call() {
     let (fake, log) = serving(Log::new(chain(30), &[10, 20]));

@@ -42,20 +42,38 @@ impl Store {
         Ok(checkpoint)
     }
 
-    /// The hash that the log holds for an entry: its own or, once it is removed, that of the checkpoint for it.
-    pub async fn witness(&self, sequence: u64) -> Result<Option<[u8; 32]>> {
-        let Ok(sequence) = i64::try_from(sequence) else { return Ok(None) };
+    /// What the log holds for an entry.
+    pub async fn witness(&self, sequence: u64) -> Result<Witness> {
+        let Ok(sequence) = i64::try_from(sequence) else { return Ok(Witness::Nothing) };
         self.database
             .readers
             .run(move |connection| {
-                let hash = |sql: &str| one(connection, sql, [sequence], |row| row.get::<_, [u8; 32]>(0));
+                let snapshot = connection.unchecked_transaction().map_err(prism_sqlite::error)?;
+                let hash = |sql: &str| one(&snapshot, sql, [sequence], |row| row.get::<_, [u8; 32]>(0));
+                if let Some(hash) = hash("SELECT hash FROM audit WHERE sequence = ?1")? {
+                    return Ok(Witness::Held(hash));
+                }
                 // What was signed is no proof of an entry that should be there.
-                let removed = "SELECT hash FROM checkpoints
-                    WHERE sequence = ?1 AND sequence <= (SELECT max(sequence) FROM checkpoints WHERE cut = 1)";
-                Ok(hash("SELECT hash FROM audit WHERE sequence = ?1")?.or(hash(removed)?))
+                let Some(cut) = newest_cut(&snapshot)?.filter(|cut| sequence > 0 && sequence as u64 <= cut.sequence)
+                else {
+                    return Ok(Witness::Nothing);
+                };
+                let kept = hash("SELECT hash FROM checkpoints WHERE sequence = ?1")?;
+                Ok(kept.map_or_else(|| Witness::Removed(Box::new(cut)), Witness::Held))
             })
             .await
     }
+}
+
+/// What the log holds for an entry that somebody remembers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Witness {
+    /// This hash: the entry's own or, once it is removed, that of the checkpoint for it.
+    Held([u8; 32]),
+    /// It was removed and no checkpoint for it is kept; this cut stands for it.
+    Removed(Box<AuditCheckpoint>),
+    /// Nothing.
+    Nothing,
 }
 
 pub(crate) fn newest_entry(connection: &Connection) -> Result<Option<(i64, [u8; 32])>> {

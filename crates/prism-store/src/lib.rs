@@ -47,7 +47,7 @@ pub use audit::EntryDraft;
 pub use audit_query::{EntryChunk, EntryFilter, EntryQuery, Order};
 pub use binding::{BindingRow, ClientBindingRow};
 pub use certificate::CertificateRow;
-pub use checkpoint::MAX_CHECKPOINTS;
+pub use checkpoint::{MAX_CHECKPOINTS, Witness};
 pub use config::{ConfigRow, Wanted};
 pub use credential::Credential;
 pub use idempotency::{Earlier, IdempotencyKey, Remembered};

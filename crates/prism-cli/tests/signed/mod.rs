@@ -123,8 +123,13 @@ impl Log {
         if let Some(newest) = self.checkpoints.last() {
             trailers.push(("prism-audit-checkpoint-bin", prost::Message::encode_to_vec(newest)));
             if let Some(witness) = call.header("prism-audit-witness") {
-                let held = self.hash(witness.parse().unwrap()).unwrap_or_default();
-                trailers.push(("prism-audit-witness-bin", held));
+                let sequence = witness.parse().unwrap();
+                let held = self.hash(sequence);
+                let cut = self.checkpoints.iter().rfind(|kept| kept.cut && kept.sequence >= sequence);
+                if let (None, Some(cut)) = (&held, cut) {
+                    trailers.push(("prism-audit-cut-bin", prost::Message::encode_to_vec(cut)));
+                }
+                trailers.push(("prism-audit-witness-bin", held.unwrap_or_default()));
             }
         }
         Answer { reply, trailers }

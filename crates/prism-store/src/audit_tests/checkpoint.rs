@@ -1,7 +1,7 @@
 use prism_core::page::Page;
 
 use super::{World, open};
-use crate::checkpoint::MAX_CHECKPOINTS;
+use crate::checkpoint::{MAX_CHECKPOINTS, Witness};
 use crate::{AUDIT_KEY, AuditSettings, AuditUpkeep};
 
 #[tokio::test]
@@ -69,13 +69,13 @@ async fn witnesses_come_from_the_log_as_it_is() {
     world.append("alice", 4).await;
     world.store.make_checkpoint().await.unwrap();
     let log = world.log(crate::EntryFilter::default()).await;
-    assert_eq!(world.store.witness(3).await.unwrap().unwrap(), log[2].hash.as_ref());
+    assert_eq!(world.store.witness(3).await.unwrap(), Witness::Held(log[2].hash.as_ref().try_into().unwrap()));
     for unknown in [0, 6, u64::MAX] {
-        assert_eq!(world.store.witness(unknown).await.unwrap(), None);
+        assert_eq!(world.store.witness(unknown).await.unwrap(), Witness::Nothing);
     }
     // A log that was cut off has no witness for what it lost, though the checkpoint for it is still there.
     let world = world.tampered("DELETE FROM audit WHERE sequence > 3").await;
-    assert_eq!(world.store.witness(5).await.unwrap(), None);
+    assert_eq!(world.store.witness(5).await.unwrap(), Witness::Nothing);
 }
 
 #[tokio::test]

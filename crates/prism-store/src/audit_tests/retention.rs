@@ -5,7 +5,7 @@ use prism_core::Clock;
 use prost::Message as _;
 
 use super::{START, World, newest};
-use crate::checkpoint::newest_cut;
+use crate::checkpoint::{Witness, newest_cut};
 use crate::{AuditSettings, AuditUpkeep, EntryFilter, Order};
 
 const DAY: Duration = Duration::from_hours(24);
@@ -46,7 +46,12 @@ async fn what_is_past_its_time_is_removed_and_covered_by_a_signed_cut() {
     let cut = world.store.database.readers.run(newest_cut).await.unwrap().unwrap();
     assert!(cut.cut && cut.sequence == 10 && world.store.signer().signed(&cut));
     assert_eq!(cut.hash, log[0].previous_hash);
-    assert_eq!(world.store.witness(10).await.unwrap().unwrap(), cut.hash.as_ref());
+    assert_eq!(world.store.witness(10).await.unwrap(), Witness::Held(cut.hash.as_ref().try_into().unwrap()));
+    // Of what lies before it the cut is all that is left, and it says nothing of what comes after.
+    assert_eq!(world.store.witness(4).await.unwrap(), Witness::Removed(Box::new(cut)));
+    for unknown in [0, 17, u64::MAX] {
+        assert_eq!(world.store.witness(unknown).await.unwrap(), Witness::Nothing);
+    }
     assert_eq!(world.store.verify_audit().await.unwrap(), 6);
     let gone = world.store.write(move |tx| tx.entry_sequence(&id, &prism_core::permission::Reach::Installation)).await;
     assert_eq!(gone.unwrap_err().reason(), "NOT_FOUND");
