@@ -1,5 +1,5 @@
 //! What every answer to a caller with a valid credential says of the audit log, in its trailers: the newest checkpoint and,
-//! if the caller asks, the hash that the log holds for an entry that the caller remembers, or the cut that stands for it.
+//! if the caller asks, the head of the log signed at this moment, and the hash that the log holds for an entry that the caller remembers, or the cut that stands for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,11 @@ use tonic::metadata::{Binary, MetadataValue};
 
 /// Names the sequence of the entry that the caller remembers.
 const WITNESS_REQUEST: &str = "prism-audit-witness";
+/// Asks for the head of the log, signed: the entry of this call is covered, whatever becomes of the server before the next
+/// checkpoint. It costs a signature, so only who remembers it asks.
+const HEAD_REQUEST: &str = "prism-audit-head";
+/// That head, a checkpoint that is not stored, encoded.
+const HEAD: HeaderName = HeaderName::from_static("prism-audit-head-bin");
 /// The newest checkpoint, encoded.
 const CHECKPOINT: HeaderName = HeaderName::from_static("prism-audit-checkpoint-bin");
 /// The hash for the entry that was asked for, 32 bytes; empty when the log holds none.
@@ -31,6 +36,7 @@ const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct AuditTrailers {
     store: Arc<Store>,
     witness: Option<Asked>,
+    head: bool,
     streams: bool,
 }
 
@@ -54,8 +60,9 @@ impl AuditTrailers {
                 None => Asked::Known(Witness::Nothing),
             }
         });
+        let head = request.headers().contains_key(HEAD_REQUEST);
         let streams = request.uri().path().ends_with("/GetAuditLog");
-        Self { store: Arc::clone(store), witness, streams }
+        Self { store: Arc::clone(store), witness, head, streams }
     }
 
     /// Adds itself to the trailers of `response`, or to its headers when these are all there is.
@@ -81,10 +88,13 @@ impl AuditTrailers {
         Poll::Ready(())
     }
 
-    /// The checkpoint is the newest at this moment.
+    /// Checkpoint and head are the newest at this moment; the head, which is looked at later, is not behind.
     fn write(&self, trailers: &mut HeaderMap) {
         if let Some(checkpoint) = self.store.checkpoint() {
             trailers.insert(CHECKPOINT, binary(&checkpoint.encode_to_vec()));
+        }
+        if let Some(head) = self.head.then(|| self.store.signed_head()).flatten() {
+            trailers.insert(HEAD, binary(&head.encode_to_vec()));
         }
         if let Some(Asked::Known(witness)) = &self.witness {
             let hash: &[u8] = if let Witness::Held(hash) = witness { hash } else { &[] };

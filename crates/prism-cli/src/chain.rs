@@ -63,6 +63,8 @@ pub struct Known {
     pub key: Option<([u8; 32], KeySource)>,
     /// What is remembered of this very log: it must hold that.
     pub remembered: Option<Checkpoint>,
+    /// The newest checkpoint that was kept with this log when that was seen: it, or a newer one, must still be.
+    pub kept: Option<Checkpoint>,
     /// What is remembered of any log. Where the key is the same, it is this log; it may be an older copy of it.
     pub others: Vec<Checkpoint>,
     /// What was noted elsewhere: the log must hold it.
@@ -105,7 +107,7 @@ const NOTED: &str = "the witness";
 impl Plan {
     /// Fails with a sentence if what is known contradicts itself.
     pub fn new(known: Known) -> Result<Self, String> {
-        let Known { mut checkpoints, key, remembered, others, witness } = known;
+        let Known { mut checkpoints, key, remembered, kept, others, witness } = known;
         checkpoints.sort_by_key(|checkpoint| checkpoint.sequence);
         let key = key.or_else(|| checkpoints.first().map(|first| (first.key, KeySource::Log)));
         if let Some((key, _)) = key
@@ -115,6 +117,13 @@ impl Plan {
             return Err(format!(
                 "the checkpoint of sequence {} is signed with key {id}, not with {good}",
                 stranger.sequence
+            ));
+        }
+        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
+        if let Some(kept) = kept.filter(|kept| kept.sequence > newest) {
+            let sequence = kept.sequence;
+            return Err(format!(
+                "the checkpoint of sequence {sequence}, which is remembered, is no longer with the log"
             ));
         }
         let cut = checkpoints.iter().rfind(|checkpoint| checkpoint.cut).cloned();

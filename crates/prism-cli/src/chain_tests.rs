@@ -122,6 +122,9 @@ fn what_is_remembered_must_be_there() {
     let noted = Some(Witness { sequence: 2, hash: hash_at(&entries, 2) });
     let noted = Known { witness: noted, ..with_checkpoints(vec![at(1, 3, true)]) };
     assert!(check(&entries[3..], noted).unwrap_err().contains("witness"));
+    let kept = |checkpoints| Known { kept: Some(at(1, 3, false)), ..with_checkpoints(checkpoints) };
+    assert!(check(&entries, kept(vec![at(1, 3, false)])).is_ok());
+    assert!(check(&entries, kept(vec![at(1, 2, false)])).unwrap_err().contains("no longer with the log"));
     // What was signed for a call is not stored, and may be newer than what is.
     assert!(check(&entries, known(vec![at(1, 2, false)], at(1, 5, false))).is_ok());
     assert!(check(&entries[..4], known(vec![at(1, 2, false)], at(1, 5, false))).unwrap_err().contains("cut off"));

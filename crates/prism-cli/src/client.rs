@@ -244,6 +244,7 @@ impl Client {
         if let Some(bearer) = bearer {
             request.metadata_mut().insert("authorization", authorization(bearer)?);
         }
+        request.metadata_mut().insert(watch::HEAD, MetadataValue::from_static("signed"));
         if let Some(witness) = witness {
             request.metadata_mut().insert(watch::WITNESS, witness.sequence.into());
         }

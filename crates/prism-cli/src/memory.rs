@@ -60,15 +60,20 @@ struct Content {
 struct Record {
     /// SHA-256 of the CA's file at that time, in hexadecimal.
     ca: String,
-    /// The newest checkpoint, in proto3 JSON.
+    /// The newest that was signed, in proto3 JSON.
     checkpoint: Value,
+    /// The newest checkpoint that the server kept then, in proto3 JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stored: Option<Value>,
 }
 
 /// What was seen of a log before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// The newest checkpoint.
+    /// The newest that was signed.
     pub checkpoint: Checkpoint,
+    /// The newest checkpoint that the server kept then.
+    pub stored: Option<Checkpoint>,
     /// Whether the server had another CA then.
     pub other_ca: bool,
 }
@@ -93,20 +98,22 @@ impl Memory {
         let Some(file) = &self.file else { return Ok(None) };
         let content = load(file)?;
         let Some(record) = content.logs.get(&self.log) else { return Ok(None) };
-        Ok(Some(Seen { checkpoint: checked(file, record)?, other_ca: record.ca != self.ca }))
+        let stored = record.stored.as_ref().map(|stored| checked(file, stored)).transpose()?;
+        Ok(Some(Seen { checkpoint: checked(file, &record.checkpoint)?, stored, other_ca: record.ca != self.ca }))
     }
 
     /// What is remembered of any log, this one included.
     pub fn recall_all(&self) -> Result<Vec<Checkpoint>, String> {
         let Some(file) = &self.file else { return Ok(Vec::new()) };
-        load(file)?.logs.values().map(|record| checked(file, record)).collect()
+        load(file)?.logs.values().map(|record| checked(file, &record.checkpoint)).collect()
     }
 
-    /// Remembers a checkpoint, unless another process has remembered a newer one meanwhile. One of another installation, which
+    /// Remembers a checkpoint, and the newest that the server keeps, unless another process has remembered a newer one meanwhile. One of another installation, which
     /// has another CA and another key, takes the place of what was remembered.
-    pub async fn remember(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+    pub async fn remember(&self, checkpoint: &Checkpoint, stored: Option<&Checkpoint>) -> Result<(), String> {
         let file = self.file.as_ref().ok_or("there is no home directory; set HOME or XDG_CONFIG_HOME")?;
-        let record = Record { ca: self.ca.clone(), checkpoint: checkpoint.to_json()? };
+        let stored = stored.map(Checkpoint::to_json).transpose()?;
+        let record = Record { ca: self.ca.clone(), checkpoint: checkpoint.to_json()?, stored };
         self.change(file, |present| {
             let newer = present.is_some_and(|present| {
                 Checkpoint::from_json(&present.checkpoint).is_ok_and(|known| {
@@ -156,8 +163,8 @@ fn load(file: &Path) -> Result<Content, String> {
     serde_json::from_slice(&text).map_err(|error| format!("cannot understand {}: {error}", file.display()))
 }
 
-fn checked(file: &Path, record: &Record) -> Result<Checkpoint, String> {
-    Checkpoint::from_json(&record.checkpoint).map_err(|why| format!("cannot understand {}: {why}", file.display()))
+fn checked(file: &Path, checkpoint: &Value) -> Result<Checkpoint, String> {
+    Checkpoint::from_json(checkpoint).map_err(|why| format!("cannot understand {}: {why}", file.display()))
 }
 
 #[cfg(test)]
@@ -179,8 +186,8 @@ mod tests {
         let (prod, test) = (memory(folder.path(), "prod"), memory(folder.path(), "test"));
         assert_eq!(prod.recall(), Ok(None));
         let checkpoint = signed(1, 7, [2; 32], false);
-        prod.remember(&checkpoint).await.unwrap();
-        let seen = Seen { checkpoint: checkpoint.clone(), other_ca: false };
+        prod.remember(&checkpoint, None).await.unwrap();
+        let seen = Seen { checkpoint: checkpoint.clone(), stored: None, other_ca: false };
         assert_eq!((prod.recall(), test.recall()), (Ok(Some(seen)), Ok(None)));
         assert_eq!(test.recall_all().unwrap(), [checkpoint]);
         let file = prod.file().unwrap();
@@ -194,7 +201,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory = memory(folder.path(), "prod");
         for sequence in [3, 9, 5] {
-            memory.remember(&signed(1, sequence, [2; 32], false)).await.unwrap();
+            memory.remember(&signed(1, sequence, [2; 32], false), None).await.unwrap();
         }
         assert_eq!(memory.recall().unwrap().unwrap().checkpoint.sequence, 9);
     }
@@ -203,7 +210,7 @@ mod tests {
     async fn another_ca_alone_is_not_another_log() {
         let folder = tempfile::tempdir().unwrap();
         let before = memory(folder.path(), "prod");
-        before.remember(&signed(1, 3, [2; 32], false)).await.unwrap();
+        before.remember(&signed(1, 3, [2; 32], false), None).await.unwrap();
         let ca = folder.path().join("other.pem");
         fs::write(&ca, "another").unwrap();
         let name = LogName::Context("prod".to_owned());
@@ -211,10 +218,10 @@ mod tests {
         let seen = after.recall().unwrap().unwrap();
         assert!(seen.other_ca && seen.checkpoint.sequence == 3);
         // The same key: its log cannot have become shorter.
-        after.remember(&signed(1, 2, [2; 32], false)).await.unwrap();
+        after.remember(&signed(1, 2, [2; 32], false), None).await.unwrap();
         assert_eq!(after.recall().unwrap().unwrap().checkpoint.sequence, 3);
         // Another CA and another key: another installation.
-        after.remember(&signed(2, 1, [2; 32], false)).await.unwrap();
+        after.remember(&signed(2, 1, [2; 32], false), None).await.unwrap();
         assert_eq!(after.recall().unwrap().unwrap().checkpoint.sequence, 1);
     }
 
@@ -222,14 +229,14 @@ mod tests {
     async fn what_cannot_be_understood_is_neither_believed_nor_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let memory = memory(folder.path(), "prod");
-        memory.remember(&signed(1, 3, [2; 32], false)).await.unwrap();
+        memory.remember(&signed(1, 3, [2; 32], false), None).await.unwrap();
         let file = memory.file().unwrap();
         let forged = fs::read_to_string(file).unwrap().replace("\"sequence\": \"3\"", "\"sequence\": \"2\"");
         fs::write(file, &forged).unwrap();
         assert!(memory.recall().unwrap_err().contains("signature"));
         fs::write(file, "{").unwrap();
         assert!(memory.recall().is_err());
-        assert!(memory.remember(&signed(1, 4, [2; 32], false)).await.is_err());
+        assert!(memory.remember(&signed(1, 4, [2; 32], false), None).await.is_err());
         assert_eq!(fs::read_to_string(file).unwrap(), "{");
     }
 
@@ -237,7 +244,7 @@ mod tests {
     async fn without_a_place_nothing_is_remembered() {
         let memory = Memory::of(None, &LogName::Endpoint("a:1".to_owned()), Path::new("ca.pem"));
         assert_eq!(memory.recall(), Ok(None));
-        assert!(memory.remember(&signed(1, 4, [2; 32], false)).await.is_err());
+        assert!(memory.remember(&signed(1, 4, [2; 32], false), None).await.is_err());
         memory.forget().await.unwrap();
     }
 }

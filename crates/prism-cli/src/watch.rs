@@ -9,8 +9,12 @@ use crate::{checkpoint::Checkpoint, memory::Memory, output::note, text::safe};
 
 /// Header of a call: the sequence whose hash the answer must name.
 pub const WITNESS: &str = "prism-audit-witness";
+/// Header of a call that asks for the log signed as far as it goes, the entry of this call included.
+pub const HEAD: &str = "prism-audit-head";
 /// Trailers of an answer: the newest checkpoint, and the hash of the sequence that was asked for.
 const CHECKPOINT_ANSWER: &str = "prism-audit-checkpoint-bin";
+/// Trailer of an answer: the head of the log, signed.
+const HEAD_ANSWER: &str = "prism-audit-head-bin";
 const WITNESS_ANSWER: &str = "prism-audit-witness-bin";
 /// Trailer of an answer: the cut that stands for that sequence, where its hash is gone with its entry.
 const CUT_ANSWER: &str = "prism-audit-cut-bin";
@@ -71,11 +75,15 @@ impl Watch {
             return;
         }
         let bytes = |name: &str| metadata.get_bin(name).map(tonic::metadata::MetadataValue::to_bytes);
-        let newest = match bytes(CHECKPOINT_ANSWER) {
+        let stored = match bytes(CHECKPOINT_ANSWER) {
             Some(Ok(encoded)) => Checkpoint::decode(&encoded),
             Some(Err(_)) => Err("what should be a checkpoint is none".to_owned()),
             None if witness.is_none() || !succeeded => return,
             None => Err("the server no longer signs its audit log".to_owned()),
+        };
+        let newest = match bytes(HEAD_ANSWER).map(Result::unwrap_or_default) {
+            Some(head) => stored.clone().and_then(|stored| head_after(&stored, Checkpoint::decode(&head)?)),
+            None => stored.clone(),
         };
         let held = bytes(WITNESS_ANSWER).map(Result::unwrap_or_default);
         let cut = bytes(CUT_ANSWER).map(Result::unwrap_or_default);
@@ -86,7 +94,7 @@ impl Watch {
             note(&format!(
                 "note: this is another installation than the one seen before, with another CA and another signing key; before: {before}"
             ));
-            self.start_anew(newest.clone()).await;
+            self.start_anew(newest.clone(), stored.ok()).await;
             return;
         }
         let now = newest.as_ref().map_or_else(|_| "nothing that can be relied on".to_owned(), ToString::to_string);
@@ -100,7 +108,7 @@ impl Watch {
                 let why = "the server does not say whether its audit log still holds what was seen before";
                 self.cry(why.to_owned(), witness, now);
             }
-            Ok(newest) => self.remember(newest).await,
+            Ok(newest) => self.remember(newest, stored.ok()).await,
             Err(why) => self.cry(why, witness, now),
         }
     }
@@ -111,12 +119,12 @@ impl Watch {
     }
 
     /// Remembers the first checkpoint of another installation.
-    async fn start_anew(&self, first: Checkpoint) {
+    async fn start_anew(&self, first: Checkpoint, stored: Option<Checkpoint>) {
         {
             let mut state = self.state.borrow_mut();
             (state.remembered, state.other_ca) = (None, false);
         }
-        self.remember(first).await;
+        self.remember(first, stored).await;
     }
 
     /// What was found, if anything.
@@ -124,14 +132,14 @@ impl Watch {
         self.state.borrow().alarm.clone()
     }
 
-    async fn remember(&self, newest: Checkpoint) {
+    async fn remember(&self, newest: Checkpoint, stored: Option<Checkpoint>) {
         {
             let state = self.state.borrow();
             if state.blind || state.remembered.as_ref().is_some_and(|known| known.sequence >= newest.sequence) {
                 return;
             }
         }
-        let written = self.memory.remember(&newest).await;
+        let written = self.memory.remember(&newest, stored.as_ref()).await;
         let mut state = self.state.borrow_mut();
         state.remembered = Some(newest);
         if let Err(why) = written {
@@ -139,6 +147,19 @@ impl Watch {
             note(&format!("note: the server's audit log cannot be remembered for the next time: {why}"));
         }
     }
+}
+
+/// The head of the log, if it agrees with the checkpoint that came with it.
+fn head_after(stored: &Checkpoint, head: Checkpoint) -> Result<Checkpoint, String> {
+    if head.key != stored.key || head.sequence < stored.sequence {
+        return Err(format!(
+            "the server's audit log does not reach to what was signed of it: {stored}, but now {head}"
+        ));
+    }
+    if head.sequence == stored.sequence && head.hash != stored.hash {
+        return Err(format!("the server signed sequence {} twice, with different hashes", head.sequence));
+    }
+    Ok(head)
 }
 
 /// Compares what is remembered with what the server signed last and with the hash it now holds there, or with the cut that
@@ -277,6 +298,32 @@ mod tests {
         assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], false)), Some(&[5; 32])), true).await, None);
         assert_eq!(verdict(answer(Some(&signed(1, 5, [5; 32], false)), Some(&[5; 32])), true).await, None);
         assert_eq!(verdict(answer(Some(&signed(1, 9, [9; 32], true)), Some(&[5; 32])), false).await, None);
+    }
+
+    #[tokio::test]
+    async fn the_head_is_remembered_if_it_agrees_with_the_checkpoint() {
+        let with_head = |checkpoint: Checkpoint, head: &[u8]| {
+            let mut metadata = answer(Some(&checkpoint), Some(&[5; 32]));
+            metadata.insert_bin(HEAD_ANSWER, MetadataValue::from_bytes(head));
+            metadata
+        };
+        let encoded = |head: &Checkpoint| head.message().encode_to_vec();
+        let (stored, head) = (signed(1, 5, [5; 32], false), signed(1, 7, [7; 32], false));
+        let folder = tempfile::tempdir().unwrap();
+        watch(folder.path()).answered(None, &with_head(stored.clone(), &encoded(&head)), true).await;
+        assert_eq!(watch(folder.path()).remembered(), Some(head.clone()));
+        assert_eq!(verdict(with_head(stored.clone(), &encoded(&head)), true).await, None);
+        // The log itself is behind though its checkpoints are not, and the other ways in which the two contradict each other.
+        for (stored, head, part) in [
+            (signed(1, 9, [9; 32], false), encoded(&head), "does not reach"),
+            (stored.clone(), encoded(&signed(2, 7, [7; 32], false)), "does not reach"),
+            (signed(1, 7, [8; 32], false), encoded(&head), "twice"),
+            (stored.clone(), encoded(&signed(1, 4, [4; 32], false)), "does not reach"),
+            (stored, b"\xff".to_vec(), "none"),
+        ] {
+            let text = verdict(with_head(stored, &head), true).await.unwrap();
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[tokio::test]

@@ -19,6 +19,10 @@ use crate::wait::within;
 
 /// Trailer of every answer to a caller with a valid credential.
 pub const CHECKPOINT: &str = "prism-audit-checkpoint-bin";
+/// Header that asks for the head of the log, signed.
+pub const HEAD: &str = "prism-audit-head";
+/// Trailer with that head.
+pub const HEAD_ANSWER: &str = "prism-audit-head-bin";
 /// Header that asks for the hash of an entry.
 pub const WITNESS: &str = "prism-audit-witness";
 /// Trailer with that hash.
@@ -27,7 +31,18 @@ pub const WITNESS_ANSWER: &str = "prism-audit-witness-bin";
 /// The checkpoint that came with an answer; panics when it is not properly signed.
 #[track_caller]
 pub fn of(metadata: &MetadataMap) -> Option<AuditCheckpoint> {
-    let value = metadata.get_bin(CHECKPOINT)?;
+    named(metadata, CHECKPOINT)
+}
+
+/// The head of the log that came with an answer, as [`of`].
+#[track_caller]
+pub fn head_of(metadata: &MetadataMap) -> Option<AuditCheckpoint> {
+    named(metadata, HEAD_ANSWER)
+}
+
+#[track_caller]
+fn named(metadata: &MetadataMap, name: &str) -> Option<AuditCheckpoint> {
+    let value = metadata.get_bin(name)?;
     let encoded = value.to_bytes().expect("the trailer is bytes");
     let checkpoint = AuditCheckpoint::decode(encoded).expect("the trailer is a checkpoint");
     verify(&checkpoint);

@@ -5,7 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use prism_e2e::checkpoints::{self, Signer, WITNESS, WITNESS_ANSWER};
+use prism_e2e::checkpoints::{self, HEAD, HEAD_ANSWER, Signer, WITNESS, WITNESS_ANSWER};
 use prism_e2e::matrix::reflected_rules;
 use prism_e2e::site::unique;
 use prism_e2e::wait::{next, until, within};
@@ -154,12 +154,13 @@ async fn strangers_learn_nothing_of_the_log() {
         ("an unsigned token", Headers::bearer("eyJhbGciOiJub25lIn0.e30.")),
         ("two keys", site.admin.headers.clone().with("x-admin-token", &made.token)),
     ] {
-        let stranger = site.admin.with_headers(headers.with(WITNESS, "1"));
+        let stranger = site.admin.with_headers(headers.with(WITNESS, "1").with(HEAD, "signed"));
         for path in ["AdminService/ListConfigs", "AdminService/GetAuditLog", "AdminService/Nonsense"] {
             let (code, metadata) = end_of(&stranger, &format!("/prism.admin.v1.{path}"), b"").await;
             assert_eq!(code, Code::Unauthenticated, "{what}");
             assert!(checkpoints::of(&metadata).is_none(), "{what} at {path}: {metadata:?}");
             assert!(metadata.get_bin(WITNESS_ANSWER).is_none(), "{what} at {path}: {metadata:?}");
+            assert!(metadata.get_bin(HEAD_ANSWER).is_none(), "{what} at {path}: {metadata:?}");
         }
     }
 }
@@ -302,6 +303,55 @@ async fn a_caller_who_remembers_an_entry_is_told_the_hash_that_the_log_holds_for
         signed(nothing, &answer);
     }
     assert_eq!(checkpoints::witness_of(&read(&site.admin).await), None, "nobody asked");
+}
+
+/// Who asks has the log signed as far as it goes: the entry of that very call is covered, whatever kind of answer it gets.
+#[tokio::test]
+async fn a_caller_who_asks_for_the_head_has_his_own_entry_signed() {
+    let site = site().await;
+    let key = Signer::of_server(&SERVER.get(Options::new()).await.data_dir());
+    let listed = site.admin.checkpoints().await;
+    let head = |what: &str, metadata: &MetadataMap| {
+        let head = checkpoints::head_of(metadata).unwrap_or_else(|| panic!("{what}: no head in {metadata:?}"));
+        assert!(signed(what, metadata).sequence <= head.sequence, "{what}: {metadata:?}");
+        head
+    };
+    let mut heads = Vec::new();
+    for (path, message) in [
+        ("AdminService/ListConfigs", b"".as_slice()),
+        ("AdminService/ListConfigs", b"\xff\xff\xff"),
+        ("AdminService/GetConfig", b""),
+        ("AdminService/GetAuditLog", b""),
+        ("AdminService/GetAuditLog", b"\x40\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        ("AdminService/Nonsense", b""),
+        ("AccessService/WhoAmI", b""),
+    ] {
+        let id = unique("head");
+        let asking = site.admin.and(HEAD, "signed").and("x-request-id", &id);
+        let (_, metadata) = end_of(&asking, &format!("/prism.admin.v1.{path}"), message).await;
+        heads.push((path, id, head(path, &metadata)));
+    }
+    let log = site.admin.whole_log().await;
+    for (path, id, head) in &heads {
+        let own = log.iter().find(|entry| entry.request_id == *id).unwrap_or_else(|| panic!("no entry of {path}"));
+        assert!(head.sequence >= own.sequence && !head.cut, "{path}: {head:?} does not cover {own:?}");
+        assert_eq!(head.public_key, key.public_key());
+        checkpoints::agrees(head, &log);
+    }
+    // A stream says it before its first entry.
+    let id = unique("follow");
+    let asking = site.admin.and(HEAD, "signed").and("x-request-id", &id);
+    let follow = GetAuditLogRequest { follow: true, ..Default::default() };
+    let begun = asking.service().get_audit_log(follow).await.unwrap();
+    let head = head("a stream that begins", begun.metadata());
+    let log = site.admin.whole_log().await;
+    assert!(log.iter().any(|entry| entry.request_id == id && entry.sequence <= head.sequence));
+    checkpoints::agrees(&head, &log);
+    // Nothing of it is stored, and who does not ask is told what is.
+    let stored = site.admin.checkpoints().await;
+    assert!(heads.iter().all(|(_, _, head)| !stored.contains(head)));
+    assert!(stored.len() >= listed.len());
+    assert_eq!(checkpoints::head_of(&read(&site.admin).await), None, "nobody asked");
 }
 
 #[tokio::test]

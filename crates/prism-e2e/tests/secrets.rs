@@ -232,6 +232,7 @@ impl World {
             "x-idempotency-key",
             "x-session-token",
             "prism-audit-witness",
+            "prism-audit-head",
             "traceparent",
             "cookie",
             "user-agent",

@@ -18,6 +18,20 @@ impl Store {
         self.published.checkpoint.load_full()
     }
 
+    /// The log signed as far as it is durable at this moment, the entry of any call that was answered included. It is not
+    /// stored, and signed once for all who ask between two commits; `None` while there is no entry.
+    pub fn signed_head(&self) -> Option<Arc<AuditCheckpoint>> {
+        let (sequence, hash) = *self.published.head.load_full()?;
+        let is_head =
+            |signed: &Arc<AuditCheckpoint>| signed.sequence == sequence as u64 && signed.hash.as_ref() == hash;
+        if let Some(signed) = self.signed_head.load_full().filter(is_head) {
+            return Some(signed);
+        }
+        let signed = Arc::new(self.signer.sign(sequence, hash, self.clock.now(), false));
+        self.signed_head.store(Some(Arc::clone(&signed)));
+        Some(signed)
+    }
+
     /// The key that signs the log.
     pub fn signer(&self) -> &Signer {
         &self.signer

@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 use tracing::error;
 
+use crate::checkpoint::newest_entry;
 use crate::key::{ApiKeyRow, ClientKeyRow, read_api_key, read_client_key};
 use crate::operations::{MAINTENANCE, read_maintenance};
 use crate::tx::{Change, Known, Touched, Tx, all};
@@ -30,6 +31,8 @@ pub(crate) struct Published {
     pub(crate) access: ArcSwap<Access>,
     /// The newest audit sequence, for those who follow the log.
     pub(crate) audit: watch::Sender<i64>,
+    /// Sequence and hash of the newest audit entry that is durable.
+    pub(crate) head: ArcSwapOption<(i64, [u8; 32])>,
     /// The newest checkpoint of the log.
     pub(crate) checkpoint: ArcSwapOption<AuditCheckpoint>,
 }
@@ -49,6 +52,7 @@ impl Publisher {
             client_keys: ArcSwap::default(),
             access: ArcSwap::default(),
             audit: watch::Sender::new(0),
+            head: ArcSwapOption::empty(),
             checkpoint: ArcSwapOption::empty(),
         });
         let names = |sql: &str| {
@@ -117,8 +121,12 @@ impl Publisher {
             self.published.checkpoint.store(tx.newest_checkpoint()?.map(Arc::new));
         }
         if touched.audit {
-            let last = tx.last_sequence()?;
-            self.published.audit.send_replace(last);
+            let head = match self.touched.known.chain {
+                Some(head) => Some(head),
+                None => newest_entry(connection)?,
+            };
+            self.published.head.store(head.map(Arc::new));
+            self.published.audit.send_replace(head.map_or(0, |(sequence, _)| sequence));
         }
         Ok(())
     }

@@ -33,10 +33,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use prism_core::access::Access;
 use prism_core::limits::{IDEMPOTENCY_WINDOW, SessionPolicy};
 use prism_core::secret::{PresentedSecret, Random};
 use prism_core::{Clock, Result};
+use prism_proto::admin::v1::AuditCheckpoint;
 use prism_sqlite::Database;
 use tokio::sync::watch;
 
@@ -72,6 +74,8 @@ pub struct Store {
     policy: SessionPolicy,
     cluster: String,
     signer: Arc<Signer>,
+    /// The head of the log as it was signed last.
+    signed_head: ArcSwapOption<AuditCheckpoint>,
 }
 
 impl Store {
@@ -95,7 +99,16 @@ impl Store {
             );
         }
         let signer = Arc::new(Signer::load_or_create(data_dir, signed_before)?);
-        let mut store = Self { database, published, clock, random, policy, cluster: String::new(), signer };
+        let mut store = Self {
+            database,
+            published,
+            clock,
+            random,
+            policy,
+            cluster: String::new(),
+            signer,
+            signed_head: ArcSwapOption::empty(),
+        };
         let interrupted = store.write(|tx: &mut Tx<'_>| -> Result<usize> { tx.settle_interrupted_drains() }).await?;
         if interrupted > 0 {
             tracing::warn!(drains = interrupted, "drains were interrupted by a crash; their sessions are active again");

@@ -22,6 +22,8 @@ pub struct Stopped {
     pub signed: Vec<u64>,
     /// The one that the operator's computer remembers.
     pub remembered: u64,
+    /// The newest checkpoint that was kept with the log then.
+    pub kept: u64,
     pristine: tempfile::TempDir,
     _home: tempfile::TempDir,
 }
@@ -46,6 +48,7 @@ impl Stopped {
             last: log.last().unwrap().sequence,
             signed: signed.iter().map(|checkpoint| checkpoint.sequence).collect(),
             remembered: remembered(server.folder()),
+            kept: newest(server.folder(), "stored"),
             pristine,
             _home: home,
             server,
@@ -73,9 +76,13 @@ impl Stopped {
 
 /// The newest sequence that is remembered in this home.
 pub fn remembered(home: &Path) -> u64 {
+    newest(home, "checkpoint")
+}
+
+fn newest(home: &Path, what: &str) -> u64 {
     let text = std::fs::read(home.join(".config/prism/checkpoints.json")).expect("a memory");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    let sequence = |log: &serde_json::Value| log["checkpoint"]["sequence"].as_str()?.parse().ok();
+    let sequence = |log: &serde_json::Value| log[what]["sequence"].as_str()?.parse().ok();
     json["logs"].as_object().and_then(|logs| logs.values().filter_map(sequence).max()).expect("a checkpoint")
 }
 

@@ -151,8 +151,9 @@ async fn entries_that_are_deleted_or_cut_off() {
     for signed in stopped.signed.iter().copied().filter(|signed| *signed < last) {
         cases.push(case("all after a checkpoint", By::Anyone, signed + 1, delete(format!("sequence > {signed}"))));
         if signed < stopped.remembered {
+            let shows = if signed < stopped.kept { stopped.kept } else { stopped.remembered };
             // With the checkpoints too, a log that ends early looks like one that has just ended there.
-            cases.push(case("the end and what was signed of it", By::Memory, stopped.remembered, move |database| {
+            cases.push(case("the end and what was signed of it", By::Memory, shows, move |database| {
                 run(database, &format!("DELETE FROM audit WHERE sequence > {signed}"));
                 run(database, &format!("DELETE FROM checkpoints WHERE sequence > {signed}"));
             }));
@@ -332,7 +333,7 @@ async fn entries_that_are_reordered_or_added() {
 #[tokio::test]
 async fn what_was_signed() {
     let stopped = stopped().await;
-    let (last, first, remembered) = (stopped.last, stopped.signed[0], stopped.remembered);
+    let (last, first, kept) = (stopped.last, stopped.signed[0], stopped.kept);
     let second = stopped.signed[1];
     let mut cases = Vec::new();
     // Their columns, each alone; and each byte that was signed.
@@ -367,8 +368,8 @@ async fn what_was_signed() {
             )
             .unwrap();
     }));
-    cases.push(case("all deleted", By::Memory, remembered, |database| run(database, "DELETE FROM checkpoints")));
-    cases.push(case("all but the first deleted", By::Memory, remembered, move |database| {
+    cases.push(case("all deleted", By::Memory, kept, |database| run(database, "DELETE FROM checkpoints")));
+    cases.push(case("all but the first deleted", By::Memory, kept, move |database| {
         run(database, &format!("DELETE FROM checkpoints WHERE sequence > {first}"));
     }));
     // A chain of the attacker's own, signed with the attacker's own key.
@@ -390,7 +391,7 @@ async fn what_was_signed() {
         forge(database, 1, |entry| entry.actor = "mallory".to_owned());
         resign(database);
     }));
-    cases.push(case("a new chain, and what was signed is gone", By::Memory, remembered, |database| {
+    cases.push(case("a new chain, and what was signed is gone", By::Memory, kept, |database| {
         forge(database, 1, |entry| entry.actor = "mallory".to_owned());
         run(database, "DELETE FROM checkpoints");
     }));

@@ -81,7 +81,8 @@ async fn rewound() -> Rewound {
     copy(&server.data_dir(), old.path());
     start(&server).await;
     let cli = saw.knows(&server);
-    for name in ["a", "b", "c"] {
+    // More than the calls of the tests, which make the log longer again.
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
         cli.run(&format!("namespace create {name}")).ok();
     }
     cli.run("audit checkpoint").ok();
@@ -163,6 +164,56 @@ async fn a_log_with_another_key_cries_out() {
     saw.cli.run("audit verify").ends(11);
     saw.cli.run("audit forget --yes").ok();
     saw.cli.run("whoami").ok().quiet();
+}
+
+/// Between two checkpoints: the copy is older by a single call, of whatever kind, and the very next call finds it.
+#[tokio::test]
+async fn a_server_put_back_by_one_call_is_found_by_the_next() {
+    let server = Prism::start(Options::new()).await;
+    let saw = Computer::new();
+    let token = server.admin().create_api_key("viewer", None, None).await.token;
+    for (number, newer) in
+        ["namespace create newer", "whoami", "namespace get nowhere", "audit list --limit 1"].iter().enumerate()
+    {
+        saw.knows(&server).run(&format!("namespace create before{number}")).ok().quiet();
+        stop(&server).await;
+        let old = tempfile::tempdir().unwrap();
+        copy(&server.data_dir(), old.path());
+        start(&server).await;
+        let outcome = saw.knows(&server).run(newer);
+        assert!(outcome.code != Some(11), "{outcome:#?}");
+        let seen = saw.remembers();
+        // What others do meanwhile makes the log long enough to look like the one that was seen.
+        server.kill();
+        put_back(&server, old.path());
+        start(&server).await;
+        let other = server.admin().with_key(&token);
+        for _ in 0..5 * number {
+            other.who_am_i().await.unwrap();
+        }
+        let outcome = saw.knows(&server).run("whoami -o json").ends(11).notes(WARNING).notes("seen before: sequence");
+        assert!(outcome.err.contains(&format!("seen before: sequence {seen},")), "{outcome:#?}");
+        saw.cli.run("audit forget -y").ok();
+    }
+}
+
+/// Who follows has the state signed at which the stream began.
+#[tokio::test]
+async fn a_server_put_back_while_somebody_follows_is_found_too() {
+    let server = Prism::start(Options::new()).await;
+    let saw = Computer::new();
+    stop(&server).await;
+    let old = tempfile::tempdir().unwrap();
+    copy(&server.data_dir(), old.path());
+    start(&server).await;
+    let following = saw.knows(&server).follow("audit tail");
+    server.admin().create_namespace("seen").await;
+    following.next(prism_e2e::wait::LIMIT).expect("an entry");
+    drop(following);
+    server.kill();
+    put_back(&server, old.path());
+    start(&server).await;
+    saw.knows(&server).run("whoami").ends(11).notes(WARNING);
 }
 
 /// A machine that was lost and came back from its backup: loud until a person has explained it.

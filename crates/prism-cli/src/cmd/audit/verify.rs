@@ -14,6 +14,7 @@ use crate::{
     error::{Failure, Result},
     exit::Exit,
     export::{Export, is_broken},
+    memory::Seen,
     output::{Grid, note},
     stopped::Stopped,
 };
@@ -89,6 +90,7 @@ impl Verify {
         let mut known = Known { checkpoints, ..self.known(console) };
         // An export may be older than what is remembered; it must not say otherwise.
         known.others.extend(known.remembered.take());
+        known.kept = None;
         let (witness, others) = (known.witness, known.others.clone());
         let plan = Plan::new(known).map_err(of_another)?;
         if self.complete && witness.is_none() && !others.iter().any(|other| plan.is_signed_by(other.key)) {
@@ -123,7 +125,7 @@ impl Verify {
             return self.with(None, Vec::new());
         };
         match memory.recall().and_then(|remembered| Ok((remembered, memory.recall_all()?))) {
-            Ok((remembered, others)) => self.with(remembered.map(|seen| seen.checkpoint), others),
+            Ok((remembered, others)) => self.with(remembered, others),
             Err(why) => {
                 note(&format!("note: {why}; the log is not compared with what was remembered"));
                 self.with(None, Vec::new())
@@ -131,7 +133,8 @@ impl Verify {
         }
     }
 
-    fn with(&self, remembered: Option<Checkpoint>, others: Vec<Checkpoint>) -> Known {
+    fn with(&self, seen: Option<Seen>, others: Vec<Checkpoint>) -> Known {
+        let (remembered, kept) = seen.map_or((None, None), |seen| (Some(seen.checkpoint), seen.stored));
         let key = match (self.public_key, &remembered) {
             (Some(key), _) => Some((key, KeySource::Named)),
             (None, Some(remembered)) => Some((remembered.key, KeySource::Remembered)),
@@ -139,8 +142,8 @@ impl Verify {
         };
         // A key that was named says which server it is; what is remembered of another says nothing then.
         let same_server = |checkpoint: &Checkpoint| key.is_some_and(|(key, _)| key == checkpoint.key);
-        let remembered = remembered.filter(same_server);
-        Known { checkpoints: Vec::new(), key, remembered, others, witness: self.witness }
+        let (remembered, kept) = (remembered.filter(same_server), kept.filter(same_server));
+        Known { checkpoints: Vec::new(), key, remembered, kept, others, witness: self.witness }
     }
 }
 
