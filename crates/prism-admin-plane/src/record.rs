@@ -2,6 +2,7 @@
 //! calls that never reach the door — unparsable requests and RPCs that are not served (contract §9 "audit, what").
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response};
+use prism_core::source::{Full, PlaceBounds, Places};
 use prism_core::{Error, Kind, Result};
-use prism_rpc::{Peer, RequestId, to_status};
+use prism_rpc::{HeldBody, Peer, RequestId, to_status};
 use tonic::Code;
 use tower::Service;
 
@@ -25,6 +27,9 @@ use crate::unrecorded::cannot_record;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest name of an RPC that is not ours in an entry, in characters.
 const MAX_NAME_LENGTH: usize = 128;
+/// Health and reflection calls that are open, of everybody: they need no credential, and their streams end when the caller
+/// likes.
+const OPEN_CALLS: PlaceBounds = PlaceBounds { all: 256, per_source: 32, kept_for_loopback: 32 };
 /// ErrorInfo domain of what no service answers.
 const DOMAIN: &str = "prism.admin.v1";
 
@@ -57,12 +62,13 @@ pub struct RecordService<S> {
     inner: S,
     door: Arc<Door>,
     calls: Calls,
+    open_calls: Places,
 }
 
 impl<S> RecordService<S> {
     /// Wraps `inner`.
     pub fn new(inner: S, door: Arc<Door>) -> Self {
-        Self { inner, door, calls: Calls::default() }
+        Self { inner, door, calls: Calls::default(), open_calls: Places::new(OPEN_CALLS) }
     }
 }
 
@@ -87,7 +93,18 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if is_open(request.uri().path()) {
-            return Box::pin(self.inner.call(request));
+            // Without an address it is a call of our own.
+            let from =
+                request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.address.ip());
+            let place = match self.open_calls.take(from) {
+                Ok(place) => place,
+                Err(full) => {
+                    let refused = Stray::of(&request).status(&too_many_open(full));
+                    return Box::pin(async move { Ok(refused) });
+                }
+            };
+            let answer = self.inner.call(request);
+            return Box::pin(async move { Ok(answer.await?.map(|body| Body::new(HeldBody::new(body, place)))) });
         }
         let (stray, presented) = (Stray::of(&request), presented(&request));
         let door = Arc::clone(&self.door);
@@ -158,6 +175,21 @@ fn problem(code: Option<Code>) -> Error {
             Error::new(Kind::InvalidArgument, "MALFORMED_MESSAGE", "the request is not the message that this RPC takes")
         }
     }
+}
+
+fn too_many_open(full: Full) -> Error {
+    let message = match full {
+        Full::Source => {
+            format!(
+                "{} health and reflection calls of this address are open, the most that may be",
+                OPEN_CALLS.per_source
+            )
+        }
+        Full::All => {
+            format!("{} health and reflection calls are open, the most that may be; retry", OPEN_CALLS.all)
+        }
+    };
+    Error::new(Kind::ResourceExhausted, "TOO_MANY_OPEN_CALLS", message).retry_after(Duration::from_secs(1))
 }
 
 fn too_slow() -> Error {

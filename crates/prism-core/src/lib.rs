@@ -13,6 +13,7 @@ pub mod permission;
 pub mod rate;
 pub mod secret;
 pub mod session;
+pub mod source;
 pub mod storage;
 pub mod subject;
 

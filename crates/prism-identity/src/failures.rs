@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use prism_core::source::Source;
 
 /// The time over which failures are counted, and after which a quiet source or key is as new.
 pub const WINDOW: Duration = Duration::from_mins(1);
@@ -48,13 +50,6 @@ pub struct FailureLimiter {
 pub struct WaitPlace {
     source: Source,
     state: Arc<Mutex<State>>,
-}
-
-/// An IPv4 address, or the /64 of an IPv6 address: whoever has one address of it has them all.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Source {
-    V4(u32),
-    V6(u64),
 }
 
 #[derive(Default)]
@@ -106,15 +101,6 @@ impl Drop for WaitPlace {
 impl fmt::Debug for WaitPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("WaitPlace")
-    }
-}
-
-impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.to_bits()),
-            IpAddr::V6(address) => Self::V6((Ipv6Addr::to_bits(address) >> 64) as u64),
-        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prism_core::source::Place;
 use rustls_pki_types::CertificateDer;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 /// The open connections of one listener; a clone is the same set. It never holds more entries than the listener has
-/// connections, which are bounded by `max_connections`.
+/// connections, which are bounded by `ServeOptions::places`.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Inner>);
 
@@ -54,10 +54,10 @@ impl Connections {
         condemned.map(|(fingerprint, _)| self.cut(&fingerprint)).sum()
     }
 
-    /// Counts a connection and holds its slot.
-    pub(crate) fn enter(&self, slot: OwnedSemaphorePermit) -> Open {
+    /// Counts a connection and holds its place.
+    pub(crate) fn enter(&self, place: Place) -> Open {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Open { connections: self.clone(), _slot: slot }
+        Open { connections: self.clone(), _place: place }
     }
 
     /// Notes that a connection stands on a certificate.
@@ -86,7 +86,7 @@ impl fmt::Debug for Connections {
 /// An open connection.
 pub(crate) struct Open {
     connections: Connections,
-    _slot: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Drop for Open {

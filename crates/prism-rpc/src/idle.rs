@@ -67,21 +67,22 @@ impl Drop for Busy {
 }
 
 pin_project! {
-    /// An answer's body that keeps its request open until it is sent or dropped.
-    pub(crate) struct BusyBody<B> {
+    /// An answer's body that holds something until it is sent or dropped, such as the place of its request.
+    pub struct HeldBody<B, H> {
         #[pin]
         body: B,
-        busy: Busy,
+        _held: H,
     }
 }
 
-impl<B> BusyBody<B> {
-    pub(crate) fn new(body: B, busy: Busy) -> Self {
-        Self { body, busy }
+impl<B, H> HeldBody<B, H> {
+    /// `body`, with what lives as long.
+    pub fn new(body: B, held: H) -> Self {
+        Self { body, _held: held }
     }
 }
 
-impl<B: Body> Body for BusyBody<B> {
+impl<B: Body, H> Body for HeldBody<B, H> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -95,6 +96,12 @@ impl<B: Body> Body for BusyBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl<B, H> std::fmt::Debug for HeldBody<B, H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HeldBody")
     }
 }
 

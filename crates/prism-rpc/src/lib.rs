@@ -15,6 +15,7 @@ pub mod tls;
 pub mod watched;
 
 pub use connections::Connections;
+pub use idle::HeldBody;
 pub use listener::{BoundListener, ServeOptions, serve};
 pub use metrics::{Counter, Metrics, Series};
 pub use request::{Peer, RequestId, RequestIdService, RequestIds};

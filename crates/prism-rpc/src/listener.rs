@@ -19,15 +19,15 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use prism_core::source::{Full, Place, PlaceBounds, Places};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::connections::Connections;
-use crate::idle::{Activity, BusyBody};
+use crate::idle::{Activity, HeldBody};
 use crate::metrics::Counter;
 use crate::request::Peer;
 use crate::shutdown::Shutdown;
@@ -69,8 +69,8 @@ pub struct ServeOptions {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Whether HTTP/1.1 is spoken beside HTTP/2.
     pub http1: bool,
-    /// Most open connections; further ones are closed at once.
-    pub max_connections: usize,
+    /// Most open connections, in all and of one source; further ones are closed at once.
+    pub places: PlaceBounds,
     /// Most concurrent requests of one connection.
     pub max_streams: u32,
     /// Largest header list of a request, in bytes.
@@ -96,7 +96,7 @@ impl ServeOptions {
             name,
             tls: None,
             http1: false,
-            max_connections: 10_000,
+            places: PlaceBounds::shared(10_000),
             max_streams: 1000,
             max_header_bytes: 16 * 1024,
             handshake_timeout: Duration::from_secs(10),
@@ -133,7 +133,7 @@ impl fmt::Debug for ServeOptions {
             .field("name", &self.name)
             .field("tls", &self.tls.is_some())
             .field("http1", &self.http1)
-            .field("max_connections", &self.max_connections)
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }
@@ -154,7 +154,7 @@ where
         Ok(listener) => listener,
         Err(error) => return tracing::error!(listener = name, %error, "the listener cannot be served"),
     };
-    let slots = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
+    let places = Places::new(options.places);
     let connections = TaskTracker::new();
     let server =
         Arc::new(Server { builder: options.builder(), acceptor: options.tls.clone().map(TlsAcceptor::from), options });
@@ -172,12 +172,19 @@ where
                 continue;
             }
         };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            server.options.refused.increment();
-            tracing::debug!(listener = name, peer = %address, "too many connections");
-            continue;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                server.options.refused.increment();
+                let why = match full {
+                    Full::All => "too many connections",
+                    Full::Source => "too many connections of this source",
+                };
+                tracing::debug!(listener = name, peer = %address, "{why}");
+                continue;
+            }
         };
-        connections.spawn(connection(server.clone(), stream, address, service.clone(), shutdown.clone(), slot));
+        connections.spawn(connection(server.clone(), stream, address, service.clone(), shutdown.clone(), place));
     }
     drop(listener);
     connections.close();
@@ -205,14 +212,14 @@ async fn connection<S, B>(
     address: SocketAddr,
     service: S,
     shutdown: Shutdown,
-    slot: OwnedSemaphorePermit,
+    place: Place,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let _open = server.options.connections.enter(slot);
+    let _open = server.options.connections.enter(place);
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(peer = %address, %error, "the connection is gone");
     }
@@ -264,7 +271,7 @@ where
         async move {
             poll_fn(|cx| service.poll_ready(cx)).await?;
             let response = service.call(request).await?;
-            Ok::<_, Infallible>(response.map(|body| BusyBody::new(body, busy)))
+            Ok::<_, Infallible>(response.map(|body| HeldBody::new(body, busy)))
         }
     });
     let mut connection = pin!(server.builder.serve_connection(io, service));

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prism_core::secret::Random;
+use prism_core::source::PlaceBounds;
 use prism_rpc::{
     BoundListener, CertificateAuthority, Connections, Peer, RequestIdService, RequestIds, ServeOptions, Shutdown,
     ShutdownTrigger, serve, tls,
@@ -137,7 +138,7 @@ async fn the_deadline_cuts_what_does_not_finish() {
 
 #[tokio::test]
 async fn connections_beyond_the_bound_are_closed_and_slots_come_back() {
-    let served = served(|options| options.max_connections = 1).await;
+    let served = served(|options| options.places = PlaceBounds::shared(1)).await;
     let (mut sender, connection, _) = client(served.address).await;
     sender.send_request(get("/")).await.unwrap();
     let mut refused = TcpStream::connect(served.address).await.unwrap();

@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use prism_core::source::PlaceBounds;
 use prism_rpc::{Metrics, ServeOptions, metrics};
 
 /// Most connections of this port.
@@ -54,7 +55,7 @@ impl Readiness {
 pub fn options() -> ServeOptions {
     ServeOptions {
         http1: true,
-        max_connections: MAX_CONNECTIONS,
+        places: PlaceBounds::shared(MAX_CONNECTIONS),
         max_streams: 32,
         idle_timeout: Some(IDLE_TIMEOUT),
         ..ServeOptions::new("metrics")

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::Router;
 use prism_core::secret::Random;
+use prism_core::source::PlaceBounds;
 use prism_rpc::{
     BoundListener, CertificateAuthority, Connections, Metrics, RequestIdService, RequestIds, ServeOptions, ServerTls,
     Shutdown, ShutdownTrigger, serve,
@@ -19,6 +20,20 @@ use crate::settings::{Certificate, Settings};
 
 /// An admin connection without an open request for this long makes room for others: operators must always find a place.
 const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// Most connections of one source on the admin port, and never more than a quarter of all: who has no credential can hold
+/// connections, too, and must not hold them all.
+const ADMIN_CONNECTIONS_PER_SOURCE: usize = 256;
+/// Connections of the admin port that are kept for callers on the machine itself, and never more than an eighth of all.
+const ADMIN_CONNECTIONS_FOR_LOOPBACK: usize = 64;
+
+fn admin_places(all: usize) -> PlaceBounds {
+    PlaceBounds {
+        all,
+        per_source: ADMIN_CONNECTIONS_PER_SOURCE.min(all / 4).max(1),
+        kept_for_loopback: ADMIN_CONNECTIONS_FOR_LOOPBACK.min(all / 8),
+    }
+}
 
 /// Bound sockets that nobody serves yet.
 pub struct Listeners {
@@ -119,7 +134,7 @@ impl Listeners {
             metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
         let data_options = ServeOptions {
             tls: security.data.as_ref().map(|plane| plane.tls.config()),
-            max_connections: settings.limits.max_connections,
+            places: PlaceBounds::shared(settings.limits.max_connections),
             connections: planes.connections().data.clone(),
             refused: refused.clone(),
             ..ServeOptions::new("data")
@@ -127,7 +142,7 @@ impl Listeners {
         let admin_options = ServeOptions {
             tls: Some(security.admin.tls.config()),
             http1: true,
-            max_connections: settings.limits.max_connections,
+            places: admin_places(settings.limits.max_connections),
             connections: planes.connections().admin.clone(),
             idle_timeout: Some(ADMIN_IDLE_TIMEOUT),
             refused: refused.clone(),
