@@ -45,6 +45,8 @@ pub struct Door {
     pub authenticator: Authenticator,
     /// Calls without a valid credential.
     pub(crate) suppressed: Suppressed,
+    /// Calls that were one too many.
+    pub(crate) excess: Suppressed,
     /// Reads that were carried out while the log could not be written.
     pub(crate) unrecorded: Unrecorded,
     /// Drains that are over and not yet written down as such.
@@ -91,7 +93,8 @@ impl Door {
         Self {
             unrecorded: Unrecorded::new(on_read_failure, &services.metrics),
             unended: Unended::default(),
-            suppressed: Suppressed::new(&services.metrics),
+            suppressed: Suppressed::credentials(&services.metrics),
+            excess: Suppressed::calls(&services.metrics),
             services,
             authenticator,
             under_way: Mutex::default(),

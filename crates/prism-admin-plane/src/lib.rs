@@ -10,6 +10,7 @@ pub mod identity;
 pub mod op;
 pub mod ops;
 pub mod provision;
+mod rates;
 mod record;
 mod refused;
 mod trailers;
@@ -72,6 +73,8 @@ pub struct AdminOptions {
     pub connections: Connections,
     /// Failed credentials of one source or key that are answered without delay.
     pub auth_failures: u32,
+    /// Most calls of one credential per second; 0 = any number.
+    pub admin_rps: u32,
     /// How the audit log is kept.
     pub audit: AuditSettings,
 }
@@ -82,6 +85,7 @@ pub struct AdminPlane {
     reflection: bool,
     health: bool,
     shutdown: Shutdown,
+    admin_rps: u32,
     audit: AuditSettings,
 }
 
@@ -103,6 +107,7 @@ impl AdminPlane {
         };
         Self {
             door: Arc::new(Door::new(services, authenticator, options.audit.on_read_failure)),
+            admin_rps: options.admin_rps,
             audit: options.audit,
             reflection: options.reflection,
             health: options.health,
@@ -168,6 +173,6 @@ impl AdminPlane {
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);
         }
         let served = routes.routes().into_axum_router().route_service(audit_stream::PATH, AuditStreamService(grpc));
-        Ok(RecordService::new(served, Arc::clone(&self.door)))
+        Ok(RecordService::new(served, Arc::clone(&self.door), self.admin_rps))
     }
 }

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use http::{Request, Response};
@@ -17,9 +17,11 @@ use prism_rpc::{HeldBody, Peer, RequestId, to_status};
 use tonic::Code;
 use tower::Service;
 
+use crate::audit_stream;
 use crate::calls::Calls;
 use crate::door::{Call, Door, draft, method_name};
 use crate::identity::{Identity, Presented, Refused};
+use crate::rates::Rates;
 use crate::trailers::AuditTrailers;
 use crate::unrecorded::cannot_record;
 
@@ -62,13 +64,22 @@ pub struct RecordService<S> {
     inner: S,
     door: Arc<Door>,
     calls: Calls,
+    streams: Calls,
+    rates: Arc<Rates>,
     open_calls: Places,
 }
 
 impl<S> RecordService<S> {
-    /// Wraps `inner`.
-    pub fn new(inner: S, door: Arc<Door>) -> Self {
-        Self { inner, door, calls: Calls::default(), open_calls: Places::new(OPEN_CALLS) }
+    /// Wraps `inner`. One credential may make `calls_per_second`; 0 = any number.
+    pub fn new(inner: S, door: Arc<Door>, calls_per_second: u32) -> Self {
+        Self {
+            inner,
+            door,
+            calls: Calls::under_way(),
+            streams: Calls::streams(),
+            rates: Arc::new(Rates::new(calls_per_second)),
+            open_calls: Places::new(OPEN_CALLS),
+        }
     }
 }
 
@@ -108,7 +119,8 @@ where
         }
         let (stray, presented) = (Stray::of(&request), presented(&request));
         let door = Arc::clone(&self.door);
-        let calls = self.calls.clone();
+        let (calls, rates) = (self.calls.clone(), Arc::clone(&self.rates));
+        let streams = (request.uri().path() == audit_stream::PATH).then(|| self.streams.clone());
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
@@ -118,11 +130,19 @@ where
                 // The body is not worth reading.
                 Err(refused) => return Ok(door.refuse_stray(stray, refused).await),
             };
-            let trailers = AuditTrailers::of(&request, &door.services.store);
-            let place = match calls.begin(&identity.credential_id) {
-                Ok(place) => place,
-                Err(refused) => return Ok(trailers.attach(door.record_stray(stray, &identity, refused).await).await),
+            let id = &identity.credential_id;
+            let places = rates
+                .count(id, Instant::now())
+                .and_then(|()| Ok((calls.begin(id)?, streams.map(|streams| streams.begin(id)).transpose()?)));
+            let (place, stream) = match places {
+                Ok(places) => places,
+                Err(refused) => {
+                    // Who asks too much is not answered what he asks of the log besides.
+                    let trailers = AuditTrailers::unasked(&door.services.store);
+                    return Ok(trailers.attach(door.refuse_excessive(stray, &identity, refused).await).await);
+                }
             };
+            let trailers = AuditTrailers::of(&request, &door.services.store);
             let recorded = Recorded::default();
             request.extensions_mut().insert(recorded.clone());
             request.extensions_mut().insert(Arc::clone(&identity));
@@ -134,7 +154,11 @@ where
             };
             drop(place);
             if recorded.is_taken_over() {
-                return Ok(trailers.attach(response).await);
+                let answer = trailers.attach(response).await;
+                return Ok(match stream {
+                    Some(stream) => answer.map(|body| Body::new(HeldBody::new(body, stream))),
+                    None => answer,
+                });
             }
             let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
             let refused = door.record_stray(stray, &identity, problem(code.map(Code::from_i32))).await;
@@ -247,12 +271,27 @@ impl Door {
         stray.status(&error)
     }
 
-    /// Answers a request that reaches no operation though its credential is valid, with its entry.
-    async fn record_stray(self: Arc<Self>, stray: Stray, identity: &Identity, problem: Error) -> Response<Body> {
-        let mut draft = self.stray_draft(&stray);
+    fn draft_of(&self, stray: &Stray, identity: &Identity) -> prism_store::EntryDraft {
+        let mut draft = self.stray_draft(stray);
         draft.actor.clone_from(&identity.actor);
         identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
+        draft
+    }
+
+    /// Answers a request that is one too many of its credential, with its entry, of which there is a bounded number.
+    async fn refuse_excessive(self: Arc<Self>, stray: Stray, identity: &Identity, refused: Error) -> Response<Body> {
+        let draft = self.draft_of(&stray, identity);
+        let written = tokio::spawn(async move { self.refuse_excess(draft, refused).await });
+        match written.await {
+            Ok(Ok(error) | Err(error)) => stray.status(&error),
+            Err(cause) => stray.status(&Error::internal(cause)),
+        }
+    }
+
+    /// Answers a request that reaches no operation though its credential is valid, with its entry.
+    async fn record_stray(self: Arc<Self>, stray: Stray, identity: &Identity, problem: Error) -> Response<Body> {
+        let mut draft = self.draft_of(&stray, identity);
         draft.error = Some(problem.message().to_owned());
         draft.metadata.insert("reason".to_owned(), problem.reason().to_owned());
         let written = tokio::spawn(async move { self.services.store.write(move |tx| tx.append_entry(draft)).await });

@@ -65,6 +65,11 @@ impl AuditTrailers {
         Self { store: Arc::clone(store), witness, head, streams }
     }
 
+    /// As if nothing was asked.
+    pub(crate) fn unasked(store: &Arc<Store>) -> Self {
+        Self { store: Arc::clone(store), witness: None, head: false, streams: false }
+    }
+
     /// Adds itself to the trailers of `response`, or to its headers when these are all there is.
     pub(crate) async fn attach(mut self, mut response: Response<Body>) -> Response<Body> {
         if response.headers().contains_key("grpc-status") {

@@ -43,7 +43,7 @@ async fn check(channel: &Channel) -> Result<(), Status> {
 
 #[track_caller]
 fn refused(outcome: Result<Watch, Status>) -> Failure {
-    let failure = Failure::from(&outcome.err().expect("a refusal"));
+    let failure = Failure::from(&outcome.expect_err("a refusal"));
     failure.is(Code::ResourceExhausted, TOO_MANY);
     failure
 }

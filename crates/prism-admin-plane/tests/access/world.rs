@@ -115,6 +115,7 @@ impl World {
             trust: Arc::new(ArcSwap::from_pointee(trust)),
             authority: authority.clone(),
             connections: Connections::default(),
+            admin_rps: 0,
             auth_failures: 20,
             audit: AuditSettings::default(),
         });

@@ -108,6 +108,7 @@ impl Planes {
             authority: authority.clone(),
             connections: connections.admin.clone(),
             auth_failures: settings.auth_failures,
+            admin_rps: settings.admin_rps,
             audit: settings.audit.clone(),
         });
         Ok(Self { store, backends, data, admin, trust, connections })

@@ -218,6 +218,8 @@ pub struct Limits {
     pub data_threads: Option<Whole<1, 1024>>,
     /// Failed credentials of one source or key that are answered without delay.
     pub auth_failures: Option<Whole<1, 10_000>>,
+    /// Admin calls of one credential per second; 0 = any number.
+    pub admin_rps: Option<Whole<0, 1_000_000>>,
 }
 
 /// Section `[[backend]]`.

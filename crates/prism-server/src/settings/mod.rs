@@ -55,6 +55,8 @@ pub struct Settings {
     pub audit: AuditSettings,
     /// Failed credentials of one source or key that are answered without delay.
     pub auth_failures: u32,
+    /// Admin calls of one credential per second; 0 = any number.
+    pub admin_rps: u32,
     /// Issuers of access tokens.
     oidc: Vec<Oidc>,
     /// Life of sessions.
@@ -167,6 +169,7 @@ impl Settings {
             client_ca,
             audit: audit(&file.audit),
             auth_failures: file.limits.auth_failures.map_or(AUTH_FAILURES, |whole| whole.0 as u32),
+            admin_rps: file.limits.admin_rps.map_or(0, |whole| whole.0 as u32),
             oidc: file.oidc,
             session: session(&file.session)?,
             limits: limits(&file.limits),

@@ -55,6 +55,7 @@ max_in_flight = 13
 max_streams_per_session = 14
 data_threads = 1
 auth_failures = 7
+admin_rps = 8
 [audit]
 retention = "90d"
 checkpoint_interval = "30s"
@@ -90,7 +91,7 @@ fn it_starts_without_a_file() {
     assert_eq!(settings.session.idle_timeout, Duration::from_mins(5));
     assert!(settings.reflection && settings.health && !settings.dev);
     assert_eq!(settings.client_ca, ClientCa::default());
-    assert_eq!((settings.audit, settings.auth_failures), (AuditSettings::default(), 20));
+    assert_eq!((settings.audit, settings.auth_failures, settings.admin_rps), (AuditSettings::default(), 20, 0));
     let names: Vec<_> = settings.backends.iter().map(|backend| (backend.name.as_str(), backend.kind())).collect();
     assert_eq!(names, [("sqlite", BackendType::Sqlite), ("memory", BackendType::Memory)]);
     assert_eq!(settings.backends[0].kind, BackendKind::Sqlite { folder: "./prism-data/backends/sqlite".into() });
@@ -120,7 +121,7 @@ fn every_key_of_the_file_arrives() {
         checkpoint_interval: Duration::from_secs(30),
         on_read_failure: OnReadFailure::Allow,
     };
-    assert_eq!((settings.audit, settings.auth_failures), (audit, 7));
+    assert_eq!((settings.audit, settings.auth_failures, settings.admin_rps), (audit, 7, 8));
     assert_eq!(settings.backends.len(), 2);
     assert_eq!(settings.backends[0].kind, BackendKind::Sqlite { folder: "/var/lib/main".into() });
 }
@@ -198,6 +199,8 @@ fn every_bound_is_checked_with_its_line() {
         ("limits", "data_threads", "\"2\"", "2"),
         ("limits", "auth_failures", "0", "1"),
         ("limits", "auth_failures", "10001", "10000"),
+        ("limits", "admin_rps", "-1", "0"),
+        ("limits", "admin_rps", "1000001", "1000000"),
         ("audit", "retention", "\"999ms\"", "\"1s\""),
         ("audit", "retention", "\"11y\"", "\"10y\""),
         ("audit", "retention", "90", "\"90d\""),
