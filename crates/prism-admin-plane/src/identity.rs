@@ -14,7 +14,7 @@ use prism_core::{Error, Kind, Result, UnixMillis};
 use prism_identity::{
     CertificateKind, ClientTrust, FailureLimiter, Issuers, Penalty, Plane, ProvenToken, TokenRefused, WaitPlace,
 };
-use prism_store::{ApiKeyRow, Credential, Store};
+use prism_store::{ApiKeyRow, Credential, OPERATOR_ON_THE_BOX, Store};
 use rustls_pki_types::CertificateDer;
 
 use crate::door::reach_of;
@@ -329,5 +329,5 @@ fn is_readable(name: &str) -> bool {
 
 /// Actors that Prism writes into the audit log itself; nobody may pass for them.
 pub(crate) fn is_reserved(name: &str) -> bool {
-    matches!(name, "anonymous" | "prism" | "prism-dev") || name.starts_with("key:")
+    matches!(name, "anonymous" | "prism" | "prism-dev" | OPERATOR_ON_THE_BOX) || name.starts_with("key:")
 }

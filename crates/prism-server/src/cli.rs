@@ -19,6 +19,18 @@ pub struct Cli {
 pub enum Command {
     /// Run the server; it needs no configuration file
     Serve(ServeArgs),
+    /// Make a new admin key on a stopped server, for an operator who is locked out
+    ///
+    /// Writes it to admin.token in the data directory. Keys that are there stay as they are. The audit log tells of it.
+    Recover(RecoverArgs),
+}
+
+/// Flags of `prism recover`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecoverArgs {
+    /// Data directory [env: PRISM_DATA_DIR] [default: ./prism-data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Flags of `prism serve`. A flag wins over the environment, the environment over the file, the file over the default.
@@ -84,11 +96,15 @@ mod tests {
     fn flags_are_those_of_the_contract() {
         Cli::command().debug_assert();
         let line = "prism serve --config c.toml --data-dir d --bind ::1 --data-port 0 --admin-port 2 --metrics-port 3 --role data --dev";
-        let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("{line}") };
         assert_eq!((args.data_port, args.admin_port, args.metrics_port), (Some(0), Some(2), Some(3)));
         assert_eq!((args.role, args.dev, args.bind), (Role::Data, true, Some("::1".parse().unwrap())));
+        let line = "prism recover --data-dir d";
+        let Command::Recover(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("{line}") };
+        assert_eq!(args.data_dir, Some("d".into()));
         for bad in [
             "prism",
+            "prism recover here",
             "prism serve --data-port 65536",
             "prism serve --bind here",
             "prism serve --role x",

@@ -7,6 +7,7 @@ mod dev;
 mod endpoints;
 mod log;
 mod monitoring;
+mod recover;
 mod settings;
 mod signals;
 
@@ -45,8 +46,11 @@ impl From<String> for Failure {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(args) = Cli::parse().command;
-    let (code, message) = match serve(&args) {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Recover(args) => recover::run(&args),
+    };
+    let (code, message) = match done {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::Start(message)) => (1, message),

@@ -1,7 +1,7 @@
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prism_core::secret::{self, SecretKind};
 use prism_core::{Error, Result};
@@ -11,7 +11,7 @@ use crate::key::{ApiKeyRow, KeyLife};
 use crate::{Store, Tx};
 
 /// Name of the file with the first admin key, in the data directory.
-const ADMIN_TOKEN: &str = "admin.token";
+pub(crate) const ADMIN_TOKEN: &str = "admin.token";
 
 impl Store {
     /// Makes the first admin key, once in the life of an installation: a file that the operator removed stays removed.
@@ -73,23 +73,54 @@ fn first_key_entry(id: &str) -> EntryDraft {
 
 /// Writes `secret` to a file of mode 0600, whole or not at all.
 pub(crate) fn write_secret(folder: &Path, name: &str, secret: &str) -> Result<()> {
-    let path = folder.join(name);
-    let temporary = folder.join(format!("{name}.new"));
-    let write = || -> std::io::Result<()> {
-        // A leftover of a crash may have other permissions.
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    PreparedSecret::write(folder, name, secret)?.put()
+}
+
+/// A secret that is on the disk under another name, so that it can be put in its place when it is valid.
+pub(crate) struct PreparedSecret {
+    folder: PathBuf,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl PreparedSecret {
+    /// Writes `secret`, mode 0600, beside the file `name`.
+    pub(crate) fn write(folder: &Path, name: &str, secret: &str) -> Result<Self> {
+        let prepared =
+            Self { folder: folder.to_owned(), temporary: folder.join(format!("{name}.new")), path: folder.join(name) };
+        let write = || -> io::Result<()> {
+            // A leftover of a crash may have other permissions.
+            match std::fs::remove_file(&prepared.temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&prepared.temporary)?;
+            writeln!(file, "{secret}")?;
+            file.sync_all()
+        };
+        write().map_err(|cause| prepared.failed(cause))?;
+        Ok(prepared)
+    }
+
+    /// Puts it in the place of what is there.
+    pub(crate) fn put(self) -> Result<()> {
+        let put = || -> io::Result<()> {
+            std::fs::rename(&self.temporary, &self.path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        put().map_err(|cause| self.failed(cause))
+    }
+
+    /// Takes it away again: it did not become valid.
+    pub(crate) fn discard(&self) {
+        if let Err(error) = std::fs::remove_file(&self.temporary) {
+            tracing::warn!(file = %self.temporary.display(), %error, "a token that is not valid could not be removed");
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        writeln!(file, "{secret}")?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|cause| {
-        Error::unavailable("STORAGE_UNAVAILABLE", format!("cannot write {}", path.display())).caused_by(cause)
-    })
+    }
+
+    fn failed(&self, cause: io::Error) -> Error {
+        Error::unavailable("STORAGE_UNAVAILABLE", format!("cannot write {}", self.path.display())).caused_by(cause)
+    }
 }
 
 impl Tx<'_> {

@@ -123,10 +123,17 @@ impl Publisher {
         if touched.audit {
             let head = match self.touched.known.chain {
                 Some(head) => Some(head),
-                None => newest_entry(connection)?,
+                // What somebody made unreadable is found by verification, and does not keep the server from working.
+                None => newest_entry(connection)
+                    .inspect_err(|error| error!(cause = ?error.cause(), "the newest audit entry cannot be read"))
+                    .unwrap_or_default(),
+            };
+            let last = match head {
+                Some((sequence, _)) => sequence,
+                None => tx.last_sequence()?,
             };
             self.published.head.store(head.map(Arc::new));
-            self.published.audit.send_replace(head.map_or(0, |(sequence, _)| sequence));
+            self.published.audit.send_replace(last);
         }
         Ok(())
     }

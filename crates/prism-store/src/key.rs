@@ -186,6 +186,11 @@ impl Tx<'_> {
     /// Stores a new API key; RESOURCE_EXHAUSTED `TOO_MANY_KEYS` when there are too many.
     pub fn insert_api_key(&mut self, key: &ApiKeyRow) -> Result<()> {
         self.require_room("api_keys")?;
+        self.put_api_key(key)
+    }
+
+    /// Stores a new API key, however many there are.
+    pub(crate) fn put_api_key(&mut self, key: &ApiKeyRow) -> Result<()> {
         self.execute(
             "INSERT INTO api_keys (id, hash, name, roles, namespace, owner, created_at, created_by, expires_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",

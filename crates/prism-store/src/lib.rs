@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod access_tests;
+mod administrators;
 mod audit;
 mod audit_query;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use tokio::sync::watch;
 use hook::{Published, Publisher};
 use tx::Touched;
 
+pub use administrators::OPERATOR_ON_THE_BOX;
 pub use audit::EntryDraft;
 pub use audit_query::{EntryChunk, EntryFilter, EntryQuery, Order};
 pub use binding::{BindingRow, ClientBindingRow};

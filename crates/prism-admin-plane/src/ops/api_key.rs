@@ -306,7 +306,7 @@ impl Op for RevokeApiKey {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let key = tx.api_key(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
-        tx.revoke_api_key(&self.id)?;
+        tx.keeping_an_administrator(|tx| tx.revoke_api_key(&self.id))?;
         let after = tx.api_key(&self.id)?;
         let done = Done::new(wire::RevokeApiKeyResponse {}).detail("name", &key.name);
         Ok(done.changed(Some(&state(&key)), after.as_ref().map(state).as_ref()))

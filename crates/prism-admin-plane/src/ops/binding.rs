@@ -134,7 +134,7 @@ impl Op for DeleteBinding {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.binding(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
-        tx.delete_binding(&self.id)?;
+        tx.keeping_an_administrator(|tx| tx.delete_binding(&self.id))?;
         Ok(describe(Done::new(wire::DeleteBindingResponse {}), &row).changed(Some(&state(&row)), None::<&Value>))
     }
 }

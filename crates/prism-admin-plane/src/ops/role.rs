@@ -179,7 +179,7 @@ impl Op for UpdateRole {
         let access = tx.access()?;
         let before = access.roles.get(&self.role.name).ok_or_else(|| Error::not_found(resource_of(&self.role.name)))?;
         require_held(caller, &self.role.name, &self.role.permissions, None)?;
-        tx.update_role(&self.role)?;
+        tx.keeping_an_administrator(|tx| tx.update_role(&self.role))?;
         let done = Done::new(wire::UpdateRoleResponse { role: Some(convert::role(&self.role)) });
         Ok(done.changed(Some(&shown(before)), Some(&shown(&self.role))))
     }
@@ -214,7 +214,7 @@ impl Op for DeleteRole {
         require_custom(self.name.as_str(), &access)?;
         let unknown = || Error::not_found(resource_of(self.name.as_str()));
         let role = access.roles.get(self.name.as_str()).ok_or_else(unknown)?;
-        let removed = tx.delete_role(self.name.as_str())?.ok_or_else(unknown)?;
+        let removed = tx.keeping_an_administrator(|tx| tx.delete_role(self.name.as_str()))?.ok_or_else(unknown)?;
         Ok(Done::new(wire::DeleteRoleResponse {})
             .changed(Some(&shown(role)), None::<&Value>)
             .detail("bindings", removed.bindings)

@@ -145,11 +145,15 @@ impl Environment {
     }
 }
 
+/// The data directory that a flag, the environment or the default names.
+pub fn data_dir(flag: Option<&Path>, environment: &Environment) -> PathBuf {
+    flag.map(Path::to_owned).or_else(|| environment.data_dir.clone()).unwrap_or_else(|| "./prism-data".into())
+}
+
 impl Settings {
     /// Puts flags, environment, file and defaults together; an error names the flag or key.
     pub fn resolve(args: &ServeArgs, environment: &Environment, file: File) -> Result<Self, String> {
-        let data_dir =
-            args.data_dir.clone().or_else(|| environment.data_dir.clone()).unwrap_or_else(|| "./prism-data".into());
+        let data_dir = data_dir(args.data_dir.as_deref(), environment);
         let port = |flag: Option<u16>, variable: Option<u16>, key: Option<u16>, default: u16| {
             flag.or(variable).or(key).unwrap_or(default)
         };

@@ -8,7 +8,9 @@ use super::*;
 fn args(flags: &[&str]) -> ServeArgs {
     use clap::Parser;
     let line = ["prism", "serve"].into_iter().chain(flags.iter().copied());
-    let crate::cli::Command::Serve(args) = crate::cli::Cli::try_parse_from(line).unwrap().command;
+    let crate::cli::Command::Serve(args) = crate::cli::Cli::try_parse_from(line).unwrap().command else {
+        panic!("another command");
+    };
     args
 }
 
