@@ -163,11 +163,15 @@ async fn a_session_may_what_its_subjects_may_together_and_ends_when_they_may_les
 #[tokio::test]
 async fn a_token_of_the_provider_opens_sessions_and_shows_configs() {
     let provider = Provider::start();
-    let more = format!("[[oidc]]\nissuer = {:?}\ndata_audience = {DATA:?}\n", provider.issuer());
+    // The first line is of the issuer before.
+    let more = format!(
+        "prefix = \"ours:\"\n[[oidc]]\nissuer = {:?}\nprefix = \"theirs:\"\ndata_audience = {DATA:?}\n",
+        provider.issuer()
+    );
     let world = World::with(1000, &more).await;
     let (one, two) = (world.config("one", Pattern::KeyValue).await, world.config("two", Pattern::KeyValue).await);
     let token = provider.machine(DATA).await;
-    world.admin.bind_client("user:machine", "one", &["read", "write"]).await;
+    world.admin.bind_client("user:theirs:machine", "one", &["read", "write"]).await;
     assert_eq!(rights(&world.plain(), Auth::JwtToken(token.clone()), &one).await, Some((true, true)));
     open(&world.plain(), Auth::JwtToken(token.clone()), &two).await.unwrap_err();
     let mut client = ConfigServiceClient::with_interceptor(world.plain(), Headers::bearer(&token));

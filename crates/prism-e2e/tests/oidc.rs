@@ -314,21 +314,25 @@ async fn a_stream_ends_with_its_token() {
 #[tokio::test]
 async fn issuers_with_prefixes_do_not_name_the_same_people() {
     let (ours, theirs) = (Issuer::start("ours"), Issuer::start("theirs"));
+    // The first line is of the issuer before.
     let second = format!(
-        "[[oidc]]\nissuer = {:?}\naudience = {ADMIN:?}\nprefix = \"partner:\"\nuser_claim = \"name\"\ngroups_claim = \"roles\"\n\
+        "prefix = \"ours:\"\n[[oidc]]\nissuer = {:?}\naudience = {ADMIN:?}\nprefix = \"partner:\"\nuser_claim = \"name\"\ngroups_claim = \"roles\"\n\
          admin_scope = \"prism\"\nalgorithms = [\"EdDSA\"]\nrole_map = {{ platform = \"viewer\" }}\n",
         theirs.url
     );
     let server = Prism::start(Options::new().config(&trusting(&ours.url, &second))).await;
     let admin = server.admin();
-    admin.bind("user:alice", "operator", None).await;
+    admin.bind("user:ours:alice", "operator", None).await;
     admin.bind("group:partner:guests", "operator", None).await;
     let grants = async |token: &str| {
         let who = admin.with_key(token).who_am_i().await.unwrap();
         (who.actor, who.subjects, who.grants.into_iter().map(|grant| grant.role).collect::<Vec<_>>())
     };
     let (actor, subjects, roles) = grants(&ours.token(ADMIN, "alice", &["guests"])).await;
-    assert_eq!((actor.as_str(), subjects), ("alice", vec!["user:alice".to_owned(), "group:guests".to_owned()]));
+    assert_eq!(
+        (actor.as_str(), subjects),
+        ("ours:alice", vec!["user:ours:alice".to_owned(), "group:ours:guests".to_owned()])
+    );
     assert_eq!(roles, ["operator"]);
     let claims = json!({
         "iss": theirs.url, "sub": "1234", "name": "alice", "aud": [ADMIN, "else"], "scope": "a prism b",

@@ -52,13 +52,15 @@ impl World {
 }
 
 fn settings(issuers: &[&str]) -> String {
-    let of = |issuer: &&str| {
+    let of = |(number, issuer): (usize, &&str)| {
+        // Two must not name the same person.
+        let prefix = if issuers.len() > 1 { format!("i{number}:") } else { String::new() };
         format!(
-            "[[oidc]]\nissuer = {issuer:?}\naudience = {ADMIN:?}\ndata_audience = {DATA:?}\n\
+            "[[oidc]]\nissuer = {issuer:?}\nprefix = {prefix:?}\naudience = {ADMIN:?}\ndata_audience = {DATA:?}\n\
              role_map = {{ platform = \"admin\" }}\n"
         )
     };
-    let issuers: Vec<String> = issuers.iter().map(of).collect();
+    let issuers: Vec<String> = issuers.iter().enumerate().map(of).collect();
     format!("[limits]\nauth_failures = 10000\n{}", issuers.concat())
 }
 
@@ -110,9 +112,6 @@ fn claims_that_do_not_fit(world: &World) -> Cases {
         json!({"sub": "a\nb"}),
         json!({"sub": "x".repeat(300)}),
         // Names that Prism gives itself in the audit log.
-        json!({"sub": "anonymous"}),
-        json!({"sub": "prism"}),
-        json!({"sub": "key:0123456789abcdef"}),
         // What only ID tokens say.
         json!({"nonce": "n"}),
         json!({"at_hash": "h"}),
@@ -267,6 +266,22 @@ async fn what_is_not_proven_is_refused_and_always_in_the_same_words() {
     }
 }
 
+/// Without a prefix a token could name an actor that Prism gives itself.
+#[tokio::test]
+async fn names_of_prism_itself_are_refused() {
+    let issuer = Issuer::start("one");
+    let server = Prism::start(Options::new().config(&settings(&[&issuer.url]))).await;
+    let admin = server.admin();
+    let mut answers = BTreeSet::new();
+    for name in ["anonymous", "prism", "prism-dev", "operator on the box", "key:0123456789abcdef"] {
+        let refused = admin.with_key(&issuer.token(ADMIN, name, &["platform"])).who_am_i().await.unwrap_err();
+        refused.is(Code::Unauthenticated, "CREDENTIAL_INVALID");
+        answers.insert(refused.message);
+    }
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    admin.with_key(&issuer.token(ADMIN, "alice", &["platform"])).who_am_i().await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_unusual_but_proven_is_taken() {
     let world = World::new().await;
@@ -283,11 +298,11 @@ async fn what_is_unusual_but_proven_is_taken() {
         keys.sign_with("ES256", &json!({"alg": "ES256"}), &world.claims()),
     ];
     for token in &good {
-        assert_eq!(world.admin.with_key(token).who_am_i().await.unwrap().actor, "alice");
+        assert_eq!(world.admin.with_key(token).who_am_i().await.unwrap().actor, "i0:alice");
     }
     // The same token in the other header.
     let caller = world.admin.with_headers(Headers::admin_token(&good[0]));
-    assert_eq!(caller.who_am_i().await.unwrap().actor, "alice");
+    assert_eq!(caller.who_am_i().await.unwrap().actor, "i0:alice");
     // A token with many groups is bounded, not refused.
     let many: Vec<String> = (0..1000).map(|number| format!("g{number}")).collect();
     let token = world.signed(&json!({"groups": many}));

@@ -86,13 +86,8 @@ pub(super) fn prove(all: &[IssuerSettings]) -> Result<()> {
             if other.issuer == settings.issuer {
                 return Err(fault(&settings.issuer, "is configured twice"));
             }
-            if other.prefix == settings.prefix && other.shares_a_plane_with(settings) {
-                tracing::warn!(
-                    issuer = %settings.issuer,
-                    other = %other.issuer,
-                    prefix = %settings.prefix,
-                    "two issuers have the same prefix: a name from one is the same user or group as that name from the other"
-                );
+            if let Some(why) = settings.overlaps(other) {
+                return Err(fault(&settings.issuer, &why));
             }
         }
     }
@@ -100,6 +95,21 @@ pub(super) fn prove(all: &[IssuerSettings]) -> Result<()> {
 }
 
 impl IssuerSettings {
+    /// Why a name from one of two issuers could be that of another person from the other: where both are for the same plane, a
+    /// prefix must not begin with that of another issuer. An empty one begins them all. Users and groups are apart anyway.
+    pub fn overlaps(&self, other: &Self) -> Option<String> {
+        let overlap = self.prefix.starts_with(&other.prefix) || other.prefix.starts_with(&self.prefix);
+        (overlap && self.shares_a_plane_with(other)).then(|| {
+            format!(
+                "its prefix {:?} and the prefix {:?} of the issuer {} do not keep their users and groups apart; give each a prefix, of \
+                 which none begins with another, such as \"a:\" and \"b:\"",
+                self.prefix,
+                other.prefix,
+                crate::quoted(&other.issuer, MAX_SETTING_BYTES)
+            )
+        })
+    }
+
     fn prove(&self) -> Result<()> {
         let refused = |why: &str| Err(fault(&self.issuer, why));
         let Some(url) = self.url() else {
@@ -292,10 +302,45 @@ pub(super) mod tests {
     #[test]
     fn an_issuer_stands_once() {
         let one = settings("https://a.example.org");
-        let other = settings("https://a.example.org/");
-        assert!(prove(&[one.clone(), other]).is_ok());
-        let error = prove(&[one.clone(), settings("https://b.example.org"), one]).unwrap_err();
+        let under = |issuer, prefix: &str| IssuerSettings { prefix: prefix.to_owned(), ..settings(issuer) };
+        let one = IssuerSettings { prefix: "a:".to_owned(), ..one };
+        assert!(prove(&[one.clone(), under("https://a.example.org/", "b:")]).is_ok());
+        let error = prove(&[one.clone(), under("https://b.example.org", "b:"), one]).unwrap_err();
         assert!(error.message().contains("twice"));
+    }
+
+    #[test]
+    fn two_issuers_cannot_name_the_same_person() {
+        const BOTH: (bool, bool) = (true, true);
+        const ADMIN: (bool, bool) = (true, false);
+        const DATA: (bool, bool) = (false, true);
+        let with = |prefix: &str, planes: (bool, bool)| {
+            let (admin, data) = planes;
+            let mut settings = settings(&format!("https://{}.example.org", prefix.len()));
+            settings.prefix = prefix.to_owned();
+            settings.admin_audience = settings.admin_audience.filter(|_| admin);
+            settings.data_audience = settings.data_audience.filter(|_| data);
+            settings
+        };
+        let twin = |prefix| IssuerSettings { issuer: "https://twin.example.org".to_owned(), ..with(prefix, BOTH) };
+        for pair in [
+            [with("", BOTH), twin("")],
+            [with("a:", BOTH), twin("a:")],
+            [with("", BOTH), with("partner:", BOTH)],
+            [with("partner:", ADMIN), with("", BOTH)],
+            [with("a", DATA), with("ab", DATA)],
+            [with("corp:eu:", BOTH), with("corp:", DATA)],
+        ] {
+            let error = prove(&pair).unwrap_err();
+            assert!(error.message().contains("users and groups apart"), "{}", error.message());
+            assert!(pair.iter().all(|settings| error.message().contains(&settings.issuer)), "{}", error.message());
+        }
+        for pair in [[with("a:", BOTH), with("bb:", BOTH)], [with("", ADMIN), with("a:", DATA)]] {
+            assert!(prove(&pair).is_ok());
+        }
+        // Of many, any two.
+        let error = prove(&[with("a:", BOTH), with("bb:", BOTH), with("a:b:", BOTH)]).unwrap_err();
+        assert!(error.message().contains("\"a:\""), "{}", error.message());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use prism_core::InstanceName;
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::oidc::Oidc;
 use super::value::{Span, Whole};
@@ -36,7 +37,7 @@ pub struct File {
     /// Backend instances.
     pub backend: Vec<Backend>,
     /// Issuers of access tokens.
-    pub oidc: Vec<Oidc>,
+    pub oidc: Vec<Spanned<Oidc>>,
 }
 
 /// Section `[listen]`.
@@ -270,7 +271,15 @@ impl File {
 
     /// Reads a file's text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| error.to_string())
+        let file: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        for (at, issuer) in file.oidc.iter().enumerate() {
+            let overlap = file.oidc.iter().take(at).find_map(|other| issuer.get_ref().overlaps(other.get_ref()));
+            if let Some(why) = overlap {
+                let line = text.get(..issuer.span().start).map_or(0, |before| before.matches('\n').count()) + 1;
+                return Err(format!("line {line}, oidc.prefix: {why}"));
+            }
+        }
+        Ok(file)
     }
 
     /// Relative paths in a file are relative to its folder.
@@ -279,7 +288,7 @@ impl File {
         let admin = &mut self.tls.admin;
         let admin = [&mut admin.cert, &mut admin.key, &mut admin.client_ca];
         let backends = self.backend.iter_mut().map(|backend| &mut backend.path);
-        let issuers = self.oidc.iter_mut().map(|issuer| &mut issuer.ca);
+        let issuers = self.oidc.iter_mut().map(|issuer| &mut issuer.get_mut().ca);
         for path in data.chain(admin).chain(backends).chain(issuers).flatten() {
             *path = folder.join(&*path);
         }

@@ -18,6 +18,7 @@ use crate::cli::ServeArgs;
 pub use file::File;
 use file::{AdminTlsMode, DataTlsMode, EmbeddedType};
 use oidc::Oidc;
+use toml::Spanned;
 
 /// Most names in `listen.names`.
 const MAX_NAMES: usize = 100;
@@ -174,7 +175,7 @@ impl Settings {
             audit: audit(&file.audit),
             auth_failures: file.limits.auth_failures.map_or(AUTH_FAILURES, |whole| whole.0 as u32),
             admin_rps: file.limits.admin_rps.map_or(0, |whole| whole.0 as u32),
-            oidc: file.oidc,
+            oidc: file.oidc.into_iter().map(Spanned::into_inner).collect(),
             session: session(&file.session)?,
             limits: limits(&file.limits),
             backends: backends(&data_dir, file.backend)?,

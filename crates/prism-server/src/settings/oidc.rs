@@ -88,6 +88,13 @@ impl TryFrom<Section> for Oidc {
     }
 }
 
+impl Oidc {
+    /// Why two issuers could name the same person, if they could.
+    pub fn overlaps(&self, other: &Self) -> Option<String> {
+        self.settings.overlaps(&other.settings)
+    }
+}
+
 /// The issuers, ready to fetch their keys; the error names the issuer or the file.
 pub fn issuers(sections: &[Oidc], clock: Clock) -> Result<Issuers, String> {
     let load = |section: &Oidc| {

@@ -174,6 +174,24 @@ fn unknown_keys_are_named_with_their_line() {
 }
 
 #[test]
+fn issuers_that_could_name_the_same_person_are_refused_with_their_line() {
+    let section = |number: usize, prefix: &str| {
+        format!("[[oidc]]\nissuer = \"https://i{number}.example\"\naudience = \"x\"\nprefix = {prefix:?}\n\n")
+    };
+    let file = |prefixes: &[&str]| {
+        let sections = prefixes.iter().enumerate().map(|(number, prefix)| section(number, prefix));
+        File::parse(&("# first\n".to_owned() + &sections.collect::<String>()))
+    };
+    for (prefixes, line) in [(["", ""], 7), (["a:", "a:"], 7), (["", "b:"], 7), (["a:b:", "a:"], 7)] {
+        let error = file(&prefixes).unwrap_err();
+        assert!(error.starts_with(&format!("line {line}, oidc.prefix: ")), "{prefixes:?}: {error}");
+        assert!(error.contains("https://i0.example"), "{error}");
+    }
+    assert!(file(&["a:", "b:", "a:c:"]).unwrap_err().starts_with("line 12,"));
+    assert_eq!(file(&["a:", "b:", "c:"]).unwrap().oidc.len(), 3);
+}
+
+#[test]
 fn every_bound_is_checked_with_its_line() {
     let cases = [
         ("session", "idle_after", "\"0s\"", "\"1s\""),
