@@ -20,6 +20,7 @@ mod upkeep;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use prism_core::access::RoleGrant;
 use prism_core::config::Catalog;
 use prism_core::control::DataNode;
 use prism_core::{Error, Result};
@@ -93,6 +94,8 @@ impl AdminPlane {
     /// Puts the door in front of the store.
     pub fn new(options: AdminOptions) -> Self {
         let store = Arc::clone(&options.store);
+        let mapped = options.issuers.mapped_groups().into_iter();
+        let mapped = mapped.map(|(group, role, namespace)| (group, RoleGrant { role, namespace })).collect();
         let authenticator = Authenticator::new(store, options.issuers, options.trust, options.auth_failures);
         let services = Services {
             started_at: options.store.clock().now(),
@@ -102,6 +105,7 @@ impl AdminPlane {
             metrics: options.metrics,
             table: options.table,
             authority: options.authority,
+            mapped,
             connections: options.connections,
             removing: tokio::sync::Mutex::default(),
         };

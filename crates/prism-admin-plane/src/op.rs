@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use prism_core::access::RoleGrant;
 use prism_core::config::Catalog;
 use prism_core::control::{DataNode, Snapshot};
 use prism_core::permission::{Grant, Reach};
 use prism_core::secret::Random;
+use prism_core::subject::Subject;
 use prism_core::{NamespaceName, Result, UnixMillis};
 use prism_rpc::metrics::Metrics;
 use prism_rpc::{CertificateAuthority, Connections, Table};
@@ -91,6 +93,8 @@ pub struct Services {
     pub authority: CertificateAuthority,
     /// Open connections of the admin plane, to cut those whose certificate is revoked.
     pub connections: Connections,
+    /// Groups that issuers' settings give roles to.
+    pub mapped: Arc<[(Subject, RoleGrant)]>,
     /// When this process started.
     pub started_at: UnixMillis,
     /// Held while data of a deleted namespace is removed.

@@ -22,7 +22,10 @@ fn roles_and_bindings_are_sent_as_given() {
             let binding = call.message::<admin::CreateClientBindingRequest>().client_binding;
             one(&admin::CreateClientBindingResponse { client_binding: binding })
         }
-        "WhoCan" => one(&admin::WhoCanResponse { subjects: vec!["user:alice".to_owned(), "group:ops".to_owned()] }),
+        "WhoCan" => one(&admin::WhoCanResponse {
+            subjects: vec!["user:alice".to_owned(), "group:ops".to_owned()],
+            installation_wide: 3,
+        }),
         "ListBindings" => one(&admin::ListBindingsResponse::default()),
         _ => one(&admin::DeleteRoleResponse {}),
     });
@@ -43,6 +46,7 @@ fn roles_and_bindings_are_sent_as_given() {
     assert!(run("who-can config:create -n shop").contains("group:ops"));
     let output = fake.run(&["who-can", "config:create", "-n", "shop"]);
     assert!(stderr(&output).contains("role_map") && !stdout(&output).contains("role_map"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("3 more hold it"), "{}", stderr(&output));
     let asked: admin::WhoCanRequest = fake.calls().pop().unwrap().message();
     assert_eq!((asked.permission.as_str(), asked.namespace.as_deref()), ("config:create", Some("shop")));
     run("binding list --subject user:alice");

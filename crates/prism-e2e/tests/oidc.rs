@@ -342,6 +342,18 @@ async fn issuers_with_prefixes_do_not_name_the_same_people() {
     roles.sort();
     assert_eq!((actor.as_str(), roles), ("partner:alice", vec!["operator".to_owned(), "viewer".to_owned()]));
     assert_eq!(subjects, ["user:partner:alice", "group:partner:guests", "group:partner:platform"]);
+    // Groups of a role map are among those who can, under the names that bindings would have.
+    let ask = wire::WhoCanRequest { permission: "config:delete".to_owned(), namespace: None };
+    let can = admin.access().who_can(ask).await.unwrap().into_inner().subjects;
+    assert!(
+        can.contains(&"group:ours:platform".to_owned()) && !can.iter().any(|name| name.contains("partner")),
+        "{can:?}"
+    );
+    let ask = wire::WhoCanRequest { permission: "config:read".to_owned(), namespace: Some("payments".to_owned()) };
+    let can = admin.access().who_can(ask).await.unwrap().into_inner().subjects;
+    for group in ["group:ours:platform", "group:ours:payments", "group:partner:platform", "group:partner:guests"] {
+        assert!(can.contains(&group.to_owned()), "{group}: {can:?}");
+    }
     // A good signature, with an algorithm that this issuer does not use.
     let refused = admin.with_key(&theirs.keys.sign("ES256", &claims)).who_am_i().await.unwrap_err();
     refused.is(Code::Unauthenticated, "CREDENTIAL_INVALID");

@@ -1,9 +1,11 @@
 //! WhoAmI, CanI: what any valid credential may ask about itself; WhoCan: who else holds a permission.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use prism_core::access::Access;
-use prism_core::permission::{Grant, Permission};
+use prism_core::access::{Access, RoleGrant};
+use prism_core::permission::{Grant, Permission, Reach};
+use prism_core::subject::Subject;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
@@ -121,12 +123,13 @@ impl Op for CanI {
     }
 }
 
-/// `WhoCan`: the subjects of bindings, and `key:<id>` for API keys that are valid now. Members of a group whom an issuer's
-/// `role_map` in `prism.toml` gives a role are not known here.
+/// `WhoCan`: the subjects of bindings, groups of an issuer's `role_map`, and `key:<id>` for API keys that are valid now. Whoever
+/// may ask in one namespace only is told who is bound there, and of the others how many they are.
 #[derive(Clone)]
 pub struct WhoCan {
     permission: Permission,
     namespace: Option<NamespaceName>,
+    mapped: Arc<[(Subject, RoleGrant)]>,
 }
 
 impl Op for WhoCan {
@@ -151,45 +154,67 @@ impl Op for WhoCan {
         let permission = Permissions::of(&services.table).permission("permission", &request.permission);
         let namespace = request.namespace.as_deref().map(|name| NamespaceName::parse("namespace", name)).transpose();
         convert::all_of([convert::outcome(&permission), convert::outcome(&namespace)])?;
-        Ok(Self { permission: permission?, namespace: namespace? })
+        Ok(Self { permission: permission?, namespace: namespace?, mapped: Arc::clone(&services.mapped) })
     }
 
-    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
         let (access, keys) = (tx.access()?, tx.valid_api_keys()?);
-        let subjects = holders(&access, &keys, &self.permission, self.namespace.as_ref());
-        Ok(Done::new(wire::WhoCanResponse { subjects }).detail("permission", self.permission))
+        let Holders { mut here, everywhere } =
+            Holders::of((&access, &self.mapped, &keys), &self.permission, self.namespace.as_ref());
+        let mut installation_wide = 0;
+        if caller.reach == Reach::Installation {
+            here.extend(everywhere);
+        } else {
+            installation_wide = i32::try_from(everywhere.difference(&here).count()).unwrap_or(i32::MAX);
+        }
+        let subjects = here.into_iter().collect();
+        let done = Done::new(wire::WhoCanResponse { subjects, installation_wide });
+        Ok(done.detail("permission", self.permission))
     }
 }
 
-/// Whom roles allow `permission` in `namespace`; `None` = in the whole installation. Sorted, each once.
-fn holders(
-    access: &Access,
-    keys: &[ApiKeyRow],
-    permission: &Permission,
-    namespace: Option<&NamespaceName>,
-) -> Vec<String> {
-    let allows = |role: &str| {
-        access.roles.get(role).is_some_and(|role| role.permissions.iter().any(|pattern| pattern.covers(permission)))
-    };
-    // What holds everywhere holds in a namespace too.
-    let reaches = |held: Option<&NamespaceName>| held.is_none() || held == namespace;
-    let bound = access
-        .bindings
-        .iter()
-        .filter(|(_, grants)| grants.iter().any(|grant| reaches(grant.namespace.as_ref()) && allows(&grant.role)));
-    let keys = keys
-        .iter()
-        .filter(|key| reaches(key.namespace.as_ref()) && key.roles.iter().any(|role| allows(role)))
-        .map(|key| format!("key:{}", key.id));
-    let found: BTreeSet<String> = bound.map(|(subject, _)| subject.to_string()).chain(keys).collect();
-    found.into_iter().collect()
+/// Whom roles allow a permission, sorted, each once.
+struct Holders {
+    /// In the namespace, by what is given there.
+    here: BTreeSet<String>,
+    /// In the whole installation, and so in each namespace too.
+    everywhere: BTreeSet<String>,
+}
+
+impl Holders {
+    fn of(
+        (access, mapped, keys): (&Access, &[(Subject, RoleGrant)], &[ApiKeyRow]),
+        permission: &Permission,
+        namespace: Option<&NamespaceName>,
+    ) -> Self {
+        let allows = |role: &str| {
+            access.roles.get(role).is_some_and(|role| role.permissions.iter().any(|pattern| pattern.covers(permission)))
+        };
+        let bound =
+            access.bindings.iter().flat_map(|(subject, grants)| grants.iter().map(move |grant| (subject, grant)));
+        let given = bound.chain(mapped.iter().map(|(group, grant)| (group, grant)));
+        let mut holders = Self { here: BTreeSet::new(), everywhere: BTreeSet::new() };
+        for (subject, grant) in given.filter(|(_, grant)| allows(&grant.role)) {
+            holders.add(subject.to_string(), grant.namespace.as_ref(), namespace);
+        }
+        for key in keys.iter().filter(|key| key.roles.iter().any(|role| allows(role))) {
+            holders.add(format!("key:{}", key.id), key.namespace.as_ref(), namespace);
+        }
+        holders
+    }
+
+    fn add(&mut self, holder: String, held: Option<&NamespaceName>, namespace: Option<&NamespaceName>) {
+        match held {
+            None => drop(self.everywhere.insert(holder)),
+            held if held == namespace => drop(self.here.insert(holder)),
+            Some(_) => {}
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use prism_core::access::RoleGrant;
     use prism_core::secret::{Random, SecretKind};
-    use prism_core::subject::Subject;
     use prism_store::KeyLife;
 
     use super::*;
@@ -229,9 +254,18 @@ mod tests {
         };
         let keys = [key(&["gone", "admin"], None), key(&["operator"], Some("a")), key(&[], None)];
         let (first, second) = (format!("key:{}", keys[0].id), format!("key:{}", keys[1].id));
-        let who = |permission: &str, namespace| {
+        let mapped = [
+            (Subject::group("corp:platform").unwrap(), grant("admin", None)),
+            (Subject::group("corp:a-team").unwrap(), grant("operator", Some("a"))),
+            (Subject::group("ops").unwrap(), grant("viewer", Some("a"))),
+        ];
+        let asked = |mapped: &[_], permission: &str, namespace| {
             let permission = Permission::parse(permission).unwrap();
-            holders(&access, &keys, &permission, grant("", namespace).namespace.as_ref())
+            Holders::of((&access, mapped, &keys), &permission, grant("", namespace).namespace.as_ref())
+        };
+        let who = |permission: &str, namespace| {
+            let Holders { here, everywhere } = asked(&[], permission, namespace);
+            (&here | &everywhere).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(who("session:terminate", None), std::slice::from_ref(&first));
         let mut in_a = vec![first.clone(), second, "user:alice".to_owned()];
@@ -242,6 +276,15 @@ mod tests {
             ["group:ops".to_owned(), first.clone(), "user:alice".to_owned()]
         );
         assert_eq!(who("config:read", None), [first.clone(), "user:alice".to_owned()]);
-        assert_eq!(who("config:delete", Some("c")), [first]);
+        assert_eq!(who("config:delete", Some("c")), std::slice::from_ref(&first));
+        // Those whom issuers' settings name count like those who are bound.
+        let names = |holders: BTreeSet<String>| holders.into_iter().collect::<Vec<_>>();
+        let Holders { here, everywhere } = asked(&mapped, "config:delete", Some("b"));
+        assert_eq!(
+            (names(here), names(everywhere)),
+            (vec!["group:ops".to_owned()], vec!["group:corp:platform".to_owned(), first])
+        );
+        let Holders { here, .. } = asked(&mapped, "session:read", Some("a"));
+        assert_eq!(names(here).iter().filter(|name| name.starts_with("group:")).count(), 2);
     }
 }

@@ -69,7 +69,15 @@ async fn who_can_names_bindings_and_keys_that_are_valid() {
     expected.sort();
     assert_eq!(world.root::<access::WhoCan>(ask("session.read", Some("a"))).await.unwrap().subjects, expected);
     let (_, bound) = world.key("admin", Some("a")).await;
-    world.call::<access::WhoCan>(&bound, ask("access:manage", Some("a"))).await.unwrap();
+    // Who may ask in one namespace is told who is bound there, and of those who hold it everywhere how many they are.
+    let mine = world.who_am_i(&bound).await.unwrap().credential_id;
+    let answer = world.call::<access::WhoCan>(&bound, ask("access:manage", Some("a"))).await.unwrap();
+    assert_eq!((answer.subjects, answer.installation_wide), (vec![format!("key:{mine}")], 1));
+    let answer = world.call::<access::WhoCan>(&bound, ask("session:read", Some("a"))).await.unwrap();
+    let mut expected = vec![format!("key:{mine}"), format!("key:{viewer}"), "group:team".to_owned()];
+    expected.sort();
+    assert_eq!((answer.subjects, answer.installation_wide), (expected, 2));
+    assert_eq!(world.root::<access::WhoCan>(ask("session:read", Some("a"))).await.unwrap().installation_wide, 0);
     denied(world.call::<access::WhoCan>(&bound, ask("access:manage", None)).await, "access:manage");
     denied(world.call::<access::WhoCan>(&bound, ask("access:manage", Some("b"))).await, "access:manage");
     invalid(world.root::<access::WhoCan>(ask("config:*", Some("A"))).await, &["permission", "namespace"]);

@@ -11,8 +11,7 @@ use crate::{
 };
 
 /// What the server does not list.
-const UNLISTED: &str =
-    "note: groups that role_map in prism.toml gives roles to, and controllers' certificates, are not listed";
+const UNLISTED: &str = "note: whom role_map in prism.toml gives roles by other claims than groups, and controllers' certificates, are not listed";
 
 /// `who-can`: the subjects that hold a permission.
 #[derive(Args, Debug)]
@@ -33,6 +32,12 @@ impl WhoCan {
             let grid = answer.subjects.iter().fold(Grid::new(["SUBJECT"]), |grid, subject| grid.row([subject.clone()]));
             grid.render("nobody")
         })?;
+        if answer.installation_wide > 0 {
+            note(&format!(
+                "note: {} more hold it for the whole installation; who they are, its operators see",
+                answer.installation_wide
+            ));
+        }
         note(UNLISTED);
         Ok(Exit::Ok)
     }

@@ -109,6 +109,20 @@ impl Issuers {
         Ok(Self { all: all.collect(), clock })
     }
 
+    /// Groups that a `role_map` gives roles of the admin plane to, as bindings would name them, with role and namespace. What it
+    /// gives to other claims has no such name.
+    pub fn mapped_groups(&self) -> Vec<(Subject, String, Option<NamespaceName>)> {
+        let issuers = self.all.iter().map(|issuer| &issuer.settings);
+        let mappings = issuers.flat_map(|settings| settings.role_map.iter().map(move |mapping| (settings, mapping)));
+        mappings
+            .filter(|(settings, mapping)| mapping.claim == settings.groups_claim)
+            .filter_map(|(settings, mapping)| {
+                let group = Subject::group(&format!("{}{}", settings.prefix, mapping.value))?;
+                Some((group, mapping.role.clone(), mapping.namespace.clone()))
+            })
+            .collect()
+    }
+
     /// Whether there is no issuer.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
