@@ -2,12 +2,15 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use futures::Stream;
 use http::Request;
+use prism_core::{Error, Kind};
 use prism_proto::admin::v1::GetAuditLogRequest;
+use prism_store::{EntryDraft, Store};
 use prost::bytes::{BufMut as _, Bytes};
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::server::{Grpc as Server, ServerStreamingService};
@@ -60,6 +63,61 @@ impl ServerStreamingService<GetAuditLogRequest> for Method {
     fn call(&mut self, request: tonic::Request<GetAuditLogRequest>) -> Self::Future {
         let grpc = self.0.clone();
         Box::pin(async move { grpc.audit_log(request).await })
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Entries to whom they may be told; when what the stream stands on is taken away, its end has an entry like any refusal.
+    pub(crate) struct Ending<S> {
+        #[pin]
+        entries: S,
+        store: Arc<Store>,
+        draft: Option<EntryDraft>,
+        writing: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
+    }
+}
+
+impl<S> Ending<S> {
+    /// `draft` says whose stream it is.
+    pub(crate) fn new(entries: S, store: Arc<Store>, draft: EntryDraft) -> Self {
+        Self { entries, store, draft: Some(draft), writing: None }
+    }
+}
+
+impl<S: Stream<Item = Result<Bytes, Error>>> Stream for Ending<S> {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        loop {
+            if let Some(writing) = this.writing {
+                let ended = ready!(writing.as_mut().poll(context));
+                *this.writing = None;
+                return Poll::Ready(Some(Err(ended)));
+            }
+            let failed = match ready!(this.entries.as_mut().poll_next(context)) {
+                Some(Err(failed)) if matches!(failed.kind(), Kind::Unauthenticated | Kind::PermissionDenied) => failed,
+                other => return Poll::Ready(other),
+            };
+            let Some(draft) = this.draft.take() else { return Poll::Ready(Some(Err(failed))) };
+            *this.writing = Some(Box::pin(recorded(Arc::clone(this.store), draft, failed)));
+        }
+    }
+}
+
+/// The refusal that ends a stream, with the id of its entry. Without one it ends all the same.
+async fn recorded(store: Arc<Store>, mut draft: EntryDraft, ended: Error) -> Error {
+    draft.error = Some(ended.message().to_owned());
+    draft.metadata.insert("reason".to_owned(), ended.reason().to_owned());
+    draft.metadata.insert("stream".to_owned(), "ended".to_owned());
+    // Written also when the caller goes away meanwhile.
+    let written = tokio::spawn(async move { store.write(move |tx| tx.append_entry(draft)).await });
+    match written.await.unwrap_or_else(|cause| Err(Error::internal(cause))) {
+        Ok(audit_id) => ended.with("audit_id", audit_id),
+        Err(failed) => {
+            tracing::warn!(reason = failed.reason(), cause = ?failed.cause(), "the end of a stream has no audit entry");
+            ended
+        }
     }
 }
 

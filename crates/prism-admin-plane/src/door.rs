@@ -198,10 +198,7 @@ impl Door {
             .rule(&format!("/{}", O::RPC))
             .cloned()
             .ok_or_else(|| Error::internal(format!("no rule for {}", O::RPC)))?;
-        let mut draft = draft(call, method_name(O::RPC), O::resource(request), O::namespace(request));
-        draft.actor.clone_from(&identity.actor);
-        identity.auth_method.clone_into(&mut draft.auth_method);
-        draft.credential_id.clone_from(&identity.credential_id);
+        let draft = draft_of::<O>(&identity, call, request);
         let grants = self.services.store.standing(&identity.credential).unwrap_or_default();
         let reach = identity.reach(&grants, &rule.permission)?;
         let keyed = rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty();
@@ -464,6 +461,16 @@ fn note(draft: &mut EntryDraft, error: &Error) {
         draft.metadata.insert("permission".to_owned(), permission.clone());
     }
     draft.metadata.insert("reason".to_owned(), error.reason().to_owned());
+}
+
+/// What the entry of an operation says before it is known how that ends.
+pub(crate) fn draft_of<O: Op>(identity: &Identity, call: &Call, request: &O::Request) -> EntryDraft {
+    EntryDraft {
+        actor: identity.actor.clone(),
+        auth_method: identity.auth_method.to_owned(),
+        credential_id: identity.credential_id.clone(),
+        ..draft(call, method_name(O::RPC), O::resource(request), O::namespace(request))
+    }
 }
 
 pub(crate) fn draft(call: &Call, operation: &str, resource: String, namespace: String) -> EntryDraft {

@@ -15,8 +15,8 @@ use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::audit_stream::EntryStream;
-use crate::door::{Call, Door};
+use crate::audit_stream::{Ending, EntryStream};
+use crate::door::{Call, Door, draft_of};
 use crate::identity::Identity;
 use crate::op::Op;
 use crate::ops::{
@@ -56,9 +56,12 @@ impl Grpc {
         request: Request<wire::GetAuditLogRequest>,
     ) -> Result<Response<EntryStream>, Status> {
         let id = request_id(&request);
+        let (identity, call) = caller(&request)?;
+        let draft = draft_of::<audit::GetAuditLog>(&identity, &call, request.get_ref());
         let cursor = self.serve::<audit::GetAuditLog>(request).await?.into_inner();
         let shutdown = self.shutdown.clone();
-        let entries = cursor.stream(Arc::clone(&self.door.services.store));
+        let store = &self.door.services.store;
+        let entries = Ending::new(cursor.stream(Arc::clone(store)), Arc::clone(store), draft);
         let entries = entries
             .take_until(async move { shutdown.announced().await })
             .map(move |entry| entry.map_err(|error| to_status(&error, DOMAIN, &id)));

@@ -12,7 +12,8 @@ use prism_core::secret::{self, SecretKind};
 use prism_core::subject::Subject;
 use prism_core::{Error, Kind, Result, UnixMillis};
 use prism_identity::{
-    CertificateKind, ClientTrust, FailureLimiter, Issuers, Penalty, Plane, ProvenToken, TokenRefused, WaitPlace,
+    CertificateKind, ClientTrust, FailureLimiter, Issuers, MAX_TOKEN_BYTES, Penalty, Plane, ProvenToken, TokenRefused,
+    WaitPlace,
 };
 use prism_store::{ApiKeyRow, Credential, OPERATOR_ON_THE_BOX, Store};
 use rustls_pki_types::CertificateDer;
@@ -156,6 +157,15 @@ impl Authenticator {
     pub async fn authenticate(&self, presented: &Presented) -> Result<Identity, Refused> {
         let token = the_token(presented)?;
         let proven = match token {
+            Some(token) if token.len() > MAX_TOKEN_BYTES => {
+                // How long it is, its sender knows.
+                let message = format!("the admin credential is not valid: it has more than {MAX_TOKEN_BYTES} bytes");
+                let mut refused = self.refuse(presented, &Unproven::new("it is too long"));
+                if refused.error.kind() == Kind::Unauthenticated {
+                    refused.error = refused.error.with_message(message);
+                }
+                return Err(refused);
+            }
             Some(token) if is_jwt(token) => self.access_token(token).await?,
             Some(token) => self.api_key(token, presented)?,
             None if presented.certificates.is_empty() => return Err(missing().into()),

@@ -178,8 +178,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// The state to follow.
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 
-    /// What a client may do; UNAUTHENTICATED, always the same, when its key is unknown, wrong, revoked or expired, its
-    /// certificate is revoked, or no namespace is given to it.
+    /// What a client may do; UNAUTHENTICATED, always the same, when its key is unknown, wrong, revoked or expired, or its
+    /// certificate is revoked; PERMISSION_DENIED `NO_NAMESPACE` when it is proven and no namespace is given to it.
     async fn authenticate_client(&self, credential: ClientCredential<'_>) -> Result<ClientIdentity>;
 
     /// The newest revision of a live config with this version string (contract §9 "config updates").

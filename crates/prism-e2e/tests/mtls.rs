@@ -373,8 +373,13 @@ async fn a_revoked_certificate_is_dead_everywhere_at_once() {
             "by serial number" => world.admin.revoke_serial(&serial).await,
             _ => world.admin.revoke_fingerprint(&holder.fingerprint()).await,
         }
-        // With a refusal if there was time for one: the connection goes at the same moment.
-        cut(what, &mut stream, since).await;
+        // The stream says why, and names its entry, before the connection goes.
+        let ended = cut(what, &mut stream, since).await;
+        ended.is(Code::Unauthenticated, "CREDENTIAL_INVALID");
+        let log = world.admin.whole_log().await;
+        let entry = log.iter().find(|entry| ended.metadata.get("audit_id") == Some(&entry.id)).expect("an entry");
+        assert_eq!((entry.operation.as_str(), entry.success), ("GetAuditLog", false));
+        assert_eq!((entry.metadata["stream"].as_str(), entry.auth_method.as_str()), ("ended", "mtls"), "{entry:?}");
         hangs_up(what, &mut quiet, since).await;
         caller.who_am_i().await.unwrap_err();
         world.caller(holder).who_am_i().await.unwrap_err().is(Code::Unauthenticated, "CREDENTIAL_INVALID");

@@ -342,6 +342,12 @@ async fn issuers_with_prefixes_do_not_name_the_same_people() {
     roles.sort();
     assert_eq!((actor.as_str(), roles), ("partner:alice", vec!["operator".to_owned(), "viewer".to_owned()]));
     assert_eq!(subjects, ["user:partner:alice", "group:partner:guests", "group:partner:platform"]);
+    let (_, metrics) = prism_e2e::http1::get(&server.endpoints().metrics, "/metrics").await;
+    for issuer in [&ours.url, &theirs.url] {
+        let sample = format!("prism_oidc_keys_age_seconds{{issuer=\"{issuer}\"}} ");
+        let age = metrics.lines().find_map(|line| line.strip_prefix(&sample)).unwrap_or_else(|| panic!("{metrics}"));
+        assert!((0.0..60.0).contains(&age.parse::<f64>().unwrap()), "{age}");
+    }
     // Groups of a role map are among those who can, under the names that bindings would have.
     let ask = wire::WhoCanRequest { permission: "config:delete".to_owned(), namespace: None };
     let can = admin.access().who_can(ask).await.unwrap().into_inner().subjects;

@@ -308,10 +308,19 @@ async fn what_is_unusual_but_proven_is_taken() {
     let token = world.signed(&json!({"groups": many}));
     let who = world.admin.with_key(&token).who_am_i().await.unwrap();
     assert_eq!(who.subjects.len(), 257);
-    // As long as HTTP lets them be; what is longer does not get as far as to be looked at.
+    // Up to 16 KiB; what is longer is refused with that bound, and what HTTP does not carry is not looked at.
     let of_length = |length: usize| world.signed(&json!({"padding": "x".repeat(length)}));
-    assert!(world.refusal(&of_length(11_000)).await.is_none());
-    assert_ne!(world.refusal(&of_length(20_000)).await.unwrap().code, Code::Ok);
+    let longest = (11_000..13_000).map(of_length).take_while(|token| token.len() <= 16 * 1024).last().unwrap();
+    assert!(longest.len() > 16 * 1024 - 8, "{}", longest.len());
+    assert!(world.refusal(&longest).await.is_none());
+    let beyond = of_length(12_500);
+    assert!(beyond.len() > 16 * 1024 && beyond.len() < 20_000, "{}", beyond.len());
+    for caller in [world.admin.with_key(&beyond), world.admin.with_headers(Headers::admin_token(&beyond))] {
+        let refused = caller.who_am_i().await.unwrap_err();
+        refused.is(Code::Unauthenticated, "CREDENTIAL_INVALID");
+        assert!(refused.message.contains("16384 bytes"), "{refused:?}");
+    }
+    assert_ne!(world.refusal(&of_length(30_000)).await.unwrap().code, Code::Ok);
 }
 
 #[tokio::test]

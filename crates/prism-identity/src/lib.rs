@@ -10,7 +10,9 @@ pub use certificate::{
     CertificateIdentity, CertificateKind, CertificateRefused, ClientTrust, own_identity, read_bundle,
 };
 pub use failures::{FailureLimiter, Penalty, WaitPlace};
-pub use oidc::{Algorithm, IssuerSettings, Issuers, KeySet, Plane, ProvenToken, RoleMapping, TokenRefused};
+pub use oidc::{
+    Algorithm, IssuerSettings, Issuers, KeySet, MAX_TOKEN_BYTES, Plane, ProvenToken, RoleMapping, TokenRefused,
+};
 
 /// At most `bytes` bytes of text that somebody else wrote, quoted and escaped, for the server's log.
 pub(crate) fn quoted(text: &str, bytes: usize) -> String {

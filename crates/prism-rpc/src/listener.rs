@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use crate::connections::Connections;
+use crate::connections::{Certified, Connections};
 use crate::idle::{Activity, HeldBody};
 use crate::metrics::Counter;
 use crate::request::Peer;
@@ -34,6 +34,8 @@ use crate::shutdown::Shutdown;
 
 /// How long to wait when the machine has no more file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// Largest header list of a request: an access token of 16 KiB, the longest that is looked at, and 8 KiB for all else.
+const MAX_HEADER_BYTES: u32 = (16 + 8) * 1024;
 /// Length of the first thing an HTTP/2 client says.
 const PREFACE_BYTES: usize = 24;
 
@@ -83,6 +85,9 @@ pub struct ServeOptions {
     pub keepalive_interval: Duration,
     /// A connection that gives no sign of life for this long is closed.
     pub keepalive_timeout: Duration,
+    /// A connection is cut with its certificate this much later, so that its streams can say why they end. Whoever is cut is
+    /// refused at each call from the beginning.
+    pub last_words: Duration,
     /// Open connections: their number, and how to cut those of a certificate.
     pub connections: Connections,
     /// Connections closed because there were too many.
@@ -98,11 +103,12 @@ impl ServeOptions {
             http1: false,
             places: PlaceBounds::shared(10_000),
             max_streams: 1000,
-            max_header_bytes: 16 * 1024,
+            max_header_bytes: MAX_HEADER_BYTES,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
+            last_words: Duration::ZERO,
             connections: Connections::default(),
             refused: Counter::default(),
         }
@@ -242,11 +248,15 @@ async fn connection<S, B>(
         .as_ref()
         .map(|fingerprint| server.options.connections.certify(fingerprint, &peer.certificates));
     let driven = drive(&server, stream, peer, service, shutdown);
-    match certified {
+    let cut = async |certified: &Certified| {
+        certified.cut().await;
+        tokio::time::sleep(server.options.last_words).await;
+    };
+    match &certified {
         None => driven.await,
         Some(certified) => tokio::select! {
             () = driven => {}
-            () = certified.cut() => tracing::debug!(peer = %address, "the connection was cut with its certificate"),
+            () = cut(certified) => tracing::debug!(peer = %address, "the connection was cut with its certificate"),
         },
     }
 }

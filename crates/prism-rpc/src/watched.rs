@@ -13,8 +13,9 @@ use prism_core::{Error, Kind, Result};
 
 use crate::shutdown::Shutdown;
 
-/// How often the files are looked at. A change is taken over at the second look that finds it.
-pub const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the files are looked at. A change is taken over at the second look that finds it, so that a CA that is taken out
+/// of a bundle is dead well within a second.
+pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Largest file, in bytes.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
 

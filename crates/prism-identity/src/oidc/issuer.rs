@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use prism_core::Result;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -59,6 +59,8 @@ pub struct Issuer {
     source: Option<Source>,
     /// How many fetches have ended.
     fetches: AtomicU64,
+    /// When the keys were last fetched; before the first time, when the issuer was set up.
+    fetched: ArcSwap<Instant>,
     flight: Arc<Mutex<Flight>>,
 }
 
@@ -94,8 +96,14 @@ impl Issuer {
             keys: ArcSwapOption::new(keys),
             source,
             fetches: AtomicU64::new(0),
+            fetched: ArcSwap::from_pointee(Instant::now()),
             flight: Arc::new(Mutex::new(Flight::default())),
         }
+    }
+
+    /// How long ago the keys were fetched, or since the start while they never were; `None` where they are given.
+    pub fn age(&self) -> Option<Duration> {
+        self.source.as_ref().map(|_| self.fetched.load().elapsed())
     }
 
     /// Checks the signature of a token, with newer keys if there are any and these do not fit. `None`: there are no keys.
@@ -168,6 +176,7 @@ impl Issuer {
                 }
                 flight.problem = problem;
                 self.keys.store(Some(Arc::new(fetched.keys)));
+                self.fetched.store(Arc::new(Instant::now()));
                 Some(fetched.max_age)
             }
             Err(problem) => {

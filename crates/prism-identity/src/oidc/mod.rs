@@ -16,6 +16,7 @@ mod token;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prism_core::subject::Subject;
 use prism_core::{Clock, NamespaceName, Result, UnixMillis};
@@ -121,6 +122,12 @@ impl Issuers {
                 Some((group, mapping.role.clone(), mapping.namespace.clone()))
             })
             .collect()
+    }
+
+    /// How long ago the keys of each issuer were fetched, or since the start while they never were.
+    pub fn key_ages(&self) -> Vec<(String, Duration)> {
+        let issuers = self.all.iter();
+        issuers.filter_map(|issuer| Some((issuer.settings.issuer.clone(), issuer.age()?))).collect()
     }
 
     /// Whether there is no issuer.

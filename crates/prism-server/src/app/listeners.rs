@@ -21,6 +21,8 @@ use crate::settings::{Certificate, Settings};
 /// An admin connection without an open request for this long makes room for others: operators must always find a place.
 const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// Streams of a revoked certificate have this long to say why they end.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Most connections of one source on the admin port, and never more than a quarter of all: who has no credential can hold
 /// connections, too, and must not hold them all.
 const ADMIN_CONNECTIONS_PER_SOURCE: usize = 256;
@@ -145,6 +147,7 @@ impl Listeners {
             places: admin_places(settings.limits.max_connections),
             connections: planes.connections().admin.clone(),
             idle_timeout: Some(ADMIN_IDLE_TIMEOUT),
+            last_words: LAST_WORDS,
             refused: refused.clone(),
             ..ServeOptions::new("admin")
         };

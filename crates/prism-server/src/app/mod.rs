@@ -87,6 +87,7 @@ async fn start(
     let security = listeners::Security::load(settings, &authority)?;
     let certificates = Certificates::new(&authority, &security, planes.trust());
     certificates.register(&metrics);
+    register_key_ages(&metrics, issuers.clone());
     let routes = monitoring::routes(metrics.clone(), readiness.clone());
     let parts = Parts { settings, security: &security, planes: &planes, metrics: &metrics };
     let serving = listeners.serve(&parts, routes, data, (admin_trigger, admin_shutdown)).await?;
@@ -109,4 +110,17 @@ async fn start(
         dev::print_next_steps(&addresses, folder);
     }
     Ok((planes, serving))
+}
+
+/// Keys that get old though the issuer is asked every ten minutes show that it is away.
+fn register_key_ages(metrics: &Metrics, issuers: Issuers) {
+    let read = move || {
+        let ages = issuers.key_ages().into_iter();
+        ages.map(|(issuer, age)| (vec![("issuer", issuer)], age.as_secs_f64())).collect()
+    };
+    metrics.gauge_fn(
+        "prism_oidc_keys_age_seconds",
+        "Time since the keys of an issuer were last fetched; since the start, while they never were.",
+        Box::new(read),
+    );
 }

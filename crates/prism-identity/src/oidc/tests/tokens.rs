@@ -428,8 +428,12 @@ fn the_operator_says_which_algorithms_and_issuers() {
     why(verify(&Issuers::none(), Plane::Admin, &token_with("x", None)));
     // The keys of one issuer are not those of another.
     let other = "https://other.example.org";
+    let under = |issuer, prefix: &str| IssuerSettings { prefix: prefix.to_owned(), ..settings(issuer) };
     let two = Issuers::with_keys(
-        vec![(settings(ISSUER), key_set(&[signers.rsa.jwk()])), (settings(other), key_set(&[signers.p256.jwk()]))],
+        vec![
+            (under(ISSUER, "a:"), key_set(&[signers.rsa.jwk()])),
+            (under(other, "b:"), key_set(&[signers.p256.jwk()])),
+        ],
         Clock::manual(NOW),
     )
     .unwrap();
