@@ -67,6 +67,9 @@ pub struct Known {
     pub kept: Option<Checkpoint>,
     /// What is remembered of any log. Where the key is the same, it is this log; it may be an older copy of it.
     pub others: Vec<Checkpoint>,
+    /// The same, signed for a call and kept nowhere: a copy says nothing else, and is none the less complete without it, as
+    /// whoever makes one has calls after its end.
+    pub heads: Vec<Checkpoint>,
     /// What was noted elsewhere: the log must hold it.
     pub witness: Option<Witness>,
 }
@@ -98,6 +101,8 @@ struct Expected {
     who: &'static str,
     /// Whether the log must reach so far.
     must_exist: bool,
+    /// Whether a copy that does not is not complete.
+    completes: bool,
 }
 
 const CHECKPOINT: &str = "a signed checkpoint";
@@ -107,7 +112,7 @@ const NOTED: &str = "the witness";
 impl Plan {
     /// Fails with a sentence if what is known contradicts itself.
     pub fn new(known: Known) -> Result<Self, String> {
-        let Known { mut checkpoints, key, remembered, kept, others, witness } = known;
+        let Known { mut checkpoints, key, remembered, kept, others, heads, witness } = known;
         checkpoints.sort_by_key(|checkpoint| checkpoint.sequence);
         let key = key.or_else(|| checkpoints.first().map(|first| (first.key, KeySource::Log)));
         if let Some((key, _)) = key
@@ -133,17 +138,25 @@ impl Plan {
             hash: checkpoint.hash,
             who,
             must_exist,
+            completes: true,
         };
         let mut expected: Vec<_> =
             checkpoints.iter().map(|checkpoint| from_checkpoint(checkpoint, CHECKPOINT, true)).collect();
         expected.extend(remembered.iter().map(|checkpoint| from_checkpoint(checkpoint, REMEMBERED, true)));
         let same_log = |other: &&Checkpoint| key.is_some_and(|(key, _)| other.key == key);
         expected.extend(others.iter().filter(same_log).map(|other| from_checkpoint(other, REMEMBERED, false)));
+        expected.extend(
+            heads
+                .iter()
+                .filter(same_log)
+                .map(|head| Expected { completes: false, ..from_checkpoint(head, REMEMBERED, false) }),
+        );
         expected.extend(witness.map(|Witness { sequence, hash }| Expected {
             sequence,
             hash,
             who: NOTED,
             must_exist: true,
+            completes: true,
         }));
         expected.sort_by_key(|expected| expected.sequence);
         // Of removed entries nothing is left to compare with but the checkpoints that were kept. For what was remembered, signed
@@ -196,7 +209,8 @@ impl Plan {
 
     /// The latest sequence that was remembered of this log, where it lies after `last`, the end of a copy.
     pub fn newer_than(&self, last: u64) -> Option<u64> {
-        self.expected.last().map(|expected| expected.sequence).filter(|sequence| *sequence > last)
+        let completing = self.expected.iter().rfind(|expected| expected.completes);
+        completing.map(|expected| expected.sequence).filter(|sequence| *sequence > last)
     }
 }
 

@@ -98,14 +98,18 @@ impl Memory {
         let Some(file) = &self.file else { return Ok(None) };
         let content = load(file)?;
         let Some(record) = content.logs.get(&self.log) else { return Ok(None) };
-        let stored = record.stored.as_ref().map(|stored| checked(file, stored)).transpose()?;
-        Ok(Some(Seen { checkpoint: checked(file, &record.checkpoint)?, stored, other_ca: record.ca != self.ca }))
+        self.seen(file, record).map(Some)
     }
 
     /// What is remembered of any log, this one included.
-    pub fn recall_all(&self) -> Result<Vec<Checkpoint>, String> {
+    pub fn recall_all(&self) -> Result<Vec<Seen>, String> {
         let Some(file) = &self.file else { return Ok(Vec::new()) };
-        load(file)?.logs.values().map(|record| checked(file, &record.checkpoint)).collect()
+        load(file)?.logs.values().map(|record| self.seen(file, record)).collect()
+    }
+
+    fn seen(&self, file: &Path, record: &Record) -> Result<Seen, String> {
+        let stored = record.stored.as_ref().map(|stored| checked(file, stored)).transpose()?;
+        Ok(Seen { checkpoint: checked(file, &record.checkpoint)?, stored, other_ca: record.ca != self.ca })
     }
 
     /// Remembers a checkpoint, and the newest that the server keeps, unless another process has remembered a newer one meanwhile. One of another installation, which
@@ -189,7 +193,7 @@ mod tests {
         prod.remember(&checkpoint, None).await.unwrap();
         let seen = Seen { checkpoint: checkpoint.clone(), stored: None, other_ca: false };
         assert_eq!((prod.recall(), test.recall()), (Ok(Some(seen)), Ok(None)));
-        assert_eq!(test.recall_all().unwrap(), [checkpoint]);
+        assert_eq!(test.recall_all().unwrap().remove(0).checkpoint, checkpoint);
         let file = prod.file().unwrap();
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
         prod.forget().await.unwrap();

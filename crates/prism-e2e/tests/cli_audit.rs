@@ -36,6 +36,26 @@ async fn an_untouched_log_verifies_live_offline_and_as_an_export() {
     cli.run_with("audit verify --file -", &[], &cut).fails(11, "sequence 1");
 }
 
+/// Calls come after the end of every export, that which makes it to begin with: it is complete all the same, until something
+/// was signed that it does not have.
+#[tokio::test]
+async fn an_export_that_was_just_made_is_complete() {
+    let server = Prism::start(Options::new()).await;
+    let cli = Cli::of(&server);
+    cli.run("whoami").ok().quiet();
+    let export = cli.run("audit export").ok().quiet().out;
+    for line in ["audit verify --file -", "audit verify --file - --complete"] {
+        cli.run("whoami").ok().quiet();
+        cli.run_with(line, &[], &export).ok().quiet();
+    }
+    cli.run("audit checkpoint").ok();
+    cli.run("whoami").ok().quiet();
+    cli.run_with("audit verify --file -", &[], &export).ok().notes("the log was seen up to");
+    cli.run_with("audit verify --file - --complete", &[], &export).fails(11, "the log was seen up to");
+    let newer = cli.run("audit export").ok().quiet().out;
+    cli.run_with("audit verify --file - --complete", &[], &newer).ok().quiet();
+}
+
 #[tokio::test]
 async fn a_running_server_answers_for_itself() {
     let server = Prism::start(Options::new()).await;

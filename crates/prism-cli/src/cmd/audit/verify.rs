@@ -89,7 +89,7 @@ impl Verify {
         let checkpoints = export.checkpoints()?;
         let mut known = Known { checkpoints, ..self.known(console) };
         // An export may be older than what is remembered; it must not say otherwise.
-        known.others.extend(known.remembered.take());
+        known.heads.extend(known.remembered.take());
         known.kept = None;
         let (witness, others) = (known.witness, known.others.clone());
         let plan = Plan::new(known).map_err(of_another)?;
@@ -133,7 +133,9 @@ impl Verify {
         }
     }
 
-    fn with(&self, seen: Option<Seen>, others: Vec<Checkpoint>) -> Known {
+    fn with(&self, seen: Option<Seen>, all: Vec<Seen>) -> Known {
+        let heads = all.iter().map(|seen| seen.checkpoint.clone()).collect();
+        let others = all.into_iter().map(|seen| seen.stored.unwrap_or(seen.checkpoint)).collect();
         let (remembered, kept) = seen.map_or((None, None), |seen| (Some(seen.checkpoint), seen.stored));
         let key = match (self.public_key, &remembered) {
             (Some(key), _) => Some((key, KeySource::Named)),
@@ -143,7 +145,7 @@ impl Verify {
         // A key that was named says which server it is; what is remembered of another says nothing then.
         let same_server = |checkpoint: &Checkpoint| key.is_some_and(|(key, _)| key == checkpoint.key);
         let (remembered, kept) = (remembered.filter(same_server), kept.filter(same_server));
-        Known { checkpoints: Vec::new(), key, remembered, kept, others, witness: self.witness }
+        Known { checkpoints: Vec::new(), key, remembered, kept, others, heads, witness: self.witness }
     }
 }
 
