@@ -25,7 +25,7 @@ const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Most connections of one source on the admin port, and never more than a quarter of all: who has no credential can hold
 /// connections, too, and must not hold them all.
-const ADMIN_CONNECTIONS_PER_SOURCE: usize = 256;
+const ADMIN_CONNECTIONS_PER_SOURCE: usize = 2048;
 /// Connections of the admin port that are kept for callers on the machine itself, and never more than an eighth of all.
 const ADMIN_CONNECTIONS_FOR_LOOPBACK: usize = 64;
 
