@@ -11,6 +11,9 @@ use crate::admin::v1::AuditLogEntry;
 /// `previous_hash` of the first entry.
 pub const GENESIS: [u8; 32] = [0; 32];
 
+/// Bytes of both hashes in an encoded entry, each with its tag and its length.
+const HASHES_LENGTH: usize = 2 * (1 + 1 + 32);
+
 /// Why an entry does not continue the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenLink {
@@ -32,6 +35,33 @@ pub fn hash(previous: &[u8; 32], entry: &AuditLogEntry) -> [u8; 32] {
     digest.update(previous);
     digest.update(bare.encode_to_vec());
     digest.finalize().into()
+}
+
+/// The hash of `entry` after the entry whose hash is `previous`, and `entry` with both in deterministic encoding; what it
+/// holds in their fields does not matter.
+pub fn seal(previous: &[u8; 32], mut entry: AuditLogEntry) -> ([u8; 32], Vec<u8>) {
+    // The fields after the hashes; all others are before them.
+    let after = AuditLogEntry {
+        request_id: std::mem::take(&mut entry.request_id),
+        source_address: std::mem::take(&mut entry.source_address),
+        auth_method: std::mem::take(&mut entry.auth_method),
+        credential_id: std::mem::take(&mut entry.credential_id),
+        ..AuditLogEntry::default()
+    };
+    entry.previous_hash.clear();
+    entry.hash.clear();
+    let (at, length) = (entry.encoded_len(), after.encoded_len());
+    let mut sealed = Vec::with_capacity(at + HASHES_LENGTH + length);
+    // A vector always has room.
+    let _ = (entry.encode(&mut sealed), after.encode(&mut sealed));
+    let hash: [u8; 32] = Sha256::new().chain_update(previous).chain_update(&sealed).finalize().into();
+    let hashes = AuditLogEntry {
+        previous_hash: previous.to_vec().into(),
+        hash: hash.to_vec().into(),
+        ..AuditLogEntry::default()
+    };
+    sealed.splice(at..at, hashes.encode_to_vec());
+    (hash, sealed)
 }
 
 /// Checks that `entry` follows the entry whose hash is `previous`, and returns the hash of `entry`
@@ -81,6 +111,20 @@ mod tests {
     #[test]
     fn encoding_is_in_number_order() {
         assert_eq!(entry().encode_to_vec(), by_hand());
+    }
+
+    #[test]
+    fn a_sealed_entry_is_what_its_parts_say() {
+        let mut failed = AuditLogEntry { success: false, error: Some(String::new()), ..entry() };
+        failed.hash = vec![9_u8; 5].into();
+        for (previous, mut entry) in [(GENESIS, entry()), ([7; 32], failed), ([8; 32], AuditLogEntry::default())] {
+            let (hash, sealed) = seal(&previous, entry.clone());
+            assert_eq!(hash, super::hash(&previous, &entry));
+            entry.previous_hash = previous.to_vec().into();
+            entry.hash = hash.to_vec().into();
+            assert_eq!(sealed, entry.encode_to_vec());
+            assert_eq!(hash_encoded(&previous, &sealed), Ok(hash));
+        }
     }
 
     #[test]
