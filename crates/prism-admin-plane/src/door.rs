@@ -237,28 +237,28 @@ impl Door {
         let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
         // To rehearse a read would be to carry it out twice.
         let reads = admitted.rule.audit == AuditClass::Read;
-        let written = self
-            .services
-            .store
-            .write(move |tx| {
-                match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
-                    Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
-                    Gate::Open => {}
-                    Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
-                    Gate::Answered(response) => return Ok(Verdict::Replayed(response)),
-                }
-                let outcome = parsed.and_then(|op| {
-                    tx.attempt(|tx| {
-                        let done = op.execute(tx, &caller)?;
-                        if rehearse { Err(rehearsed()) } else { Ok(done) }
-                    })
-                });
-                match outcome {
-                    Err(error) if error.reason() == REHEARSED => Ok(Verdict::Rehearsed),
-                    outcome => conclude(tx, key.as_ref(), draft, outcome),
-                }
-            })
-            .await;
+        let work = move |tx: &mut Tx<'_>| {
+            match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
+                Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
+                Gate::Open => {}
+                Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
+                Gate::Answered(response) => return Ok(Verdict::Replayed(response)),
+            }
+            let outcome = parsed.and_then(|op| {
+                tx.attempt(|tx| {
+                    let done = op.execute(tx, &caller)?;
+                    if rehearse { Err(rehearsed()) } else { Ok(done) }
+                })
+            });
+            match outcome {
+                Err(error) if error.reason() == REHEARSED => Ok(Verdict::Rehearsed),
+                outcome => conclude(tx, key.as_ref(), draft, outcome),
+            }
+        };
+        let store = &self.services.store;
+        // A rehearsal is there to be undone.
+        let unguarded = !rehearse && (reads || O::PROVES_FIRST);
+        let written = if unguarded { store.write_unguarded(work).await } else { store.write(work).await };
         match (written, again) {
             (Err(failed), Some(again)) if is_storage_failure(&failed) => {
                 if rehearse {

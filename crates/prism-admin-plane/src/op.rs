@@ -225,6 +225,11 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
     /// a call that will be refused.
     const PREPARES: bool = false;
 
+    /// Whether [`Op::execute`] proves everything before its first change, so that nothing but the storage can fail after it. It
+    /// runs without a savepoint then, and a failure after a change undoes the whole batch. Reads, which change nothing, always
+    /// do.
+    const PROVES_FIRST: bool = false;
+
     /// The audit entry's resource, from the request as it came.
     fn resource(request: &Self::Request) -> String;
 

@@ -79,10 +79,10 @@ pub fn error(cause: rusqlite::Error) -> Error {
 pub struct Database<H: Hook> {
     /// The file.
     pub path: PathBuf,
-    /// The one writer.
-    pub writer: Writer<H>,
     /// Readers, opened on demand.
     pub readers: Readers,
+    /// The one writer. It is closed last, and takes over what is left in the write-ahead log.
+    pub writer: Writer<H>,
 }
 
 impl<H: Hook> Database<H> {

@@ -32,7 +32,9 @@ impl Hook for () {}
 
 /// One operation in the queue, its result type erased.
 trait Job<H>: Send {
-    /// Runs inside the operation's savepoint; `false` rolls it back.
+    /// Whether it runs in a savepoint of its own.
+    fn is_guarded(&self) -> bool;
+    /// Runs the operation; `false` when nothing of it may stay.
     fn run(&mut self, connection: &Connection, hook: &mut H) -> bool;
     /// Answers the caller: the operation's own result, or why the batch failed.
     fn finish(self: Box<Self>, batch: Result<()>);
@@ -40,6 +42,7 @@ trait Job<H>: Send {
 
 struct Operation<T, F> {
     work: Option<F>,
+    guarded: bool,
     result: Option<Result<T>>,
     answer: oneshot::Sender<Result<T>>,
 }
@@ -49,6 +52,10 @@ where
     T: Send,
     F: FnOnce(&Connection, &mut H) -> Result<T> + Send,
 {
+    fn is_guarded(&self) -> bool {
+        self.guarded
+    }
+
     fn run(&mut self, connection: &Connection, hook: &mut H) -> bool {
         let result = match self.work.take() {
             Some(work) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(connection, hook)))
@@ -76,8 +83,8 @@ where
     }
 }
 
-/// The one writer of a database: a thread that gathers the operations that wait, runs each in its own savepoint, and commits
-/// them with one fsync. Nobody is answered before that.
+/// The one writer of a database: a thread that gathers the operations that wait, runs each, as a rule in its own savepoint,
+/// and commits them with one fsync. Nobody is answered before that.
 pub struct Writer<H: Hook> {
     queue: Option<mpsc::Sender<Box<dyn Job<H>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -100,8 +107,28 @@ impl<H: Hook> Writer<H> {
         &self,
         work: impl FnOnce(&Connection, &mut H) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.submit(work, true).await
+    }
+
+    /// As [`Writer::run`] without the savepoint, whose price is that of a small operation: for work that proves everything
+    /// before its first change.
+    ///
+    /// `work` that fails before it changed anything fails alone. One that fails after a change undoes its whole batch, and
+    /// everyone else in it gets UNAVAILABLE `BATCH_UNDONE`.
+    pub async fn run_unguarded<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &mut H) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.submit(work, false).await
+    }
+
+    async fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &mut H) -> Result<T> + Send + 'static,
+        guarded: bool,
+    ) -> Result<T> {
         let (answer, result) = oneshot::channel();
-        let job = Box::new(Operation { work: Some(work), result: None, answer });
+        let job = Box::new(Operation { work: Some(work), guarded, result: None, answer });
         let queue = self.queue.as_ref().ok_or_else(closed)?;
         queue.send(job).await.map_err(|_| closed())?;
         result.await.map_err(|_| closed())?
@@ -194,7 +221,11 @@ impl<H: Hook> Committer<H> {
     }
 
     fn step(&mut self, job: &mut Box<dyn Job<H>>) -> Result<bool> {
-        self.execute("SAVEPOINT operation")?;
+        let guarded = job.is_guarded();
+        let changes = self.connection.total_changes();
+        if guarded {
+            self.execute("SAVEPOINT operation")?;
+        }
         let kept = job.run(&self.connection, &mut self.hook);
         if self.connection.is_autocommit() {
             // SQLite itself rolled the transaction back (full disk, I/O error): nothing of this batch holds.
@@ -204,10 +235,20 @@ impl<H: Hook> Committer<H> {
             ));
         }
         if !kept {
-            self.execute("ROLLBACK TO operation")?;
+            if guarded {
+                self.execute("ROLLBACK TO operation")?;
+            } else if self.connection.total_changes() != changes {
+                error!("an operation without a savepoint failed after it had changed something; its batch is undone");
+                return Err(Error::unavailable(
+                    "BATCH_UNDONE",
+                    "another operation of the same commit failed half-way; nothing was changed; retry",
+                ));
+            }
             self.hook.undone();
         }
-        self.execute("RELEASE operation")?;
+        if guarded {
+            self.execute("RELEASE operation")?;
+        }
         Ok(kept)
     }
 
@@ -222,6 +263,8 @@ impl<H: Hook> Committer<H> {
 
 #[cfg(test)]
 mod tests {
+    use prism_core::Kind;
+
     use super::*;
     use crate::Database;
 
@@ -254,6 +297,46 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(count, 25);
+    }
+
+    #[tokio::test]
+    async fn without_a_savepoint_an_early_failure_is_alone_and_a_late_one_undoes_the_batch() {
+        let (_folder, database) = database(());
+        let refused = || Error::not_found("something");
+        let (open, opened) = oneshot::channel::<()>();
+        let first = database.writer.run_unguarded(move |connection, _| {
+            insert(1)(connection)?;
+            opened.blocking_recv().map_err(Error::internal)
+        });
+        let early = database.writer.run_unguarded(move |_, _| Err::<(), _>(refused()));
+        let (kept, refused_early, ()) = tokio::join!(first, early, async { open.send(()).unwrap() });
+        kept.unwrap();
+        assert_eq!(refused_early.unwrap_err().kind(), Kind::NotFound);
+
+        let (open, opened) = oneshot::channel::<()>();
+        let first = database.writer.run(move |connection, _| {
+            opened.blocking_recv().map_err(Error::internal)?;
+            insert(2)(connection)
+        });
+        let late = database.writer.run_unguarded(move |connection, _| {
+            insert(3)(connection)?;
+            Err::<(), _>(refused())
+        });
+        let (undone, refused_late, ()) = tokio::join!(first, late, async { open.send(()).unwrap() });
+        assert_eq!(undone.unwrap_err().reason(), "BATCH_UNDONE");
+        assert_eq!(refused_late.unwrap_err().kind(), Kind::NotFound);
+        let stored: Vec<i64> = database
+            .readers
+            .run(|connection| {
+                let mut statement = connection.prepare("SELECT x FROM t").map_err(crate::error)?;
+                let rows = statement.query_map([], |row| row.get(0)).map_err(crate::error)?;
+                rows.collect::<rusqlite::Result<_>>().map_err(crate::error)
+            })
+            .await
+            .unwrap();
+        assert_eq!(stored, [1]);
+        let work = insert(2);
+        database.writer.run_unguarded(move |connection, _| work(connection)).await.unwrap();
     }
 
     #[tokio::test]

@@ -7,10 +7,8 @@ use prism_core::secret::redact;
 use prism_core::{Error, Result};
 use prism_proto::admin::v1::AuditLogEntry;
 use prism_proto::audit_chain;
-use prost::Message as _;
 use rusqlite::named_params;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::tx::{Tx, limited_to};
 
@@ -71,16 +69,18 @@ impl Tx<'_> {
             })?,
         };
         let (sequence, previous_hash) = previous.map_or((1, audit_chain::GENESIS), |(last, hash)| (last + 1, hash));
-        let mut entry = AuditLogEntry {
-            id: Uuid::now_v7().to_string(),
+        let id = self.entry_id();
+        let (actor, operation, namespace) = (masked(draft.actor), masked(draft.operation), masked(draft.namespace));
+        let entry = AuditLogEntry {
+            id: id.clone(),
             timestamp: Some(prost_types::Timestamp {
                 seconds: self.now.0.div_euclid(1000),
                 nanos: (self.now.0.rem_euclid(1000) * 1_000_000) as i32,
             }),
-            actor: masked(draft.actor),
-            operation: masked(draft.operation),
+            actor: actor.clone(),
+            operation: operation.clone(),
             resource: masked(draft.resource),
-            namespace: masked(draft.namespace),
+            namespace: namespace.clone(),
             // Libraries differ in whether an empty value of a map is written; without any, all hash the same bytes.
             metadata: draft
                 .metadata
@@ -99,16 +99,21 @@ impl Tx<'_> {
             credential_id: masked(draft.credential_id),
             ..AuditLogEntry::default()
         };
-        let hash = audit_chain::hash(&previous_hash, &entry);
-        entry.previous_hash = previous_hash.to_vec().into();
-        entry.hash = hash.to_vec().into();
+        let (hash, sealed) = audit_chain::seal(&previous_hash, entry);
         self.execute(
             "INSERT INTO audit (sequence, id, timestamp, actor, operation, namespace, hash, entry) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            (sequence, &entry.id, self.now.0, &entry.actor, &entry.operation, &entry.namespace, hash, entry.encode_to_vec()),
+            (sequence, &id, self.now.0, actor, operation, namespace, hash, sealed),
         )?;
         self.touched.audit = true;
         self.touched.known.chain = Some((sequence, hash));
-        Ok(entry.id)
+        Ok(id)
+    }
+
+    /// A UUIDv7 of the moment of the operation.
+    fn entry_id(&mut self) -> String {
+        let random = self.touched.known.random.take();
+        let milliseconds = u64::try_from(self.now.0).unwrap_or_default();
+        uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid().to_string()
     }
 
     /// The sequence of the newest entry, 0 when there is none.

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::Store;
 use crate::config::Wanted;
-use crate::tx::{Touched, Tx};
+use crate::tx::{Guard, Touched, Tx};
 
 /// When to come back where nobody has said when it will be over (contract §8 "maintenance").
 const RETRY: Duration = Duration::from_secs(30);
@@ -57,7 +57,8 @@ impl ControlPlane for Store {
             .readers
             .run(move |connection| {
                 // Nothing here depends on the time.
-                let tx = Tx { connection, touched: &mut Touched::default(), published: &published, now: UnixMillis(0) };
+                let (touched, now) = (&mut Touched::default(), UnixMillis(0));
+                let tx = Tx { connection, touched, published: &published, guard: Guard::Savepoint, now };
                 Ok(tx.config(name.as_str(), &wanted)?.map(|row| row.config))
             })
             .await

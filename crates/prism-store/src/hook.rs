@@ -16,7 +16,7 @@ use tracing::error;
 use crate::checkpoint::newest_entry;
 use crate::key::{ApiKeyRow, ClientKeyRow, read_api_key, read_client_key};
 use crate::operations::{MAINTENANCE, read_maintenance};
-use crate::tx::{Change, Known, Touched, Tx, all};
+use crate::tx::{Change, Guard, Known, Touched, Tx, all};
 
 /// Keys that are not revoked by public id, for authentication without a query. A change copies a few entries of it, however
 /// many there are.
@@ -82,7 +82,9 @@ impl Publisher {
         self.touched.known = std::mem::take(&mut touched.known);
         // Times do not matter to what is read here.
         let mut unused = Touched::default();
-        let tx = Tx { connection, touched: &mut unused, published: &self.published, now: UnixMillis(i64::MIN) };
+        let (touched_here, published) = (&mut unused, &*self.published);
+        let now = UnixMillis(i64::MIN);
+        let tx = Tx { connection, touched: touched_here, published, guard: Guard::Savepoint, now };
         // Before the snapshot, which wakes those who follow.
         refresh(&tx, &self.published.api_keys, &touched.api_keys, "api_keys", read_api_key)?;
         refresh(&tx, &self.published.client_keys, &touched.client_keys, "client_keys", read_client_key)?;

@@ -38,13 +38,13 @@ use arc_swap::ArcSwapOption;
 use prism_core::access::Access;
 use prism_core::limits::{IDEMPOTENCY_WINDOW, SessionPolicy};
 use prism_core::secret::{PresentedSecret, Random};
-use prism_core::{Clock, Result};
+use prism_core::{Clock, Error, Result};
 use prism_proto::admin::v1::AuditCheckpoint;
 use prism_sqlite::Database;
 use tokio::sync::watch;
 
 use hook::{Published, Publisher};
-use tx::Touched;
+use tx::{Guard, Touched};
 
 pub use administrators::OPERATOR_ON_THE_BOX;
 pub use audit::EntryDraft;
@@ -67,6 +67,15 @@ pub use tx::Tx;
 /// Keys stay listed for this long after they were revoked or have ended.
 const RETAIN_DEAD_KEYS: Duration = Duration::from_hours(30 * 24);
 
+/// Most pages that the write-ahead log gathers before they go into the database: 64 MiB. What is written often goes there once.
+const CHECKPOINT_PAGES: u32 = 16_384;
+/// Most pages of the database that the writer keeps in memory: 64 MiB.
+const CACHED_PAGES: u32 = 16_384;
+
+fn broken_off() -> Error {
+    Error::internal("an operation without a savepoint failed after it had changed something")
+}
+
 /// The control state of one installation.
 pub struct Store {
     database: Database<Publisher>,
@@ -88,6 +97,9 @@ impl Store {
     pub async fn open(data_dir: &Path, policy: SessionPolicy, clock: Clock, random: Random) -> Result<Self> {
         let mut shared = None;
         let database = Database::open(&data_dir.join("prism.db"), "state", schema::MIGRATIONS, |connection| {
+            for (pragma, value) in [("wal_autocheckpoint", CHECKPOINT_PAGES), ("cache_size", CACHED_PAGES)] {
+                connection.pragma_update(None, pragma, value).map_err(prism_sqlite::error)?;
+            }
             let (hook, published) = Publisher::load(connection)?;
             shared = Some(published);
             Ok(hook)
@@ -133,7 +145,28 @@ impl Store {
             .writer
             .run(move |connection, publisher: &mut Publisher| {
                 let Publisher { touched, published } = publisher;
-                work(&mut Tx { connection, touched, published, now })
+                work(&mut Tx { connection, touched, published, guard: Guard::Savepoint, now })
+            })
+            .await
+    }
+
+    /// As [`Store::write`], without savepoints: for `work` that proves everything before its first change. What fails after a
+    /// change, here or in [`Tx::attempt`], undoes the whole batch; the others in it get UNAVAILABLE `BATCH_UNDONE`.
+    pub async fn write_unguarded<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let now = self.clock.now();
+        self.database
+            .writer
+            .run_unguarded(move |connection, publisher: &mut Publisher| {
+                let Publisher { touched, published } = publisher;
+                let mut tx = Tx { connection, touched, published, guard: Guard::Batch, now };
+                let result = work(&mut tx);
+                match tx.guard {
+                    Guard::Broken => Err(broken_off()),
+                    Guard::Batch | Guard::Savepoint => result,
+                }
             })
             .await
     }
@@ -149,7 +182,8 @@ impl Store {
             .run(move |connection| {
                 let snapshot = connection.unchecked_transaction().map_err(prism_sqlite::error)?;
                 let mut touched = Touched::default();
-                work(&mut Tx { connection: &snapshot, touched: &mut touched, published: &published, now })
+                let (touched, published) = (&mut touched, &*published);
+                work(&mut Tx { connection: &snapshot, touched, published, guard: Guard::Savepoint, now })
             })
             .await
     }

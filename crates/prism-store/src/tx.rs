@@ -4,7 +4,7 @@ use std::sync::Arc;
 use prism_core::access::Access;
 use prism_core::control::ConfigRevision;
 use prism_core::permission::Reach;
-use prism_core::secret::SecretId;
+use prism_core::secret::{Random, SecretId};
 use prism_core::{Result, UnixMillis};
 use prism_sqlite::error;
 use rusqlite::{Connection, Params, Row};
@@ -18,8 +18,21 @@ pub struct Tx<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) touched: &'a mut Touched,
     pub(crate) published: &'a Published,
+    /// How what fails is undone.
+    pub(crate) guard: Guard,
     /// The moment this operation happens.
     pub now: UnixMillis,
+}
+
+/// How an operation undoes what fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// With savepoints.
+    Savepoint,
+    /// It fails before it changes anything, or its whole batch is undone.
+    Batch,
+    /// Something failed after a change: the batch is to be undone.
+    Broken,
 }
 
 /// What a batch changed of the state that others follow in memory.
@@ -62,6 +75,26 @@ pub(crate) struct Known {
     pub(crate) chain: Option<(i64, [u8; 32])>,
     /// When keys were last noted as used.
     pub(crate) used: HashMap<SecretId, UnixMillis>,
+    /// Randomness for the ids of audit entries.
+    pub(crate) random: Pool,
+}
+
+/// Random bytes, of which the operating system is asked for many at once.
+#[derive(Default)]
+pub(crate) struct Pool {
+    source: Random,
+    bytes: Vec<[u8; 10]>,
+}
+
+impl Pool {
+    /// Bytes that were never given before.
+    pub(crate) fn take(&mut self) -> [u8; 10] {
+        if self.bytes.is_empty() {
+            self.bytes.resize(512, [0; 10]);
+            self.source.fill(self.bytes.as_flattened_mut());
+        }
+        self.bytes.pop().unwrap_or_default()
+    }
 }
 
 impl Touched {
@@ -79,8 +112,20 @@ impl Touched {
 }
 
 impl Tx<'_> {
-    /// Runs `work`; when it fails, what it changed is undone and the rest of this operation goes on.
+    /// Runs `work`; when it fails, what it changed is undone and the rest of this operation goes on. In
+    /// [`crate::Store::write_unguarded`], `work` that fails after a change undoes the whole batch.
     pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.guard != Guard::Savepoint {
+            let changes = self.connection.total_changes();
+            let result = work(self);
+            if result.is_err() {
+                self.touched.undone();
+                if self.connection.total_changes() != changes {
+                    self.guard = Guard::Broken;
+                }
+            }
+            return result;
+        }
         self.execute("SAVEPOINT attempt", [])?;
         let result = work(self);
         if result.is_err() && !self.connection.is_autocommit() {

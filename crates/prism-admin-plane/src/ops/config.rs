@@ -206,6 +206,7 @@ impl Op for CreateConfig {
     const RPC: &'static str = "prism.admin.v1.AdminService/CreateConfig";
     const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
+    const PROVES_FIRST: bool = true;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(request.config.as_ref().map_or("", |config| &config.name))
@@ -268,6 +269,7 @@ impl Op for UpdateConfig {
     const RPC: &'static str = "prism.admin.v1.AdminService/UpdateConfig";
     const SCOPE: Scope = Scope::Namespace;
     const PREPARES: bool = true;
+    const PROVES_FIRST: bool = true;
 
     fn resource(request: &Self::Request) -> String {
         resource_of(&request.name)
