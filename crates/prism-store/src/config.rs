@@ -46,7 +46,7 @@ pub enum Wanted {
 /// for those who see this one.
 const FROM_LIVE: &str = "SELECT r.revision, r.config, c.created_at, r.created_at FROM configs c
     JOIN namespaces n ON n.name = c.namespace
-    JOIN config_revisions r ON r.name = c.name AND r.config ->> '$.namespace' = c.namespace AND r.created_at >= n.created_at";
+    JOIN revisions r ON r.number = c.number AND r.config ->> '$.namespace' = c.namespace AND r.created_at >= n.created_at";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<ConfigRow> {
     Ok(ConfigRow {
@@ -71,14 +71,22 @@ impl From<&ConfigRevision> for ConfigRow {
     }
 }
 
+/// Tells versions apart in an index without holding them; two may have the same.
+fn version_tag(version: &str) -> i64 {
+    crc32fast::hash(version.as_bytes()).into()
+}
+
 impl Tx<'_> {
     /// One revision of a live config.
     pub fn config(&self, name: &str, wanted: &Wanted) -> Result<Option<ConfigRow>> {
         match wanted {
             Wanted::Current => self.current_config(name),
             Wanted::Version(version) => self.one(
-                &format!("{FROM_LIVE} WHERE c.name = ?1 AND r.version = ?2 ORDER BY r.revision DESC LIMIT 1"),
-                (name, version),
+                &format!(
+                    "{FROM_LIVE} WHERE c.name = ?1 AND (r.tag = ?3 OR r.tag IS NULL) AND r.version = ?2
+                     ORDER BY r.revision DESC LIMIT 1"
+                ),
+                (name, version, version_tag(version)),
                 read,
             ),
             Wanted::Revision(revision) => {
@@ -145,7 +153,7 @@ impl Tx<'_> {
     pub fn config_backends(&self, reach: &Reach) -> Result<Vec<(BackendType, String)>> {
         self.all(
             "SELECT DISTINCT r.config ->> '$.backend.kind', c.namespace FROM configs c
-             JOIN config_revisions r ON r.name = c.name AND r.revision = c.revision
+             JOIN revisions r ON r.number = c.number AND r.revision = c.revision
              WHERE ?1 IS NULL OR c.namespace IN (SELECT value FROM json_each(?1))",
             [limited_to(reach, None)],
             |row| {
@@ -156,7 +164,7 @@ impl Tx<'_> {
     }
 
     /// Accepts `config` as the next revision of its name; an existing one keeps `created_at`.
-    pub fn store_config(&mut self, config: Config) -> Result<ConfigRow> {
+    pub fn store_config(&mut self, config: Arc<Config>) -> Result<ConfigRow> {
         let name = config.name.as_str().to_owned();
         let existing = self.config(&name, &Wanted::Current)?;
         if existing.is_none() && !self.has_room_for_config()? {
@@ -166,27 +174,52 @@ impl Tx<'_> {
                 format!("an installation holds at most {MAX_CONFIGS} configs"),
             ));
         }
-        let revision = match &existing {
-            Some(row) => row.revision + 1,
-            // Revisions outlive a deletion, so this goes on where an earlier config of the same name stopped.
-            None => {
-                self.count("SELECT coalesce(max(revision), 0) + 1 FROM config_revisions WHERE name = ?1", [&name])?
-            }
+        let text = serde_json::to_string(&*config).map_err(Error::internal)?;
+        let created_at = existing.as_ref().map_or(self.now, |row| row.created_at);
+        let (number, revision) = match &existing {
+            Some(row) => (self.replace_config(&config, row.revision + 1)?, row.revision + 1),
+            None => self.insert_config(&config)?,
         };
-        let text = serde_json::to_string(&config).map_err(Error::internal)?;
         self.execute(
-            "INSERT INTO config_revisions (name, revision, version, config, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (&name, revision, &config.version, text, self.now.0),
+            "INSERT INTO revisions (name, number, revision, version, tag, config, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            (&name, number, revision, &config.version, version_tag(&config.version), text, self.now.0),
         )?;
-        let created_at = existing.map_or(self.now, |row| row.created_at);
-        self.execute(
-            "INSERT INTO configs (name, namespace, pattern, revision, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (name) DO UPDATE SET pattern = ?3, revision = ?4, updated_at = ?6",
-            (&name, config.namespace.as_str(), config.pattern.name(), revision, created_at.0, self.now.0),
-        )?;
-        let row = ConfigRow { revision, config: Arc::new(config), created_at, updated_at: self.now };
+        let row = ConfigRow { revision, config, created_at, updated_at: self.now };
         self.touched.configs.insert(name, Change::Stored(Arc::new(row.clone().into())));
         Ok(row)
+    }
+
+    /// Makes a new revision of a live config the current one; the number of the config.
+    fn replace_config(&self, config: &Config, revision: i64) -> Result<i64> {
+        self.one(
+            "UPDATE configs SET pattern = ?2, revision = ?3, updated_at = ?4 WHERE name = ?1 RETURNING number",
+            (config.name.as_str(), config.pattern.name(), revision, self.now.0),
+            |row| row.get(0),
+        )?
+        .ok_or_else(|| Error::internal("a live config is not stored"))
+    }
+
+    /// Makes a config live; its number, and its revision. Revisions outlive a deletion, so it goes on where an earlier config of
+    /// the same name stopped.
+    fn insert_config(&self, config: &Config) -> Result<(i64, i64)> {
+        let name = config.name.as_str();
+        let earlier =
+            self.one("SELECT id FROM revisions WHERE name = ?1 AND revision = 1", [name], |row| row.get(0))?;
+        let (number, revision) = match earlier {
+            Some(number) => {
+                let last =
+                    self.count("SELECT coalesce(max(revision), 0) FROM revisions WHERE number = ?1", [number])?;
+                (number, last + 1)
+            }
+            // The id that its first revision will have.
+            None => (self.count("SELECT coalesce(max(id), 0) + 1 FROM revisions", [])?, 1),
+        };
+        self.execute(
+            "INSERT INTO configs (name, namespace, pattern, revision, created_at, updated_at, number)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)",
+            (name, config.namespace.as_str(), config.pattern.name(), revision, self.now.0, number),
+        )?;
+        Ok((number, revision))
     }
 
     /// Deletes a config; its revisions stay. `false` when there was none.

@@ -24,6 +24,8 @@ mod operations;
 mod retention;
 mod role;
 mod schema;
+#[cfg(test)]
+mod schema_tests;
 mod session;
 mod signer;
 mod tx;
@@ -69,8 +71,8 @@ const RETAIN_DEAD_KEYS: Duration = Duration::from_hours(30 * 24);
 
 /// Most pages that the write-ahead log gathers before they go into the database: 64 MiB. What is written often goes there once.
 const CHECKPOINT_PAGES: u32 = 16_384;
-/// Most pages of the database that the writer keeps in memory: 64 MiB.
-const CACHED_PAGES: u32 = 16_384;
+/// Most pages of the database that the writer keeps in memory: 16 MiB.
+const CACHED_PAGES: u32 = 4096;
 
 fn broken_off() -> Error {
     Error::internal("an operation without a savepoint failed after it had changed something")

@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -214,4 +214,37 @@ CREATE TABLE checkpoints (
     cut INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX checkpoints_by_cut ON checkpoints (cut);
+";
+
+/// Revisions in the order they were accepted, so that each goes to the end of the table and only an entry of some bytes goes
+/// among those of its config.
+const REVISIONS: &str = "
+-- Every revision ever accepted; outlives the deletion of its config, so that numbers never come back. number is the id of the
+-- name's first revision. tag tells most versions apart (version_tag); NULL = not known.
+CREATE TABLE revisions (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    tag INTEGER,
+    config TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO revisions (id, name, number, revision, version, config, created_at)
+SELECT
+    row_number() OVER (ORDER BY name, revision),
+    name,
+    row_number() OVER (ORDER BY name, revision) - row_number() OVER (PARTITION BY name ORDER BY revision) + 1,
+    revision, version, config, created_at
+FROM config_revisions ORDER BY name, revision;
+
+CREATE UNIQUE INDEX revisions_first ON revisions (name) WHERE revision = 1;
+CREATE UNIQUE INDEX revisions_by_number ON revisions (number, revision, tag);
+
+ALTER TABLE configs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+UPDATE configs SET number = (SELECT r.id FROM revisions r WHERE r.name = configs.name AND r.revision = 1);
+
+DROP TABLE config_revisions;
 ";

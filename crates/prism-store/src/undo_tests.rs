@@ -86,7 +86,7 @@ fn step_on_snapshot(tx: &mut Tx<'_>, dice: &mut Dice) -> Result<()> {
             tx.finish_removal(&namespace(name))
         }
         // Without its namespace the database refuses it.
-        3 => tx.store_config(config(name, dice.roll(100))).map(drop),
+        3 => tx.store_config(Arc::new(config(name, dice.roll(100)))).map(drop),
         4 => tx.delete_config(name).map(drop),
         _ if dice.roll(2) == 0 => tx.end_maintenance(Some(&namespace(name))),
         _ => {
@@ -286,7 +286,11 @@ async fn batch(store: &Arc<Store>, dice: &mut Dice, count: u64, faults: &Faults)
     let mut waiting = Vec::new();
     for _ in 0..count {
         let (store, faults, dice) = (Arc::clone(store), Arc::clone(faults), Dice(dice.roll(u64::MAX) | 1));
-        waiting.push(tokio::spawn(async move { store.write(move |tx| operation(tx, dice, &faults)).await }));
+        waiting.push(tokio::spawn(async move {
+            let unguarded = dice.0 % 8 == 0;
+            let work = move |tx: &mut Tx<'_>| operation(tx, dice, &faults);
+            if unguarded { store.write_unguarded(work).await } else { store.write(work).await }
+        }));
     }
     // One thread runs the tasks, in turn: when it comes back here, all are in the queue.
     tokio::task::yield_now().await;
