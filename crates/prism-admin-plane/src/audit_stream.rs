@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::body::Body;
 use futures::Stream;
 use http::Request;
 use prism_core::{Error, Kind};
@@ -34,7 +33,11 @@ pub(crate) type EntryStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> +
 #[derive(Clone)]
 pub(crate) struct AuditStreamService(pub(crate) Grpc);
 
-impl Service<Request<Body>> for AuditStreamService {
+impl<B> Service<Request<B>> for AuditStreamService
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -43,7 +46,7 @@ impl Service<Request<Body>> for AuditStreamService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let method = Method(self.0.clone());
         let server = Server::new(EntryCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
         Box::pin(async move {

@@ -17,6 +17,7 @@ use crate::identity::{Authenticator, Identity};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
 use crate::ops::drain::Unended;
 use crate::refused::Suppressed;
+use crate::to_the_end::ToTheEnd;
 use crate::unrecorded::{Unrecorded, cannot_record, is_storage_failure};
 
 /// What a transport knows of a call.
@@ -130,13 +131,11 @@ impl Door {
     where
         O: Op,
         W: FnOnce(Arc<Self>, Arc<Identity>, Call, O::Request) -> F + Send + 'static,
-        F: Future<Output = Result<O::Response>> + Send,
+        F: Future<Output = Result<O::Response>> + Send + 'static,
     {
         let started = Instant::now();
         let door = Arc::clone(self);
-        let result = tokio::spawn(async move { work(door, identity, call, request).await })
-            .await
-            .unwrap_or_else(|cause| Err(Error::internal(cause)));
+        let result = ToTheEnd::new(work(door, identity, call, request)).await;
         self.services.metrics.admin(short_name(O::RPC)).record(started.elapsed(), result.is_ok());
         result
     }
@@ -148,7 +147,8 @@ impl Door {
         call: Call,
         request: O::Request,
     ) -> Result<O::Response> {
-        let admitted = self.admit::<O>(identity, &call, &request)?;
+        let admitted = Arc::new(self.admit::<O>(identity, &call, &request)?);
+        let request = Arc::new(request);
         let _turn = self.turn(admitted.key.as_ref()).await;
         // Who may do this nowhere is refused before anything is made of the request.
         let mut parsed = if admitted.caller.reach == Reach::Nowhere {
@@ -157,11 +157,11 @@ impl Door {
                 "what your credential allows changed while the call was under way; retry",
             ))
         } else {
-            O::parse(request.clone(), &self.services)
+            O::parse(O::Request::clone(&request), &self.services)
         };
         if O::PREPARES {
             if parsed.as_ref().is_ok_and(Op::needs_rehearsal) {
-                match self.transact(&admitted, &request, &parsed, true).await? {
+                match self.transact(&admitted, &request, parsed.clone(), true).await? {
                     Verdict::Rehearsed => {}
                     Verdict::Refused(error) => return Err(error),
                     Verdict::Done(response) | Verdict::Replayed(response) => return Ok(response),
@@ -178,7 +178,7 @@ impl Door {
                 Ok(()) => {}
             }
         }
-        match self.transact(&admitted, &request, &parsed, false).await? {
+        match self.transact(&admitted, &request, parsed, false).await? {
             Verdict::Done(mut response) => {
                 if admitted.rule.audit == AuditClass::Change {
                     self.services.node.caught_up(self.services.snapshot().revision).await;
@@ -226,18 +226,19 @@ impl Door {
 
     async fn transact<O: Op>(
         &self,
-        admitted: &Admitted,
-        request: &O::Request,
-        parsed: &Result<O>,
+        admitted: &Arc<Admitted>,
+        request: &Arc<O::Request>,
+        parsed: Result<O>,
         rehearse: bool,
     ) -> Result<Verdict<O::Response>> {
-        let (permission, mut caller, mut key) =
-            (admitted.rule.permission.clone(), admitted.caller.clone(), admitted.key.clone());
-        let again = self.unrecorded.goes_on(admitted.rule.audit).then(|| (request.clone(), parsed.clone()));
-        let (mut draft, request, parsed) = (admitted.draft.clone(), request.clone(), parsed.clone());
+        let goes_on = self.unrecorded.goes_on(admitted.rule.audit);
+        let again = goes_on.then(|| (Arc::clone(request), parsed.clone()));
+        let (shared, request) = (Arc::clone(admitted), Arc::clone(request));
         // To rehearse a read would be to carry it out twice.
         let reads = admitted.rule.audit == AuditClass::Read;
         let work = move |tx: &mut Tx<'_>| {
+            let (permission, mut caller) = (&shared.rule.permission, shared.caller.clone());
+            let (mut key, mut draft) = (shared.key.clone(), shared.draft.clone());
             match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
                 Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
                 Gate::Open => {}
@@ -282,7 +283,7 @@ impl Door {
     async fn read_unrecorded<O: Op>(
         &self,
         admitted: &Admitted,
-        (request, parsed): (O::Request, Result<O>),
+        (request, parsed): (Arc<O::Request>, Result<O>),
         failed: Error,
     ) -> Result<Verdict<O::Response>> {
         let store = &self.services.store;

@@ -13,6 +13,8 @@ pub mod provision;
 mod rates;
 mod record;
 mod refused;
+mod services;
+mod to_the_end;
 mod trailers;
 mod unrecorded;
 mod upkeep;
@@ -40,6 +42,7 @@ use crate::grpc::Grpc;
 use crate::identity::Authenticator;
 use crate::op::Services;
 use crate::record::RecordService;
+use crate::services::AdminServices;
 
 /// Largest admin request, in bytes.
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
@@ -141,20 +144,15 @@ impl AdminPlane {
     }
 
     /// The service to put behind a listener.
-    pub async fn service(&self) -> Result<RecordService<axum::Router>> {
+    pub async fn service(&self) -> Result<RecordService<AdminServices>> {
         let grpc = Grpc::new(Arc::clone(&self.door), self.shutdown.clone());
+        let admin = AdminServiceServer::new(grpc.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES);
+        let access = AccessServiceServer::new(grpc.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES);
         let mut routes = Routes::builder();
-        routes
-            .add_service(
-                AdminServiceServer::new(grpc.clone())
-                    .max_decoding_message_size(MAX_REQUEST_BYTES)
-                    .max_encoding_message_size(MAX_RESPONSE_BYTES),
-            )
-            .add_service(
-                AccessServiceServer::new(grpc.clone())
-                    .max_decoding_message_size(MAX_REQUEST_BYTES)
-                    .max_encoding_message_size(MAX_RESPONSE_BYTES),
-            );
         if self.health {
             let (health, health_service) = tonic_health::server::health_reporter();
             health.set_serving::<AdminServiceServer<Grpc>>().await;
@@ -176,7 +174,7 @@ impl AdminPlane {
             routes.add_service(builder().build_v1().map_err(Error::internal)?);
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);
         }
-        let served = routes.routes().into_axum_router().route_service(audit_stream::PATH, AuditStreamService(grpc));
+        let served = AdminServices { admin, access, audit: AuditStreamService(grpc), others: routes.routes() };
         Ok(RecordService::new(served, Arc::clone(&self.door), self.admin_rps))
     }
 }

@@ -183,8 +183,8 @@ impl<R> Done<R> {
 impl<R> Done<R> {
     /// Adds what was changed to the audit entry: details `before` and `after`, of the fields that differ, without secrets.
     #[must_use]
-    pub fn changed(self, before: Option<&impl Serialize>, after: Option<&impl Serialize>) -> Self {
-        let (before, after) = changes(before, after);
+    pub fn changed<T: Serialize + PartialEq>(self, before: Option<&T>, after: Option<&T>) -> Self {
+        let (before, after) = if before == after { Default::default() } else { changes(before, after) };
         self.detail("before", before).detail("after", after)
     }
 }

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use http::{Request, Response};
 use prism_core::source::{Full, PlaceBounds, Places};
 use prism_core::{Error, Kind, Result};
 use prism_rpc::{HeldBody, Peer, RequestId, to_status};
 use tonic::Code;
+use tonic::body::Body;
 use tower::Service;
 
 use crate::audit_stream;
@@ -22,7 +22,7 @@ use crate::calls::Calls;
 use crate::door::{Call, Door, draft, method_name};
 use crate::identity::{Identity, Presented, Refused};
 use crate::rates::Rates;
-use crate::trailers::AuditTrailers;
+use crate::trailers::{AuditTrailers, CheckpointHeader};
 use crate::unrecorded::cannot_record;
 
 /// A request that is not read as a whole in this time is refused: its place is for others.
@@ -67,6 +67,7 @@ pub struct RecordService<S> {
     streams: Calls,
     rates: Arc<Rates>,
     open_calls: Places,
+    checkpoint: CheckpointHeader,
 }
 
 impl<S> RecordService<S> {
@@ -79,6 +80,7 @@ impl<S> RecordService<S> {
             streams: Calls::streams(),
             rates: Arc::new(Rates::new(calls_per_second)),
             open_calls: Places::new(OPEN_CALLS),
+            checkpoint: CheckpointHeader::default(),
         }
     }
 }
@@ -119,7 +121,7 @@ where
         }
         let (stray, presented) = (Stray::of(&request), presented(&request));
         let door = Arc::clone(&self.door);
-        let (calls, rates) = (self.calls.clone(), Arc::clone(&self.rates));
+        let (calls, rates, checkpoint) = (self.calls.clone(), Arc::clone(&self.rates), self.checkpoint.clone());
         let streams = (request.uri().path() == audit_stream::PATH).then(|| self.streams.clone());
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
@@ -138,11 +140,11 @@ where
                 Ok(places) => places,
                 Err(refused) => {
                     // Who asks too much is not answered what he asks of the log besides.
-                    let trailers = AuditTrailers::unasked(&door.services.store);
+                    let trailers = AuditTrailers::unasked(&door.services.store, checkpoint);
                     return Ok(trailers.attach(door.refuse_excessive(stray, &identity, refused).await).await);
                 }
             };
-            let trailers = AuditTrailers::of(&request, &door.services.store);
+            let trailers = AuditTrailers::of(&request, &door.services.store, checkpoint);
             let recorded = Recorded::default();
             request.extensions_mut().insert(recorded.clone());
             request.extensions_mut().insert(Arc::clone(&identity));

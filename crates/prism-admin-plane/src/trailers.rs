@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
+use prism_proto::admin::v1::AuditCheckpoint;
 use prism_store::{Store, Witness};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
+use tonic::body::Body;
 use tonic::metadata::{Binary, MetadataValue};
 
 /// Names the sequence of the entry that the caller remembers.
@@ -32,9 +35,28 @@ const CUT: HeaderName = HeaderName::from_static("prism-audit-cut-bin");
 /// How long an answer waits for the hash, which is left out then.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The newest checkpoint as a header, encoded once for all answers that carry it.
+#[derive(Clone, Default)]
+pub(crate) struct CheckpointHeader(Arc<ArcSwapOption<(Arc<AuditCheckpoint>, HeaderValue)>>);
+
+impl CheckpointHeader {
+    fn newest(&self, store: &Store) -> Option<HeaderValue> {
+        let newest = store.checkpoint()?;
+        if let Some((of, value)) = self.0.load().as_deref()
+            && Arc::ptr_eq(of, &newest)
+        {
+            return Some(value.clone());
+        }
+        let value = binary(&newest.encode_to_vec());
+        self.0.store(Some(Arc::new((newest, value.clone()))));
+        Some(value)
+    }
+}
+
 /// What the trailers of one answer will say.
 pub(crate) struct AuditTrailers {
     store: Arc<Store>,
+    checkpoint: CheckpointHeader,
     witness: Option<Asked>,
     head: bool,
     streams: bool,
@@ -50,7 +72,7 @@ enum Asked {
 
 impl AuditTrailers {
     /// Reads what `request` asks for.
-    pub(crate) fn of<B>(request: &Request<B>, store: &Arc<Store>) -> Self {
+    pub(crate) fn of<B>(request: &Request<B>, store: &Arc<Store>, checkpoint: CheckpointHeader) -> Self {
         let witness = request.headers().get(WITNESS_REQUEST).map(|value| {
             // What names no entry is answered like an entry that is not there.
             match value.to_str().ok().and_then(|text| text.parse().ok()) {
@@ -62,12 +84,12 @@ impl AuditTrailers {
         });
         let head = request.headers().contains_key(HEAD_REQUEST);
         let streams = request.uri().path().ends_with("/GetAuditLog");
-        Self { store: Arc::clone(store), witness, head, streams }
+        Self { store: Arc::clone(store), checkpoint, witness, head, streams }
     }
 
     /// As if nothing was asked.
-    pub(crate) fn unasked(store: &Arc<Store>) -> Self {
-        Self { store: Arc::clone(store), witness: None, head: false, streams: false }
+    pub(crate) fn unasked(store: &Arc<Store>, checkpoint: CheckpointHeader) -> Self {
+        Self { store: Arc::clone(store), checkpoint, witness: None, head: false, streams: false }
     }
 
     /// Adds itself to the trailers of `response`, or to its headers when these are all there is.
@@ -95,8 +117,8 @@ impl AuditTrailers {
 
     /// Checkpoint and head are the newest at this moment; the head, which is looked at later, is not behind.
     fn write(&self, trailers: &mut HeaderMap) {
-        if let Some(checkpoint) = self.store.checkpoint() {
-            trailers.insert(CHECKPOINT, binary(&checkpoint.encode_to_vec()));
+        if let Some(checkpoint) = self.checkpoint.newest(&self.store) {
+            trailers.insert(CHECKPOINT, checkpoint);
         }
         if let Some(head) = self.head.then(|| self.store.signed_head()).flatten() {
             trailers.insert(HEAD, binary(&head.encode_to_vec()));
@@ -137,12 +159,9 @@ struct TrailedBody {
 
 impl http_body::Body for TrailedBody {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if self.waiting.is_none() {
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => frame,

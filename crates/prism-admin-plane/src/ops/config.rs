@@ -247,7 +247,7 @@ impl Op for CreateConfig {
         if self.validate_only {
             return Ok(describe(Done::new(response), &self.config, None));
         }
-        let row = tx.store_config(Config::clone(&self.config))?;
+        let row = tx.store_config(Arc::clone(&self.config))?;
         response.created_at = Some(timestamp(row.created_at));
         let before = existing.as_ref().map(|existing| &*existing.config);
         Ok(describe(Done::new(response), &row.config, Some(row.revision)).changed(before, Some(&*row.config)))
@@ -323,7 +323,7 @@ impl Op for UpdateConfig {
         if self.validate_only {
             return Ok(describe(Done::new(response), &self.config, None));
         }
-        let row = tx.store_config(Config::clone(&self.config))?;
+        let row = tx.store_config(Arc::clone(&self.config))?;
         response.updated_at = Some(timestamp(row.updated_at));
         let done = describe(Done::new(response), &row.config, Some(row.revision));
         Ok(done.changed(Some(&*existing.config), Some(&*row.config)))

@@ -1,0 +1,54 @@
+//! From a request's path to its service, without a router on the way.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body as HttpBody;
+use prism_proto::admin::v1::access_service_server::AccessServiceServer;
+use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
+use prost::bytes::Bytes;
+use tonic::body::Body;
+use tonic::server::NamedService as _;
+use tonic::service::Routes;
+use tower::Service;
+
+use crate::audit_stream::{self, AuditStreamService};
+use crate::grpc::Grpc;
+
+/// All services of the admin plane as one; a clone is the same services.
+#[derive(Clone)]
+pub struct AdminServices {
+    pub(crate) admin: AdminServiceServer<Grpc>,
+    pub(crate) access: AccessServiceServer<Grpc>,
+    pub(crate) audit: AuditStreamService,
+    /// Health and reflection, and the answer to what nobody serves.
+    pub(crate) others: Routes,
+}
+
+impl<B> Service<Request<B>> for AdminServices
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        if path == audit_stream::PATH {
+            return self.audit.call(request);
+        }
+        match path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(service, _)| service) {
+            AdminServiceServer::<Grpc>::NAME => self.admin.call(request),
+            AccessServiceServer::<Grpc>::NAME => self.access.call(request),
+            _ => Box::pin(self.others.clone().call(request)),
+        }
+    }
+}
