@@ -83,15 +83,17 @@ impl Calls {
     pub(crate) fn begin(&self, credential: &str) -> Result<Place, Error> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let (most, most_own) = self.bounds.most();
-        let own = counts.by_credential.get(credential).copied().unwrap_or(0);
-        if own >= most_own {
+        if counts.by_credential.get(credential).is_some_and(|own| *own >= most_own) {
             return Err(self.bounds.exceeded(Some(credential)));
         }
         if counts.all >= most {
             return Err(self.bounds.exceeded(None));
         }
         counts.all += 1;
-        counts.by_credential.insert(credential.to_owned(), own + 1);
+        match counts.by_credential.get_mut(credential) {
+            Some(own) => *own += 1,
+            None => drop(counts.by_credential.insert(credential.to_owned(), 1)),
+        }
         Ok(Place { calls: self.clone(), credential: credential.to_owned() })
     }
 }

@@ -58,7 +58,7 @@ pub struct Door {
 
 /// What the door decided before it ran the operation.
 pub(crate) struct Admitted {
-    pub(crate) rule: MethodRule,
+    pub(crate) rule: Arc<MethodRule>,
     pub(crate) caller: Caller,
     pub(crate) draft: EntryDraft,
     pub(crate) key: Option<IdempotencyKey>,
@@ -237,7 +237,9 @@ impl Door {
         // To rehearse a read would be to carry it out twice.
         let reads = admitted.rule.audit == AuditClass::Read;
         let work = move |tx: &mut Tx<'_>| {
-            let (permission, mut caller) = (&shared.rule.permission, shared.caller.clone());
+            let (permission, identity) = (&shared.rule.permission, Arc::clone(&shared.caller.identity));
+            // What they hold is found out in here.
+            let mut caller = Caller { identity, grants: Vec::new(), reach: Reach::Nowhere };
             let (mut key, mut draft) = (shared.key.clone(), shared.draft.clone());
             match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
                 Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),

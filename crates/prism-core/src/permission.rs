@@ -1,6 +1,7 @@
 //! Permissions, roles and grants (contract §7, seed A "Authorization").
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +101,7 @@ pub struct Role {
     /// Its name.
     pub name: String,
     /// What it allows.
-    pub permissions: Vec<Pattern>,
+    pub permissions: Arc<[Pattern]>,
     /// Built-in roles cannot change.
     pub built_in: bool,
 }
@@ -140,7 +141,7 @@ pub struct Grant {
     /// `None` = the whole installation.
     pub namespace: Option<NamespaceName>,
     /// What the role allows.
-    pub permissions: Vec<Pattern>,
+    pub permissions: Arc<[Pattern]>,
 }
 
 /// Where a caller may use a permission.
@@ -227,11 +228,8 @@ mod tests {
     fn every_verb_is_held_through_the_star_only() {
         let pattern = |text: &str| Pattern::try_from(text.to_owned()).unwrap();
         let verbs = ["access:manage", "access:read"].map(pattern);
-        let grant = |permissions: &[Pattern]| Grant {
-            role: "r".to_owned(),
-            namespace: None,
-            permissions: permissions.to_vec(),
-        };
+        let grant =
+            |permissions: &[Pattern]| Grant { role: "r".to_owned(), namespace: None, permissions: permissions.into() };
         assert_eq!(pattern_reach(&[grant(&verbs)], &pattern("access:*")), Reach::Nowhere);
         assert_eq!(pattern_reach(&[grant(&verbs)], &pattern("access.read")), Reach::Installation);
         assert_eq!(pattern_reach(&[grant(&[pattern("access:*")])], &pattern("access:*")), Reach::Installation);

@@ -14,7 +14,7 @@ use crate::tx::{Tx, corrupt};
 fn read_role(row: &Row<'_>) -> rusqlite::Result<Role> {
     Ok(Role {
         name: row.get("name")?,
-        permissions: serde_json::from_str(row.get_ref("permissions")?.as_str()?).map_err(corrupt)?,
+        permissions: serde_json::from_str::<Vec<_>>(row.get_ref("permissions")?.as_str()?).map_err(corrupt)?.into(),
         built_in: false,
     })
 }
@@ -95,7 +95,7 @@ impl Tx<'_> {
             let message = format!("an installation holds at most {MAX_ROLES} roles; delete what nobody needs");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_ROLES", message));
         }
-        let permissions = serde_json::to_string(&role.permissions).map_err(Error::internal)?;
+        let permissions = serde_json::to_string(&*role.permissions).map_err(Error::internal)?;
         self.execute(
             "INSERT INTO roles (name, permissions, created_at, created_by) VALUES (?1, ?2, ?3, ?4)",
             (&role.name, permissions, self.now.0, created_by),
@@ -106,7 +106,7 @@ impl Tx<'_> {
 
     /// Replaces the permissions of a custom role; `false` when there is none of this name.
     pub fn update_role(&mut self, role: &Role) -> Result<bool> {
-        let permissions = serde_json::to_string(&role.permissions).map_err(Error::internal)?;
+        let permissions = serde_json::to_string(&*role.permissions).map_err(Error::internal)?;
         let changed = self.execute("UPDATE roles SET permissions = ?2 WHERE name = ?1", (&role.name, permissions))?;
         self.access_changed();
         Ok(changed > 0)

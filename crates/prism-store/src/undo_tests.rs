@@ -64,7 +64,7 @@ fn role(name: &str, which: u64) -> Role {
     let pattern = ["config:read", "session:*", "audit:read"][which as usize % 3];
     Role {
         name: format!("role-{name}"),
-        permissions: vec![Pattern::try_from(pattern.to_owned()).unwrap()],
+        permissions: [Pattern::try_from(pattern.to_owned()).unwrap()].into(),
         built_in: false,
     }
 }

@@ -48,7 +48,7 @@ mod tests {
         let grants = held.iter().map(|(namespace, permissions)| Grant {
             role: "r".to_owned(),
             namespace: namespace.map(|name| NamespaceName::parse("n", name).unwrap()),
-            permissions: patterns(permissions),
+            permissions: patterns(permissions).into(),
         });
         Caller { identity: Arc::new(Identity::server("prism")), grants: grants.collect(), reach: Reach::Nowhere }
     }

@@ -21,7 +21,8 @@ impl Permissions {
         for permission in rules.filter_map(|rule| Permission::parse(&rule.permission)) {
             verbs.entry(permission.resource().to_owned()).or_default().insert(permission.verb().to_owned());
         }
-        for pattern in built_in_roles().into_iter().flat_map(|role| role.permissions) {
+        let built_in = built_in_roles();
+        for pattern in built_in.iter().flat_map(|role| role.permissions.iter()) {
             let verbs = verbs.entry(pattern.resource().to_owned()).or_default();
             verbs.extend(pattern.verb().map(ToOwned::to_owned));
         }
@@ -77,8 +78,9 @@ mod tests {
             let special = rule.permission == "authenticated";
             assert!(special || known.permission("p", &rule.permission).is_ok(), "{}", rule.permission);
         }
-        for pattern in built_in_roles().into_iter().flat_map(|role| role.permissions) {
-            assert_eq!(known.pattern("p", &pattern.to_string()).unwrap(), pattern);
+        let built_in = built_in_roles();
+        for pattern in built_in.iter().flat_map(|role| role.permissions.iter()) {
+            assert_eq!(known.pattern("p", &pattern.to_string()).unwrap(), *pattern);
         }
         assert_eq!(known.pattern("p", "tokens.manage").unwrap().to_string(), "tokens:manage");
     }

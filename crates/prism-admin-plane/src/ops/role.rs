@@ -47,7 +47,7 @@ fn proven(role: Option<wire::Role>, services: &Services) -> Result<Role> {
         Ok(())
     };
     convert::all_of([convert::outcome(&name), convert::outcome(&permissions), built_in])?;
-    Ok(Role { name: name?.into(), permissions: permissions?, built_in: false })
+    Ok(Role { name: name?.into(), permissions: permissions?.into(), built_in: false })
 }
 
 fn permissions(texts: &[String], known: &Permissions) -> Result<Vec<Pattern>> {
@@ -71,7 +71,7 @@ fn permissions(texts: &[String], known: &Permissions) -> Result<Vec<Pattern>> {
 
 /// What can change of a role, for its audit entry.
 fn shown(role: &Role) -> Value {
-    json!({"permissions": role.permissions})
+    json!({"permissions": &*role.permissions})
 }
 
 /// `ListRoles`, by name, the built-in ones included.
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn permissions_are_kept_in_one_form() {
         let patterns = checked(&["config.read", "tokens:manage", "nodes.*"]).unwrap();
-        let role = Role { name: "r".to_owned(), permissions: patterns, built_in: false };
+        let role = Role { name: "r".to_owned(), permissions: patterns.into(), built_in: false };
         assert_eq!(shown(&role).to_string(), r#"{"permissions":["config:read","tokens:manage","nodes:*"]}"#);
     }
 
