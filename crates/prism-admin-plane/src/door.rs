@@ -241,7 +241,7 @@ impl Door {
             // What they hold is found out in here.
             let mut caller = Caller { identity, grants: Vec::new(), reach: Reach::Nowhere };
             let (mut key, mut draft) = (shared.key.clone(), shared.draft.clone());
-            match gate::<O>(tx, &mut caller, &permission, &request, key.as_mut(), &mut draft)? {
+            match gate::<O>(tx, &mut caller, permission, &request, key.as_mut(), &mut draft)? {
                 Gate::Open if rehearse && reads && parsed.is_ok() => return Ok(Verdict::Rehearsed),
                 Gate::Open => {}
                 Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),

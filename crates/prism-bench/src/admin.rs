@@ -39,6 +39,8 @@ const APPEND_GOAL: f64 = 10_000.0;
 const NAMESPACE: &str = "payments-production";
 /// The method that makes a config.
 pub const CREATE_CONFIG: &str = "/prism.admin.v1.AdminService/CreateConfig";
+/// A method on the same port that does nothing: what TLS and gRPC cost alone.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 /// The method that reads the audit log.
 pub const GET_AUDIT_LOG: &str = "/prism.admin.v1.AdminService/GetAuditLog";
 
@@ -77,11 +79,14 @@ async fn create_beside_put(scratch: &Path, admin: &Peer, size: &Size) -> Result<
     );
     let puts = Rc::new(etcd.puts(|number| put("known", number % NAMES)));
     let creates = Rc::new(creates(admin, |number| create("known", number % NAMES)));
-    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    let nothing = Rc::new(Calls { peer: admin.clone(), path: HEALTH_CHECK, message: Box::new(|_| Vec::new()) });
+    let (mut theirs, mut ours, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        floor.push(callers::run(&nothing, CALLERS, size.measured(), u64::MAX).await?);
         theirs.push(callers::run(&puts, CALLERS, size.measured(), u64::MAX).await?);
         ours.push(callers::run(&creates, CALLERS, size.measured(), u64::MAX).await?);
     }
+    print_one("none", "prism Health/Check", &middle(floor));
     print_both(&format!("{NAMES} in turn"), &middle(theirs), &middle(ours));
 
     // One round: twice as many names would be more than may be.
@@ -161,17 +166,20 @@ fn middle(outcomes: Vec<Outcome>) -> Outcome {
     median(outcomes, |outcome| outcome.run.rate)
 }
 
+fn print_one(names: &str, side: &str, outcome: &Outcome) {
+    println!(
+        "{names:>14} {side:>20} {:>10.0} {:>8} {:>8} {:>12.2} {:>12.0} %",
+        outcome.run.rate,
+        outcome.run.p50,
+        outcome.run.p99,
+        outcome.run.cpu,
+        100.0 * outcome.generator
+    );
+}
+
 fn print_both(names: &str, theirs: &Outcome, ours: &Outcome) {
-    for (side, outcome) in [("etcd Put", theirs), ("prism CreateConfig", ours)] {
-        println!(
-            "{names:>14} {side:>20} {:>10.0} {:>8} {:>8} {:>12.2} {:>12.0} %",
-            outcome.run.rate,
-            outcome.run.p50,
-            outcome.run.p99,
-            outcome.run.cpu,
-            100.0 * outcome.generator
-        );
-    }
+    print_one(names, "etcd Put", theirs);
+    print_one(names, "prism CreateConfig", ours);
     println!(
         "{names:>14} {:>20} {:>10.3} {:>+8} {:>+8} {:>12.3} {:>14}",
         "ratio / more",
