@@ -28,6 +28,8 @@ const CALLERS: usize = 64;
 const APPENDING_CALLERS: usize = 128;
 /// Names that are written over and over, far from the 100,000 configs that an installation may have.
 const NAMES: u64 = 5_000;
+/// The kind of those names.
+const KNOWN: &str = "known";
 /// Names that are new, at most; with the others they stay below that bound.
 const NEW_NAMES: u64 = 90_000;
 /// The rate of CreateConfig over that of Put that is asked for.
@@ -70,15 +72,15 @@ async fn create_beside_put(scratch: &Path, admin: &Peer, size: &Size) -> Result<
     println!(
         "\nCreateConfig (TLS, API key, authorisation, audit entry) beside etcd's Put (clear text, no access control), on the same disk:\n\
          {CALLERS} callers with one request in flight each, values of {} bytes, {ROUNDS} rounds of {} s, medians",
-        create("known", 0).encoded_len(),
+        create(KNOWN, 0).encoded_len(),
         size.seconds
     );
     println!(
         "{:>14} {:>20} {:>10} {:>8} {:>8} {:>12} {:>14}",
         "names", "side", "calls/s", "p50 µs", "p99 µs", "cpu µs/call", "generator cpu"
     );
-    let puts = Rc::new(etcd.puts(|number| put("known", number % NAMES)));
-    let creates = Rc::new(creates(admin, |number| create("known", number % NAMES)));
+    let puts = Rc::new(etcd.puts(|number| put(KNOWN, number)));
+    let creates = Rc::new(creates(admin, |number| create(KNOWN, number)));
     let nothing = Rc::new(Calls { peer: admin.clone(), path: HEALTH_CHECK, message: Box::new(|_| Vec::new()) });
     let (mut theirs, mut ours, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -103,11 +105,12 @@ fn creates(admin: &Peer, request: impl Fn(u64) -> CreateConfigRequest + 'static)
     Calls { peer: admin.clone(), path: CREATE_CONFIG, message }
 }
 
-/// The request for config number `number` of a `kind`, as an operator's would be.
+/// The request for config number `number` of a `kind`, as an operator's would be; after all [`NAMES`] have had their turn it
+/// says another version.
 pub fn create(kind: &str, number: u64) -> CreateConfigRequest {
     let config = ClientConfig {
-        name: name(kind, number),
-        version: "2026.11.22-build.4711.9f3c2a1de8b7".to_owned(),
+        name: name(kind, if kind == KNOWN { number % NAMES } else { number }),
+        version: format!("2026.11.22-build.{:04}.9f3c2a1de8b7", number / NAMES),
         pattern: AccessPattern::KeyValue.into(),
         backend: Some(BackendConfig {
             r#type: BackendType::Memory.into(),
@@ -124,7 +127,9 @@ pub fn create(kind: &str, number: u64) -> CreateConfigRequest {
 
 /// The Put of the same name, with the same request as its value.
 fn put(kind: &str, number: u64) -> PutRequest {
-    PutRequest { key: name(kind, number).into_bytes(), value: create(kind, number).encode_to_vec() }
+    let create = create(kind, number);
+    let name = create.config.as_ref().map(|config| config.name.clone()).unwrap_or_default();
+    PutRequest { key: name.into_bytes(), value: create.encode_to_vec() }
 }
 
 fn name(kind: &str, number: u64) -> String {
