@@ -53,6 +53,7 @@ pub fn crash(workspace: &Workspace, rounds: u32) -> anyhow::Result<ExitCode> {
 fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
     tools::promtool(workspace)?;
     tools::node()?;
+    tools::keystore_readers()?;
     tools::npm_folders(workspace).iter().try_for_each(|folder| tools::npm_ci(folder))
 }
 

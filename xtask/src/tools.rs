@@ -51,6 +51,16 @@ pub fn node() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes sure that what other programs read keystores with can be run: openssl, and a Java with its compiler.
+pub fn keystore_readers() -> anyhow::Result<()> {
+    for (program, package) in [("openssl", "openssl"), ("javac", "default-jdk-headless")] {
+        if process::in_path(program).is_none() {
+            apt_install(package).with_context(|| format!("{program} is not here; install it by hand"))?;
+        }
+    }
+    Ok(())
+}
+
 fn apt_install(package: &str) -> anyhow::Result<()> {
     if process::in_path("apt-get").is_none() {
         bail!("there is no apt-get to install {package} with");

@@ -19,6 +19,8 @@ use prism_store::{
 pub(crate) const USER_CERTIFICATE: &str = "user";
 /// Stored kind of a certificate for an application.
 pub(crate) const CLIENT_CERTIFICATE: &str = "client";
+/// Stored kind of a certificate for a node.
+pub(crate) const NODE_CERTIFICATE: &str = "node";
 /// Most names that a message lists.
 const MAX_LISTED: usize = 20;
 
@@ -250,6 +252,7 @@ pub(crate) fn certificate(row: &CertificateRow) -> wire::Certificate {
     let kind = match row.kind.as_str() {
         USER_CERTIFICATE => wire::CertificateKind::User,
         CLIENT_CERTIFICATE => wire::CertificateKind::Client,
+        NODE_CERTIFICATE => wire::CertificateKind::Node,
         _ => wire::CertificateKind::Unspecified,
     };
     wire::Certificate {

@@ -15,6 +15,7 @@ use prost::Message as _;
 
 use crate::identity::{Authenticator, Identity};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
+use crate::ops::bootstrap;
 use crate::ops::drain::Unended;
 use crate::refused::Suppressed;
 use crate::to_the_end::ToTheEnd;
@@ -201,7 +202,9 @@ impl Door {
         let draft = draft_of::<O>(&identity, call, request);
         let grants = self.services.store.standing(&identity.credential).unwrap_or_default();
         let reach = identity.reach(&grants, &rule.permission)?;
-        let keyed = rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty();
+        // Strangers would share their keys.
+        let keyed =
+            rule.idempotency != Idempotency::ReadOnly && !call.idempotency_keys.is_empty() && !identity.is_stranger();
         let key = keyed.then(|| IdempotencyKey {
             credential: identity.credential_id.clone(),
             rpc: O::RPC,
@@ -464,6 +467,9 @@ fn note(draft: &mut EntryDraft, error: &Error) {
         draft.metadata.insert("permission".to_owned(), permission.clone());
     }
     draft.metadata.insert("reason".to_owned(), error.reason().to_owned());
+    if let Some(alarm) = bootstrap::alarm(error.reason()) {
+        draft.metadata.insert("alarm".to_owned(), alarm.to_owned());
+    }
 }
 
 /// What the entry of an operation says before it is known how that ends.
@@ -472,6 +478,7 @@ pub(crate) fn draft_of<O: Op>(identity: &Identity, call: &Call, request: &O::Req
         actor: identity.actor.clone(),
         auth_method: identity.auth_method.to_owned(),
         credential_id: identity.credential_id.clone(),
+        metadata: O::told(request),
         ..draft(call, method_name(O::RPC), O::resource(request), O::namespace(request))
     }
 }

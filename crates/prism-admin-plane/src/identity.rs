@@ -22,6 +22,10 @@ use crate::door::reach_of;
 
 /// Longest `x-admin-user`, in bytes.
 const MAX_USER_BYTES: usize = 256;
+/// Permission of an RPC that needs no credential.
+const OPEN: &str = "none";
+/// Permission of an RPC that is for a node's own certificate.
+const NODE_ITSELF: &str = "node:self";
 /// The role of a controller's certificate (contract §9 "certificates of the CA").
 const CONTROLLER_ROLE: &str = "admin";
 
@@ -38,8 +42,9 @@ pub struct Identity {
     pub credential: Credential,
     // Private, so that an identity is made here only.
     expires_at: Option<UnixMillis>,
-    /// A node of the data plane: it is known, and nothing here is for it, not even what any credential may.
-    is_node: bool,
+    /// Id of the node of the data plane that it is: nothing here is for it, not even what any credential may, but what is for
+    /// nodes alone.
+    node: Option<String>,
 }
 
 impl Identity {
@@ -51,7 +56,32 @@ impl Identity {
             credential_id: String::new(),
             credential: Credential::Server,
             expires_at: None,
-            is_node: false,
+            node: None,
+        }
+    }
+
+    /// A caller who presents no credential, to an RPC that needs none.
+    pub(crate) fn stranger() -> Self {
+        Self {
+            actor: "anonymous".to_owned(),
+            auth_method: "none",
+            credential_id: String::new(),
+            credential: Credential::Stranger,
+            expires_at: None,
+            node: None,
+        }
+    }
+
+    /// Whether it is nobody in particular.
+    pub(crate) fn is_stranger(&self) -> bool {
+        matches!(self.credential, Credential::Stranger)
+    }
+
+    /// The node that it is, and the fingerprint of the certificate that says so.
+    pub(crate) fn node(&self) -> Option<(&str, &str)> {
+        match (&self.node, &self.credential) {
+            (Some(node), Credential::Vouched { certificate: Some(certificate), .. }) => Some((node, certificate)),
+            _ => None,
         }
     }
 
@@ -62,14 +92,20 @@ impl Identity {
 
     /// Where it may do what asks for `permission`, as the descriptors spell it, while it holds `grants`.
     pub fn reach(&self, grants: &[Grant], permission: &str) -> Result<Reach> {
-        if self.is_node { Ok(Reach::Nowhere) } else { reach_of(grants, permission) }
+        let of = |may: bool| if may { Reach::Installation } else { Reach::Nowhere };
+        match permission {
+            OPEN => Ok(Reach::Installation),
+            NODE_ITSELF => Ok(of(self.node.is_some())),
+            _ if self.node.is_some() || self.is_stranger() => Ok(Reach::Nowhere),
+            _ => reach_of(grants, permission),
+        }
     }
 
     /// Whom bindings may name to reach this caller.
     pub fn subjects(&self) -> &[Subject] {
         match &self.credential {
             Credential::Vouched { subjects, .. } => subjects,
-            Credential::Server | Credential::ApiKey { .. } => &[],
+            Credential::Server | Credential::Stranger | Credential::ApiKey { .. } => &[],
         }
     }
 }
@@ -180,11 +216,28 @@ impl Authenticator {
         Ok(identity)
     }
 
+    /// The caller of an RPC that asks for `permission`, as the descriptors spell it. One that needs no credential looks at none;
+    /// one that is for nodes looks at the certificate of the connection only.
+    pub(crate) async fn authenticate_for(&self, permission: &str, presented: &Presented) -> Result<Identity, Refused> {
+        match permission {
+            OPEN => Ok(Identity::stranger()),
+            NODE_ITSELF if presented.certificates.is_empty() => Err(no_certificate().into()),
+            NODE_ITSELF => self.certificate(presented).map_err(|unproven| self.refuse(presented, &unproven)),
+            _ => self.authenticate(presented).await,
+        }
+    }
+
     fn refuse(&self, presented: &Presented, unproven: &Unproven) -> Refused {
         tracing::debug!(source = ?presented.source, why = unproven.why, "an admin credential was refused");
         let error = Error::unauthenticated("CREDENTIAL_INVALID", "the admin credential is not valid");
-        let Some(source) = presented.source else { return error.into() };
-        match self.failures.failed(source, unproven.key.as_deref(), Instant::now()) {
+        self.failed(error, presented.source, unproven.key.as_deref())
+    }
+
+    /// Counts a failure of `source` and of `key`, the public id that was presented; `error` is what the caller is told, now or
+    /// later.
+    pub(crate) fn failed(&self, error: Error, source: Option<IpAddr>, key: Option<&str>) -> Refused {
+        let Some(source) = source else { return error.into() };
+        match self.failures.failed(source, key, Instant::now()) {
             Penalty::None => error.into(),
             Penalty::Wait(delay, place) => Refused { wait: Some(Wait { delay, _place: place }), ..error.into() },
             Penalty::Refuse { retry_after } => too_many_failures(retry_after).into(),
@@ -209,7 +262,7 @@ impl Authenticator {
             credential_id: key.id.to_string(),
             credential,
             expires_at: key.life.expires_at,
-            is_node: false,
+            node: None,
         }))
     }
 
@@ -236,6 +289,7 @@ impl Authenticator {
         if access.revoked_certificates.contains(&found.fingerprint) {
             return Err(Unproven::new("the certificate is revoked"));
         }
+        let node = (found.kind == CertificateKind::Node).then(|| found.name.clone());
         let (actor, roles) = match found.kind {
             CertificateKind::User | CertificateKind::External => (found.name, Vec::new()),
             CertificateKind::Controller => {
@@ -248,7 +302,7 @@ impl Authenticator {
         };
         let standing = (found.subjects, roles, Some(found.fingerprint));
         let identity = vouched(actor, "mtls", found.credential_id, standing, found.expires_at)?;
-        Ok(Identity { is_node: found.kind == CertificateKind::Node, ..identity })
+        Ok(Identity { node, ..identity })
     }
 }
 
@@ -263,7 +317,7 @@ fn vouched(
         return Err(Unproven::new("it names an actor that Prism gives itself"));
     }
     let credential = Credential::Vouched { subjects, roles, certificate, ends };
-    Ok(Identity { actor, auth_method, credential_id, credential, expires_at: Some(ends), is_node: false })
+    Ok(Identity { actor, auth_method, credential_id, credential, expires_at: Some(ends), node: None })
 }
 
 /// Keys of Prism have a prefix and no dots.
@@ -277,6 +331,11 @@ fn missing() -> Error {
         "the admin plane needs a credential: authorization: Bearer with an admin key (prx_…) or an access token, x-admin-token: \
          prx_…, or a client certificate",
     )
+}
+
+fn no_certificate() -> Error {
+    let message = "this is for a node: it needs the node's certificate in the TLS handshake, and nothing else will do";
+    Error::unauthenticated("CREDENTIAL_MISSING", message)
 }
 
 fn too_many_failures(retry_after: std::time::Duration) -> Error {

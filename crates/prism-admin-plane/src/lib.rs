@@ -3,8 +3,10 @@
 mod audit_stream;
 mod calls;
 mod changes;
+mod cluster;
 mod convert;
 pub mod door;
+mod exchange;
 mod grpc;
 pub mod identity;
 pub mod op;
@@ -13,6 +15,7 @@ pub mod provision;
 mod rates;
 mod record;
 mod refused;
+mod rest;
 mod services;
 mod to_the_end;
 mod trailers;
@@ -29,6 +32,9 @@ use prism_core::{Error, Result};
 use prism_identity::{ClientTrust, Issuers};
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
+use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
+use prism_proto::cluster::v1::bootstrap_service_server::BootstrapServiceServer;
+use prism_proto::cluster::v1::node_service_server::NodeServiceServer;
 use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
 use prism_rpc::{CertificateAuthority, Connections, Table};
@@ -37,15 +43,19 @@ use tonic::server::NamedService as _;
 use tonic::service::Routes;
 
 use crate::audit_stream::AuditStreamService;
+use crate::cluster::ClusterGrpc;
 use crate::door::Door;
 use crate::grpc::Grpc;
 use crate::identity::Authenticator;
-use crate::op::Services;
+use crate::op::{Enrolment, Services};
 use crate::record::RecordService;
+use crate::rest::Rest;
 use crate::services::AdminServices;
 
 /// Largest admin request, in bytes.
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
+/// Largest request about tokens and nodes, in bytes: a token and a signing request. Strangers may send it.
+const MAX_SMALL_REQUEST_BYTES: usize = 32 * 1024;
 /// Largest admin answer, in bytes: a page of 1000 configs with their schemas.
 const MAX_RESPONSE_BYTES: usize = 128 * 1024 * 1024;
 
@@ -81,6 +91,8 @@ pub struct AdminOptions {
     pub admin_rps: u32,
     /// How the audit log is kept.
     pub audit: AuditSettings,
+    /// How nodes are taken in.
+    pub enrolment: Enrolment,
 }
 
 /// The admin plane.
@@ -110,6 +122,7 @@ impl AdminPlane {
             authority: options.authority,
             mapped,
             connections: options.connections,
+            enrolment: options.enrolment,
             removing: tokio::sync::Mutex::default(),
         };
         Self {
@@ -152,15 +165,30 @@ impl AdminPlane {
         let access = AccessServiceServer::new(grpc.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_RESPONSE_BYTES);
+        let cluster = ClusterGrpc::new(Arc::clone(&self.door));
+        let tokens = ClusterAdminServer::new(cluster.clone())
+            .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES);
+        let nodes = NodeServiceServer::new(cluster.clone()).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
+        let bootstrap = BootstrapServiceServer::new(cluster).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
         let mut routes = Routes::builder();
         if self.health {
             let (health, health_service) = tonic_health::server::health_reporter();
             health.set_serving::<AdminServiceServer<Grpc>>().await;
             health.set_serving::<AccessServiceServer<Grpc>>().await;
+            health.set_serving::<ClusterAdminServer<ClusterGrpc>>().await;
+            health.set_serving::<BootstrapServiceServer<ClusterGrpc>>().await;
+            health.set_serving::<NodeServiceServer<ClusterGrpc>>().await;
             routes.add_service(health_service);
         }
         if self.reflection {
-            let mut served = vec![AdminServiceServer::<Grpc>::NAME, AccessServiceServer::<Grpc>::NAME];
+            let mut served = vec![
+                AdminServiceServer::<Grpc>::NAME,
+                AccessServiceServer::<Grpc>::NAME,
+                ClusterAdminServer::<ClusterGrpc>::NAME,
+                BootstrapServiceServer::<ClusterGrpc>::NAME,
+                NodeServiceServer::<ClusterGrpc>::NAME,
+            ];
             if self.health {
                 served.push(tonic_health::pb::health_server::SERVICE_NAME);
             }
@@ -174,7 +202,16 @@ impl AdminPlane {
             routes.add_service(builder().build_v1().map_err(Error::internal)?);
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);
         }
-        let served = AdminServices { admin, access, audit: AuditStreamService(grpc), others: routes.routes() };
+        let served = AdminServices {
+            admin,
+            access,
+            tokens,
+            nodes,
+            bootstrap,
+            rest: Rest::new(Arc::clone(&self.door)),
+            audit: AuditStreamService(grpc),
+            others: routes.routes(),
+        };
         Ok(RecordService::new(served, Arc::clone(&self.door), self.admin_rps))
     }
 }

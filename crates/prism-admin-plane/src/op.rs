@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use prism_core::access::RoleGrant;
@@ -77,6 +78,15 @@ impl Scope {
     }
 }
 
+/// How nodes are taken in.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// Life of a node's certificate.
+    pub certificate_ttl: Duration,
+    /// Names of this server in its own certificates: a node of such a name could pass for it.
+    pub server_names: Vec<String>,
+}
+
 /// What all operations share.
 pub struct Services {
     /// Control state.
@@ -95,6 +105,8 @@ pub struct Services {
     pub connections: Connections,
     /// Groups that issuers' settings give roles to.
     pub mapped: Arc<[(Subject, RoleGrant)]>,
+    /// Certificates of nodes, and which names they may not have.
+    pub enrolment: Enrolment,
     /// When this process started.
     pub started_at: UnixMillis,
     /// Held while data of a deleted namespace is removed.
@@ -236,6 +248,11 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
     /// The audit entry's namespace, from the request as it came; where it is stored only, see [`Op::place`].
     fn namespace(_request: &Self::Request) -> String {
         String::new()
+    }
+
+    /// What of the request its entry tells, also when it is refused.
+    fn told(_request: &Self::Request) -> BTreeMap<String, String> {
+        BTreeMap::new()
     }
 
     /// Where the operation happens, within [`Op::SCOPE`].

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use prism_core::source::{Full, PlaceBounds, Places};
 use prism_core::{Error, Kind, Result};
 use prism_rpc::{HeldBody, Peer, RequestId, to_status};
@@ -19,9 +19,11 @@ use tower::Service;
 
 use crate::audit_stream;
 use crate::calls::Calls;
+use crate::cluster::{self, canonical_path};
 use crate::door::{Call, Door, draft, method_name};
 use crate::identity::{Identity, Presented, Refused};
 use crate::rates::Rates;
+use crate::rest::{self, Problem, Route};
 use crate::trailers::{AuditTrailers, CheckpointHeader};
 use crate::unrecorded::cannot_record;
 
@@ -32,6 +34,9 @@ const MAX_NAME_LENGTH: usize = 128;
 /// Health and reflection calls that are open, of everybody: they need no credential, and their streams end when the caller
 /// likes.
 const OPEN_CALLS: PlaceBounds = PlaceBounds { all: 256, per_source: 32, kept_for_loopback: 32 };
+/// Exchanges of join tokens that are under way, of everybody: who calls has no credential yet. A fleet may come at once, from
+/// behind one address.
+const EXCHANGES: PlaceBounds = PlaceBounds { all: 2048, per_source: 1024, kept_for_loopback: 64 };
 /// ErrorInfo domain of what no service answers.
 const DOMAIN: &str = "prism.admin.v1";
 
@@ -68,6 +73,7 @@ pub struct RecordService<S> {
     rates: Arc<Rates>,
     open_calls: Places,
     checkpoint: CheckpointHeader,
+    exchanges: Places,
 }
 
 impl<S> RecordService<S> {
@@ -81,8 +87,19 @@ impl<S> RecordService<S> {
             rates: Arc::new(Rates::new(calls_per_second)),
             open_calls: Places::new(OPEN_CALLS),
             checkpoint: CheckpointHeader::default(),
+            exchanges: Places::new(EXCHANGES),
         }
     }
+}
+
+/// The ErrorInfo domain of a path without its leading slash.
+fn domain_of(path: &str) -> &'static str {
+    if path.strip_prefix(cluster::DOMAIN).is_some_and(|rest| rest.starts_with('.')) { cluster::DOMAIN } else { DOMAIN }
+}
+
+/// Where a request comes from; without an address it is one of our own.
+fn address_of<B>(request: &Request<B>) -> IpAddr {
+    request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.address.ip())
 }
 
 /// Health and reflection are open and leave no entries.
@@ -106,32 +123,50 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if is_open(request.uri().path()) {
-            // Without an address it is a call of our own.
-            let from =
-                request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.address.ip());
-            let place = match self.open_calls.take(from) {
+            let place = match self.open_calls.take(address_of(&request)) {
                 Ok(place) => place,
                 Err(full) => {
-                    let refused = Stray::of(&request).status(&too_many_open(full));
+                    let refused = Stray::of(&request, None).status(&too_many_open(full));
                     return Box::pin(async move { Ok(refused) });
                 }
             };
             let answer = self.inner.call(request);
             return Box::pin(async move { Ok(answer.await?.map(|body| Body::new(HeldBody::new(body, place)))) });
         }
-        let (stray, presented) = (Stray::of(&request), presented(&request));
-        let door = Arc::clone(&self.door);
+        take_alias(request.uri_mut());
+        let route = rest::route(request.method(), request.uri().path());
+        let permission = self.door.permission_at(route.as_ref(), request.uri().path());
+        let (stray, presented) = (Stray::of(&request, route.as_ref()), presented(&request));
+        let (door, exchanges, from) = (Arc::clone(&self.door), self.exchanges.clone(), address_of(&request));
         let (calls, rates, checkpoint) = (self.calls.clone(), Arc::clone(&self.rates), self.checkpoint.clone());
         let streams = (request.uri().path() == audit_stream::PATH).then(|| self.streams.clone());
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let identity = match door.authenticator.authenticate(&presented).await {
+            let identity = match door.authenticator.authenticate_for(&permission, &presented).await {
                 Ok(identity) => Arc::new(identity),
                 // The body is not worth reading.
                 Err(refused) => return Ok(door.refuse_stray(stray, refused).await),
             };
+            if identity.is_stranger() {
+                // It is told nothing of the log, and its entries are bounded in number.
+                let _place = match exchanges.take(from) {
+                    Ok(place) => place,
+                    Err(full) => return Ok(door.refuse_stray(stray, too_many_exchanges(full).into()).await),
+                };
+                let recorded = Recorded::default();
+                request.extensions_mut().insert(recorded.clone());
+                request.extensions_mut().insert(Arc::clone(&identity));
+                let problem = tokio::select! {
+                    response = inner.call(request) => match response? {
+                        response if recorded.is_taken_over() => return Ok(response),
+                        response => problem_of(&response),
+                    },
+                    () = recorded.overdue() => too_slow(),
+                };
+                return Ok(door.refuse_stray(stray, problem.into()).await);
+            }
             let id = &identity.credential_id;
             let places = rates
                 .count(id, Instant::now())
@@ -140,33 +175,50 @@ where
                 Ok(places) => places,
                 Err(refused) => {
                     // Who asks too much is not answered what he asks of the log besides.
-                    let trailers = AuditTrailers::unasked(&door.services.store, checkpoint);
-                    return Ok(trailers.attach(door.refuse_excessive(stray, &identity, refused).await).await);
+                    let trailers = (!stray.rest).then(|| AuditTrailers::unasked(&door.services.store, checkpoint));
+                    return Ok(attach(trailers, door.refuse_excessive(stray, &identity, refused).await).await);
                 }
             };
-            let trailers = AuditTrailers::of(&request, &door.services.store, checkpoint);
+            // Over HTTP/1.1 nobody would see them.
+            let trailers = (!stray.rest).then(|| AuditTrailers::of(&request, &door.services.store, checkpoint));
             let recorded = Recorded::default();
             request.extensions_mut().insert(recorded.clone());
             request.extensions_mut().insert(Arc::clone(&identity));
             let response = tokio::select! {
                 response = inner.call(request) => response?,
                 () = recorded.overdue() => {
-                    return Ok(trailers.attach(door.record_stray(stray, &identity, too_slow()).await).await);
+                    return Ok(attach(trailers, door.record_stray(stray, &identity, too_slow()).await).await);
                 }
             };
             drop(place);
             if recorded.is_taken_over() {
-                let answer = trailers.attach(response).await;
+                let answer = attach(trailers, response).await;
                 return Ok(match stream {
                     Some(stream) => answer.map(|body| Body::new(HeldBody::new(body, stream))),
                     None => answer,
                 });
             }
-            let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
-            let refused = door.record_stray(stray, &identity, problem(code.map(Code::from_i32))).await;
-            Ok(trailers.attach(refused).await)
+            let problem = problem_of(&response);
+            Ok(attach(trailers, door.record_stray(stray, &identity, problem).await).await)
         })
     }
+}
+
+async fn attach(trailers: Option<AuditTrailers>, response: Response<Body>) -> Response<Body> {
+    match trailers {
+        Some(trailers) => trailers.attach(response).await,
+        None => response,
+    }
+}
+
+/// An RPC that is called by its older path goes on under the one that it is served at: authenticated, recorded and answered as
+/// that.
+fn take_alias(uri: &mut Uri) {
+    let Some(path) = canonical_path(uri.path()).and_then(|path| path.parse().ok()) else { return };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(path);
+    // The rest is as it came, so this cannot fail; what did would be answered as an unknown RPC.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
 /// What a request presents to prove who calls.
@@ -184,6 +236,15 @@ fn presented<B>(request: &Request<B>) -> Presented {
         certificates: peer.map(|peer| Arc::clone(&peer.certificates)).unwrap_or_default(),
         source: peer.map(|peer| peer.address.ip()),
     }
+}
+
+/// Why a request that came back like this did not reach an operation.
+fn problem_of(response: &Response<Body>) -> Error {
+    if let Some(Problem(error)) = response.extensions().get() {
+        return error.clone();
+    }
+    let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
+    problem(code.map(Code::from_i32))
 }
 
 /// Why a request that came back with this code did not reach an operation.
@@ -218,6 +279,15 @@ fn too_many_open(full: Full) -> Error {
     Error::new(Kind::ResourceExhausted, "TOO_MANY_OPEN_CALLS", message).retry_after(Duration::from_secs(1))
 }
 
+fn too_many_exchanges(full: Full) -> Error {
+    let most = match full {
+        Full::Source => format!("{} exchanges of this address", EXCHANGES.per_source),
+        Full::All => format!("{} exchanges", EXCHANGES.all),
+    };
+    Error::new(Kind::ResourceExhausted, "TOO_MANY_CALLS", format!("{most} are under way, the most that may be; retry"))
+        .retry_after(Duration::from_secs(1))
+}
+
 fn too_slow() -> Error {
     let message = format!("the request was not there as a whole within {} s", READ_TIMEOUT.as_secs());
     Error::new(Kind::DeadlineExceeded, "REQUEST_TOO_SLOW", message)
@@ -226,26 +296,41 @@ fn too_slow() -> Error {
 /// A request that no operation may come to see.
 struct Stray {
     call: Call,
-    /// Path without the leading slash.
+    /// Path without the leading slash; of a REST request, the RPC that it stands for, if there is one.
     path: String,
+    /// Whether it is answered in JSON.
+    rest: bool,
 }
 
 impl Stray {
-    fn of<B>(request: &Request<B>) -> Self {
+    fn of<B>(request: &Request<B>, route: Option<&Route>) -> Self {
         let call = Call {
             request_id: request.extensions().get::<RequestId>().map(|id| id.as_str().to_owned()).unwrap_or_default(),
             source_address: request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default(),
             idempotency_keys: Vec::new(),
         };
-        Self { call, path: request.uri().path().trim_start_matches('/').to_owned() }
+        let path = route.and_then(Route::rpc).unwrap_or_else(|| request.uri().path().trim_start_matches('/'));
+        Self { call, path: path.to_owned(), rest: route.is_some() }
     }
 
     fn status(&self, error: &Error) -> Response<Body> {
-        to_status(error, DOMAIN, &self.call.request_id).into_http()
+        if self.rest {
+            return rest::refusal(error, &self.call.request_id);
+        }
+        to_status(error, domain_of(&self.path), &self.call.request_id).into_http()
     }
 }
 
 impl Door {
+    /// What a caller of `path` needs. What is served nowhere is for no stranger to know.
+    fn permission_at(&self, route: Option<&Route>, path: &str) -> String {
+        let rule = match route {
+            None => self.table().rule(path),
+            Some(route) => route.rpc().and_then(|rpc| self.table().rule(&format!("/{rpc}"))),
+        };
+        rule.map_or("authenticated", |rule| &rule.permission).to_owned()
+    }
+
     fn stray_draft(&self, stray: &Stray) -> prism_store::EntryDraft {
         let known = self.table().rule(&format!("/{}", stray.path)).is_some();
         // A path is as long as its sender likes.

@@ -8,6 +8,9 @@ use http::{Request, Response};
 use http_body::Body as HttpBody;
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
+use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
+use prism_proto::cluster::v1::bootstrap_service_server::BootstrapServiceServer;
+use prism_proto::cluster::v1::node_service_server::NodeServiceServer;
 use prost::bytes::Bytes;
 use tonic::body::Body;
 use tonic::server::NamedService as _;
@@ -15,13 +18,19 @@ use tonic::service::Routes;
 use tower::Service;
 
 use crate::audit_stream::{self, AuditStreamService};
+use crate::cluster::ClusterGrpc;
 use crate::grpc::Grpc;
+use crate::rest::{self, Rest};
 
 /// All services of the admin plane as one; a clone is the same services.
 #[derive(Clone)]
 pub struct AdminServices {
     pub(crate) admin: AdminServiceServer<Grpc>,
     pub(crate) access: AccessServiceServer<Grpc>,
+    pub(crate) tokens: ClusterAdminServer<ClusterGrpc>,
+    pub(crate) nodes: NodeServiceServer<ClusterGrpc>,
+    pub(crate) bootstrap: BootstrapServiceServer<ClusterGrpc>,
+    pub(crate) rest: Rest,
     pub(crate) audit: AuditStreamService,
     /// Health and reflection, and the answer to what nobody serves.
     pub(crate) others: Routes,
@@ -48,6 +57,10 @@ where
         match path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(service, _)| service) {
             AdminServiceServer::<Grpc>::NAME => self.admin.call(request),
             AccessServiceServer::<Grpc>::NAME => self.access.call(request),
+            ClusterAdminServer::<ClusterGrpc>::NAME => self.tokens.call(request),
+            NodeServiceServer::<ClusterGrpc>::NAME => self.nodes.call(request),
+            BootstrapServiceServer::<ClusterGrpc>::NAME => self.bootstrap.call(request),
+            _ if rest::is_below(path) => self.rest.call(request.map(Body::new)),
             _ => Box::pin(self.others.clone().call(request)),
         }
     }

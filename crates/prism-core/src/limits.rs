@@ -36,6 +36,18 @@ pub const MAX_ROLES: usize = 1000;
 pub const MAX_BINDINGS: i64 = 10_000;
 /// Most certificates that one installation keeps track of.
 pub const MAX_CERTIFICATES: i64 = 100_000;
+/// Most join tokens of one installation that can still be redeemed.
+pub const MAX_JOIN_TOKENS: i64 = 10_000;
+/// Life of a join token when the request does not say.
+pub const DEFAULT_JOIN_TOKEN_TTL: Duration = Duration::from_hours(1);
+/// Longest life of a join token: a week.
+pub const MAX_JOIN_TOKEN_TTL: Duration = Duration::from_hours(7 * 24);
+/// Most nodes of one installation that are not revoked.
+pub const MAX_NODES: i64 = 10_000;
+/// Most certificates of one node that are valid at the same time; a node that renews at half-life has two.
+pub const MAX_NODE_CERTIFICATES: i64 = 16;
+/// Name of the node that runs in the server's own process.
+pub const LOCAL_NODE: &str = "local";
 /// Longest time to live of a key-value entry: ten years.
 pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 24 * 3600;
 /// Most keys or entries of one BatchGet, BatchPut or PublishBatch.

@@ -3,11 +3,15 @@
 //! The id (16 characters, public) finds the record, the secret (32 characters, over 190 bits) proves possession and is
 //! stored as a SHA-256 hash only, the checksum (6 characters) tells a typing error from a wrong secret.
 
+mod join;
+
 use std::fmt;
 
 use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
+
+pub use join::{AuthorityFingerprint, JOIN_TOKEN_LENGTH, PresentedJoinToken, parse_join_token};
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const ID_LENGTH: usize = 16;
@@ -24,6 +28,8 @@ pub enum SecretKind {
     ClientKey,
     /// Session token, `prs_`.
     Session,
+    /// Join token, `prj_`; its word holds more than the others, see [`parse_join_token`].
+    Join,
 }
 
 impl SecretKind {
@@ -33,6 +39,7 @@ impl SecretKind {
             Self::AdminKey => "prx_",
             Self::ClientKey => "prc_",
             Self::Session => "prs_",
+            Self::Join => "prj_",
         }
     }
 }
@@ -80,6 +87,11 @@ impl SecretHash {
     /// The bytes to store.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Whether the two are of one secret, compared in constant time.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
     }
 
     /// Compares in constant time.
@@ -174,11 +186,17 @@ impl Random {
 
     /// Another secret of `kind` under an id that there is already.
     pub fn secret_for(&self, kind: SecretKind, id: SecretId) -> NewSecret {
+        self.secret_with(kind, id, "")
+    }
+
+    /// A secret whose word says `more` between the secret and the checksum.
+    fn secret_with(&self, kind: SecretKind, id: SecretId, more: &str) -> NewSecret {
         let secret: [u8; SECRET_LENGTH] = self.word();
-        let mut token = String::with_capacity(4 + BODY_LENGTH);
+        let mut token = String::with_capacity(4 + BODY_LENGTH + more.len());
         token.push_str(kind.prefix());
         token.push_str(id.as_str());
         token.extend(secret.iter().map(|byte| char::from(*byte)));
+        token.push_str(more);
         let checksum = checksum(token.as_bytes());
         token.extend(checksum.iter().map(|byte| char::from(*byte)));
         NewSecret { id, hash: SecretHash(hash(&secret)), token: Token(token) }
@@ -203,6 +221,13 @@ pub struct PresentedSecret<'a> {
     secret: &'a [u8],
 }
 
+impl PresentedSecret<'_> {
+    /// The hash of its secret, as it would be stored.
+    pub fn hash(&self) -> SecretHash {
+        SecretHash(hash(self.secret))
+    }
+}
+
 impl fmt::Debug for PresentedSecret<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PresentedSecret({})", self.id)
@@ -211,8 +236,16 @@ impl fmt::Debug for PresentedSecret<'_> {
 
 /// Takes a presented word apart; `None` when it has not exactly the form of `kind`.
 pub fn parse(kind: SecretKind, word: &str) -> Option<PresentedSecret<'_>> {
+    if kind == SecretKind::Join {
+        return parse_join_token(word).map(|token| token.secret);
+    }
+    parse_with(kind, word, 0).map(|(secret, _)| secret)
+}
+
+/// Takes a word apart that says `more` bytes beside the secret, and gives these too.
+fn parse_with(kind: SecretKind, word: &str, more: usize) -> Option<(PresentedSecret<'_>, &[u8])> {
     let body = word.strip_prefix(kind.prefix())?.as_bytes();
-    if body.len() != BODY_LENGTH || !body.iter().all(u8::is_ascii_alphanumeric) {
+    if body.len() != BODY_LENGTH + more || !body.iter().all(u8::is_ascii_alphanumeric) {
         return None;
     }
     let (signed, given) = word.as_bytes().split_at(word.len() - CHECKSUM_LENGTH);
@@ -220,7 +253,8 @@ pub fn parse(kind: SecretKind, word: &str) -> Option<PresentedSecret<'_>> {
         return None;
     }
     let id = SecretId(body[..ID_LENGTH].try_into().ok()?);
-    Some(PresentedSecret { id, secret: &body[ID_LENGTH..ID_LENGTH + SECRET_LENGTH] })
+    let (secret, rest) = body[ID_LENGTH..].split_at(SECRET_LENGTH);
+    Some((PresentedSecret { id, secret }, &rest[..more]))
 }
 
 /// The masked form under which a live secret may be listed: prefix and half of the public id.

@@ -101,7 +101,8 @@ pub fn tls_config_of(ca: &Path, versions: &[&'static SupportedProtocolVersion]) 
     http2(builder(ca, versions).with_no_client_auth())
 }
 
-fn tls_config_as(ca: &Path, holder: &Holder) -> ClientConfig {
+/// The same with a client certificate.
+pub fn tls_config_as(ca: &Path, holder: &Holder) -> ClientConfig {
     let builder = builder(ca, rustls::DEFAULT_VERSIONS);
     http2(builder.with_client_auth_cert(holder.chain(), holder.key()).expect("a certificate and its key"))
 }

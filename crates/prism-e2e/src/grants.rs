@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use prism_proto::admin::v1 as wire;
-use prism_proto::rules::{MethodRule, rules};
+use prism_proto::rules::{AuditClass, MethodRule, rules};
 use serde_json::Value;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
@@ -141,9 +141,7 @@ fn role(name: &str, permissions: &[&str]) -> wire::Role {
 
 /// What the descriptors say of a method of the admin port.
 pub fn rule(method: &str) -> MethodRule {
-    let of = |rule: &MethodRule| {
-        rule.path.starts_with("/prism.admin.v1.") && rule.path.rsplit('/').next().is_some_and(|name| name == method)
-    };
+    let of = |rule: &MethodRule| rule.audit != AuditClass::None && rule.method == method;
     rules().expect("the rules of the descriptors").into_iter().find(of).unwrap_or_else(|| panic!("no RPC {method}"))
 }
 

@@ -4,6 +4,7 @@
 mod connections;
 pub mod convert;
 pub mod files;
+pub mod http_status;
 mod idle;
 pub mod listener;
 pub mod metrics;

@@ -8,11 +8,11 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
 /// Longest message sent, in bytes. Statuses travel in headers, and peers refuse header lists above 16 KiB.
-const MAX_MESSAGE_BYTES: usize = 2048;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 2048;
 /// Most bytes of fields and descriptions sent as BadRequest; what does not fit is counted in a last violation.
 const MAX_FIELDS_BYTES: usize = 4096;
 /// Most bytes of one metadata value.
-const MAX_METADATA_BYTES: usize = 1024;
+pub(crate) const MAX_METADATA_BYTES: usize = 1024;
 
 /// Maps an error to a status: ErrorInfo always, BadRequest, QuotaFailure and RetryInfo where they apply. `domain` is the
 /// canonical proto package. Internal causes are logged here with the request id, never sent.
@@ -53,7 +53,7 @@ pub fn code(kind: Kind) -> Code {
     }
 }
 
-fn log(error: &Error, request_id: &str) {
+pub(crate) fn log(error: &Error, request_id: &str) {
     let cause = error.cause().map(|cause| redact(&chain(cause)).into_owned());
     match (error.kind(), cause) {
         (Kind::Internal, cause) => tracing::error!(
@@ -78,7 +78,7 @@ fn chain(cause: &(dyn std::error::Error + Send + Sync)) -> String {
     text
 }
 
-fn violations(error: &Error) -> Vec<FieldViolation> {
+pub(crate) fn violations(error: &Error) -> Vec<FieldViolation> {
     let mut room = MAX_FIELDS_BYTES;
     let mut out = Vec::new();
     for violation in error.fields() {
@@ -96,7 +96,7 @@ fn violations(error: &Error) -> Vec<FieldViolation> {
 }
 
 /// `text`, cut at a character boundary so that it and an ellipsis fit in `limit` bytes.
-fn cut(text: &str, limit: usize) -> String {
+pub(crate) fn cut(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_owned();
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use prism_core::limits::MAX_CERTIFICATES;
 use prism_core::page::Page;
 use prism_core::{Error, Kind, Result, UnixMillis};
@@ -12,7 +14,7 @@ pub struct CertificateRow {
     pub fingerprint: String,
     /// Serial number in hexadecimal; `None` for one of another CA.
     pub serial: Option<String>,
-    /// `user` or `client`; empty for one of another CA.
+    /// `user`, `client` or `node`; empty for one of another CA.
     pub kind: String,
     /// Whom it names.
     pub name: String,
@@ -26,6 +28,23 @@ pub struct CertificateRow {
     pub expires_at: Option<UnixMillis>,
     /// When it was revoked.
     pub revoked_at: Option<UnixMillis>,
+    /// Where a node's certificate comes from; `None` for all others.
+    pub origin: Option<CertificateOrigin>,
+}
+
+/// Where a node's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateOrigin {
+    /// The certificate in PEM.
+    pub pem: String,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo in DER).
+    pub key_hash: [u8; 32],
+    /// The node.
+    pub node_id: String,
+    /// The join token that the node's membership stands on.
+    pub token_id: String,
+    /// Fingerprint of the certificate that it renews; `None` for the first.
+    pub renewed_from: Option<String>,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
@@ -40,6 +59,17 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
         created_by: row.get("created_by")?,
         expires_at: time("expires_at")?,
         revoked_at: time("revoked_at")?,
+        origin: row.get::<_, Option<String>>("node_id")?.map(|node_id| origin(row, node_id)).transpose()?,
+    })
+}
+
+fn origin(row: &Row<'_>, node_id: String) -> rusqlite::Result<CertificateOrigin> {
+    Ok(CertificateOrigin {
+        pem: row.get("pem")?,
+        key_hash: row.get("key_hash")?,
+        node_id,
+        token_id: row.get("token_id")?,
+        renewed_from: row.get("renewed_from")?,
     })
 }
 
@@ -68,17 +98,19 @@ impl Tx<'_> {
     pub fn insert_certificate(&mut self, row: &CertificateRow) -> Result<()> {
         // What has ended proves nothing any more. A revocation stays: the clock may be wrong today.
         let over = "DELETE FROM certificates WHERE expires_at IS NOT NULL AND expires_at <= ?1 AND revoked_at IS NULL";
-        self.execute(over, [(self.now - RETAIN_ENDED).0])?;
+        let gone = self.execute(over, [(self.now - RETAIN_ENDED).0])?;
+        let kept = self.kept_certificates()? - gone as i64;
+        self.touched.known.certificates = Some(kept);
         // There is always room for a revocation.
-        if row.revoked_at.is_none()
-            && self.count("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", [])? >= MAX_CERTIFICATES
-        {
+        if row.revoked_at.is_none() && kept >= MAX_CERTIFICATES {
             let message = format!("an installation keeps track of at most {MAX_CERTIFICATES} certificates");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_CERTIFICATES", message));
         }
+        let origin = row.origin.as_ref();
         self.execute(
-            "INSERT INTO certificates (fingerprint, serial, kind, name, uri, created_at, created_by, expires_at, revoked_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO certificates (fingerprint, serial, kind, name, uri, created_at, created_by, expires_at, revoked_at,
+                pem, key_hash, node_id, token_id, renewed_from)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             (
                 &row.fingerprint,
                 &row.serial,
@@ -89,12 +121,76 @@ impl Tx<'_> {
                 &row.created_by,
                 row.expires_at.map(|at| at.0),
                 row.revoked_at.map(|at| at.0),
+                origin.map(|origin| &origin.pem),
+                origin.map(|origin| origin.key_hash),
+                origin.map(|origin| &origin.node_id),
+                origin.map(|origin| &origin.token_id),
+                origin.and_then(|origin| origin.renewed_from.as_ref()),
             ),
         )?;
         if row.revoked_at.is_some() {
             self.certificates_changed();
+        } else {
+            self.touched.known.certificates = Some(kept + 1);
         }
         Ok(())
+    }
+
+    /// Certificates that are kept and not revoked: counted once, then remembered.
+    fn kept_certificates(&self) -> Result<i64> {
+        match self.touched.known.certificates {
+            Some(kept) => Ok(kept),
+            None => self.count("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", []),
+        }
+    }
+
+    /// Forgets certificates of nodes that ended a day ago, and revoked ones that ended a month ago. One that a join token was
+    /// redeemed for stays while the token could be shown again.
+    pub(crate) fn forget_node_certificates(&mut self) -> Result<()> {
+        let gone = self.execute(
+            "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= ?1 AND fingerprint NOT IN
+                (SELECT certificate FROM join_tokens WHERE certificate IS NOT NULL AND expires_at > ?2)",
+            ((self.now - RETAIN_ENDED_OF_NODE).0, self.now.0),
+        )?;
+        if gone > 0 {
+            self.touched.known.certificates = None;
+        }
+        let revoked =
+            "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NOT NULL AND expires_at <= ?1";
+        if self.execute(revoked, [(self.now - RETAIN_ENDED).0])? > 0 {
+            self.certificates_changed();
+        }
+        Ok(())
+    }
+
+    /// Certificates of a node, newest first, at most `limit`.
+    pub fn node_certificates(&self, node_id: &str, limit: usize) -> Result<Vec<CertificateRow>> {
+        self.all(
+            "SELECT * FROM certificates WHERE node_id = ?1 ORDER BY created_at DESC, fingerprint LIMIT ?2",
+            (node_id, limit as i64),
+            read,
+        )
+    }
+
+    /// How many certificates of a node are valid now.
+    pub fn live_node_certificates(&self, node_id: &str) -> Result<i64> {
+        self.count(
+            "SELECT count(*) FROM certificates WHERE node_id = ?1 AND revoked_at IS NULL AND expires_at > ?2",
+            (node_id, self.now.0),
+        )
+    }
+
+    /// Revokes all certificates of a node, and returns their fingerprints.
+    pub fn revoke_node_certificates(&mut self, node_id: &str) -> Result<Vec<String>> {
+        let revoked = self.all(
+            "UPDATE certificates SET revoked_at = ?2 WHERE node_id = ?1 AND revoked_at IS NULL RETURNING fingerprint",
+            (node_id, self.now.0),
+            |row| row.get(0),
+        )?;
+        if !revoked.is_empty() {
+            self.certificates_changed();
+        }
+        Ok(revoked)
     }
 
     /// Revokes a certificate; one that is revoked already stays as it was. `false` when it is unknown.
@@ -106,10 +202,13 @@ impl Tx<'_> {
     }
 
     fn certificates_changed(&mut self) {
+        self.touched.known.certificates = None;
         self.access_changed();
         self.touched.client_access = true;
     }
 }
 
 /// A certificate stays listed for this long after its end.
-const RETAIN_ENDED: std::time::Duration = std::time::Duration::from_hours(30 * 24);
+const RETAIN_ENDED: Duration = Duration::from_hours(30 * 24);
+/// A node's, of which there is a new one every few hours, for this long.
+const RETAIN_ENDED_OF_NODE: Duration = Duration::from_hours(24);

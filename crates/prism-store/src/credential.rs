@@ -12,6 +12,8 @@ use crate::{Store, Tx};
 pub enum Credential {
     /// The server itself, at a moment when no operator can be asked (`--dev`).
     Server,
+    /// None: a caller who proves itself by what the request holds, if at all (a join token). It is granted nothing.
+    Stranger,
     /// An API key, and which of its tokens.
     ApiKey {
         /// Public id.
@@ -39,6 +41,7 @@ impl Store {
         let access = self.published.access.load();
         match credential {
             Credential::Server => Some(access.grants(&server_roles(), &[])),
+            Credential::Stranger => Some(Vec::new()),
             Credential::ApiKey { id, hash } => {
                 let keys = self.published.api_keys.load();
                 let key = keys.get(id).filter(|key| key.accepts(hash, now))?;
@@ -59,6 +62,7 @@ impl Tx<'_> {
         let access = self.access()?;
         match credential {
             Credential::Server => Ok(Some(access.grants(&server_roles(), &[]))),
+            Credential::Stranger => Ok(Some(Vec::new())),
             Credential::ApiKey { id, hash } => {
                 let Some(key) = self.current_api_key(*id)?.filter(|key| key.accepts(hash, self.now)) else {
                     return Ok(None);

@@ -13,13 +13,17 @@ mod binding;
 mod bootstrap;
 mod certificate;
 mod checkpoint;
+#[cfg(test)]
+mod cluster_tests;
 mod config;
 mod control;
 mod credential;
 mod hook;
 mod idempotency;
+mod join_token;
 mod key;
 mod namespace;
+mod node;
 mod operations;
 mod retention;
 mod role;
@@ -52,13 +56,15 @@ pub use administrators::OPERATOR_ON_THE_BOX;
 pub use audit::EntryDraft;
 pub use audit_query::{EntryChunk, EntryFilter, EntryQuery, Order};
 pub use binding::{BindingRow, ClientBindingRow};
-pub use certificate::CertificateRow;
+pub use certificate::{CertificateOrigin, CertificateRow};
 pub use checkpoint::{MAX_CHECKPOINTS, Witness};
 pub use config::{ConfigRow, Wanted};
 pub use credential::Credential;
 pub use idempotency::{Earlier, IdempotencyKey, Remembered};
+pub use join_token::{JoinTokenRow, JoinTokenStatus, Redemption};
 pub use key::{ApiKeyRow, ClientKeyRow, KeyLife, PreviousToken};
 pub use namespace::{Dependants, NamespaceRow};
+pub use node::NodeRow;
 pub use operations::DrainId;
 pub use retention::{AuditSettings, AuditUpkeep, OnReadFailure};
 pub use role::RoleRemoval;
@@ -235,6 +241,9 @@ impl Store {
             tx.execute("DELETE FROM sessions WHERE ended_at IS NOT NULL AND ended_at <= ?1", [before(retain)])?;
             tx.execute("DELETE FROM idempotency WHERE created_at <= ?1", [before(IDEMPOTENCY_WINDOW)])?;
             tx.forget_keys(tx.now - RETAIN_DEAD_KEYS)?;
+            tx.forget_nodes()?;
+            tx.forget_join_tokens()?;
+            tx.forget_node_certificates()?;
             tx.execute("DELETE FROM maintenance WHERE ends_at IS NOT NULL AND ends_at <= ?1", [tx.now.0])?;
             Ok(())
         })

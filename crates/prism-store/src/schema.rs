@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -247,4 +247,50 @@ ALTER TABLE configs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 UPDATE configs SET number = (SELECT r.id FROM revisions r WHERE r.name = configs.name AND r.revision = 1);
 
 DROP TABLE config_revisions;
+";
+
+/// Join tokens, nodes, and what certificates of nodes come from.
+const CLUSTER: &str = "
+-- node_id NULL = for any node. What follows redeemed_at is set with it, in one statement.
+CREATE TABLE join_tokens (
+    id TEXT PRIMARY KEY,
+    hash BLOB NOT NULL,
+    node_id TEXT,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER NOT NULL,
+    revoked_at INTEGER,
+    redeemed_at INTEGER,
+    redeemed_by TEXT,
+    key_hash BLOB,
+    certificate TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX join_tokens_by_age ON join_tokens (created_at, id);
+CREATE INDEX join_tokens_by_node ON join_tokens (redeemed_by) WHERE redeemed_by IS NOT NULL;
+CREATE INDEX join_tokens_open ON join_tokens (expires_at) WHERE revoked_at IS NULL AND redeemed_at IS NULL;
+
+-- version and data_endpoint are what the node says of itself; NULL = nothing yet.
+CREATE TABLE nodes (
+    id TEXT PRIMARY KEY,
+    token_id TEXT NOT NULL,
+    joined_at INTEGER NOT NULL,
+    revoked_at INTEGER,
+    revoked_by TEXT,
+    last_seen_at INTEGER,
+    version TEXT,
+    data_endpoint TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX nodes_by_token ON nodes (token_id);
+CREATE INDEX nodes_live ON nodes (id) WHERE revoked_at IS NULL;
+
+ALTER TABLE certificates ADD COLUMN pem TEXT;
+ALTER TABLE certificates ADD COLUMN key_hash BLOB;
+ALTER TABLE certificates ADD COLUMN node_id TEXT;
+ALTER TABLE certificates ADD COLUMN token_id TEXT;
+-- Fingerprint of the certificate with which this one was asked for.
+ALTER TABLE certificates ADD COLUMN renewed_from TEXT;
+CREATE INDEX certificates_by_node ON certificates (node_id, created_at) WHERE node_id IS NOT NULL;
+CREATE INDEX certificates_by_end ON certificates (expires_at) WHERE revoked_at IS NULL;
+-- Not those of the node in the server's own process, which are all there are where nobody has joined.
+CREATE INDEX sessions_by_node ON sessions (node, id) WHERE node <> 'local';
 ";

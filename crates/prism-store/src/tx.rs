@@ -75,6 +75,8 @@ pub(crate) struct Known {
     pub(crate) chain: Option<(i64, [u8; 32])>,
     /// When keys were last noted as used.
     pub(crate) used: HashMap<SecretId, UnixMillis>,
+    /// How many certificates are kept that are not revoked.
+    pub(crate) certificates: Option<i64>,
     /// Randomness for the ids of audit entries.
     pub(crate) random: Pool,
 }
@@ -103,6 +105,7 @@ impl Touched {
         self.configs.values_mut().for_each(|change| *change = Change::Unknown);
         self.current_access = None;
         self.known.chain = None;
+        self.known.certificates = None;
     }
 
     /// Whether the data plane has to hear of it.

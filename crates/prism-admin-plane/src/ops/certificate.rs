@@ -174,6 +174,7 @@ impl Op for IssueCertificate {
             created_by: caller.identity.actor.clone(),
             expires_at: Some(issued.expires_at),
             revoked_at: None,
+            origin: None,
         };
         tx.insert_certificate(&row)?;
         let mut done = Done::new(wire::IssueCertificateResponse {
@@ -366,6 +367,7 @@ fn of_another_ca(fingerprint: String, tx: &Tx<'_>, caller: &Caller) -> Certifica
         created_by: caller.identity.actor.clone(),
         expires_at: None,
         revoked_at: Some(tx.now),
+        origin: None,
     }
 }
 

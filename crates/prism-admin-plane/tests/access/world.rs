@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use prism_admin_plane::door::Call;
 use prism_admin_plane::identity::{Identity, Presented};
-use prism_admin_plane::op::Op;
+use prism_admin_plane::op::{Enrolment, Op};
 use prism_admin_plane::ops::{access, api_key, binding, certificate, namespace, role};
 use prism_admin_plane::{AdminOptions, AdminPlane};
 use prism_core::config::{Catalog, Config};
@@ -118,6 +118,7 @@ impl World {
             admin_rps: 0,
             auth_failures: 20,
             audit: AuditSettings::default(),
+            enrolment: Enrolment { certificate_ttl: Duration::from_hours(24), server_names: Vec::new() },
         });
         let token = std::fs::read_to_string(folder.path().join("admin.token")).unwrap();
         let root = Shown::Token(token.trim().to_owned());

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::World;
 use crate::certificates::signing_request;
+use crate::enrol::Machine;
 use crate::site::{Pattern, Site, unique};
 
 /// What can be done in a namespace and with what is there.
@@ -32,6 +33,10 @@ impl Deeds {
             use base64::Engine as _;
             base64::engine::general_purpose::STANDARD.encode(signing_request().0)
         };
+        let (node, token) = (unique("node"), admin.create_join_token("").await);
+        let unused_token = admin.create_join_token("").await.token_id;
+        let joined = Machine::new().exchange(&admin.channel, &token.join_token, &node).await;
+        joined.unwrap_or_else(|refused| panic!("a node joins: {refused:?}"));
         let draft = |name: &str, version: &str| {
             json!({
                 "name": name, "version": version, "pattern": "ACCESS_PATTERN_KEY_VALUE",
@@ -84,6 +89,13 @@ impl Deeds {
             ("ListCertificates", json!({})),
             ("IssueCertificate", json!({"kind": "CERTIFICATE_KIND_USER", "name": unique("made"), "csrPem": csr})),
             ("RevokeCertificate", json!({"serialNumber": serial})),
+            ("CreateJoinToken", json!({"nodeId": unique("node")})),
+            ("ListJoinTokens", json!({})),
+            ("RevokeJoinToken", json!({"tokenId": unused_token})),
+            ("ListNodes", json!({})),
+            ("GetNode", json!({"nodeId": node})),
+            ("GetLineage", json!({"tokenId": token.token_id})),
+            ("RevokeNode", json!({"nodeId": node})),
             ("TerminateSession", json!({"sessionId": session, "force": true, "reason": "over"})),
             ("SetMaintenanceMode", json!({"namespace": namespace, "enabled": true})),
             ("DrainConnections", json!({"namespace": namespace, "timeout": "1s", "force": true})),

@@ -39,7 +39,7 @@ pub const ROLES: [(&str, &[&str]); 3] = [
 ];
 
 /// Contract §7, the table of permissions, with the RPCs that were added in its spirit.
-const PERMISSIONS: [(&str, &[&str]); 19] = [
+const PERMISSIONS: [(&str, &[&str]); 22] = [
     ("config:read", &["ListConfigs", "GetConfig"]),
     ("config:create", &["CreateConfig"]),
     ("config:update", &["UpdateConfig"]),
@@ -55,6 +55,8 @@ const PERMISSIONS: [(&str, &[&str]); 19] = [
     ("operational:drain", &["DrainConnections"]),
     ("audit:read", &["GetAuditLog", "CreateAuditCheckpoint", "ListAuditCheckpoints"]),
     ("tokens:manage", &["CreateJoinToken", "RevokeJoinToken", "ListJoinTokens"]),
+    ("nodes:read", &["ListNodes", "GetNode", "GetLineage"]),
+    ("nodes:manage", &["RevokeNode"]),
     (
         "access:manage",
         &[
@@ -81,7 +83,13 @@ const PERMISSIONS: [(&str, &[&str]); 19] = [
     ),
     ("authenticated", &["WhoAmI", "CanI"]),
     ("none", &["ExchangeJoinToken"]),
+    ("node:self", &["RenewCertificate"]),
 ];
+
+/// Whether an operator's credential has anything to do with it: not where none is needed, and not where a node's is.
+pub fn is_for_operators(permission: &str) -> bool {
+    !["none", "node:self"].contains(&permission)
+}
 
 /// The permission that a method needs.
 pub fn permission_of(method: &str) -> &'static str {
@@ -115,6 +123,13 @@ const INSTALLATION: &[&str] = &[
     "IssueCertificate",
     "ListCertificates",
     "RevokeCertificate",
+    "CreateJoinToken",
+    "RevokeJoinToken",
+    "ListJoinTokens",
+    "ListNodes",
+    "GetNode",
+    "GetLineage",
+    "RevokeNode",
 ];
 const FILTERED: &[&str] = &[
     "ListNamespaces",

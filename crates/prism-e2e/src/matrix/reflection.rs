@@ -11,7 +11,9 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-/// The rules of every RPC that the server says it serves on this port, health and reflection left out. The methods that it
+use super::is_for_operators;
+
+/// The rules of every RPC for operators that the server says it serves on this port, health and reflection left out. The methods that it
 /// lists and those in the descriptors must be the same.
 pub async fn reflected_rules(channel: &Channel) -> Vec<MethodRule> {
     let listed = match ask(channel, MessageRequest::ListServices(String::new())).await {
@@ -34,7 +36,7 @@ pub async fn reflected_rules(channel: &Channel) -> Vec<MethodRule> {
     }
     let rules: Vec<_> = rules().expect("rules").into_iter().filter(|rule| found.contains(&rule.path)).collect();
     assert!(!rules.is_empty() && rules.len() == found.len(), "{} rules for {found:?}", rules.len());
-    rules
+    rules.into_iter().filter(|rule| is_for_operators(&rule.permission)).collect()
 }
 
 async fn ask(channel: &Channel, message: MessageRequest) -> MessageResponse {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use prism_core::secret::Random;
+use prism_core::secret::{AuthorityFingerprint, Random};
 use prism_core::{Clock, Result, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -119,6 +119,11 @@ impl CertificateAuthority {
     /// The CA certificate.
     pub fn certificate_der(&self) -> &CertificateDer<'static> {
         &self.0.certificate
+    }
+
+    /// SHA-256 of the CA certificate, which join tokens carry.
+    pub fn fingerprint(&self) -> AuthorityFingerprint {
+        AuthorityFingerprint::of_certificate(&self.0.certificate)
     }
 
     /// When the CA certificate ends, and with it the trust in all it has issued.
@@ -264,17 +269,21 @@ fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<Certi
     Ok(CertifiedKey::new(chain, signing))
 }
 
-/// The names of a server certificate, without repeats.
-fn alternatives(names: &[String]) -> Result<Vec<SanType>> {
+/// Names and addresses of a server that is to have `names`, as they stand in its certificates.
+pub fn server_names(names: &[String]) -> Vec<String> {
     let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     // A host may have any name; one that cannot stand in a certificate is left out.
     all.extend(gethostname::gethostname().into_string().ok().filter(|name| alternative(name).is_some()));
-    for name in names {
-        if alternative(name).is_none() {
-            return Err(fault(format!("{name:?} in listen.names is neither a DNS name nor an address")));
-        }
-        all.push(name.clone());
+    all.extend_from_slice(names);
+    all
+}
+
+/// The names of a server certificate, without repeats.
+fn alternatives(names: &[String]) -> Result<Vec<SanType>> {
+    if let Some(bad) = names.iter().find(|name| alternative(name).is_none()) {
+        return Err(fault(format!("{bad:?} in listen.names is neither a DNS name nor an address")));
     }
+    let all = server_names(names);
     let mut out: Vec<SanType> = Vec::new();
     for san in all.iter().filter_map(|name| alternative(name)) {
         if !out.contains(&san) {

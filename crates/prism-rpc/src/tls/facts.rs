@@ -4,6 +4,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use prism_core::{Error, Kind, Result, UnixMillis};
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
 /// What a certificate says of itself.
@@ -13,6 +14,8 @@ pub struct CertificateFacts {
     pub subject: String,
     /// When it ends.
     pub expires_at: UnixMillis,
+    /// The first URI of its subject alternative name.
+    pub uri: Option<String>,
     /// Its public key (SubjectPublicKeyInfo in DER): two certificates of one key are of one owner.
     pub public_key: Vec<u8>,
 }
@@ -25,7 +28,15 @@ impl CertificateFacts {
         if !rest.is_empty() {
             return Err(bad());
         }
+        let names = certificate.subject_alternative_name().ok().flatten().map(|names| names.value);
+        let uri = names.and_then(|names| {
+            names.general_names.iter().find_map(|name| match name {
+                GeneralName::URI(uri) => Some((*uri).to_owned()),
+                _ => None,
+            })
+        });
         Ok(Self {
+            uri,
             subject: certificate.subject().to_string(),
             expires_at: UnixMillis(certificate.validity().not_after.timestamp().saturating_mul(1000)),
             public_key: certificate.public_key().raw.to_vec(),

@@ -1,7 +1,8 @@
-//! Certificates for clients, of Prism's own CA, for a key that Prism never sees.
+//! Certificates for clients and nodes, of Prism's own CA, for a key that Prism never sees.
 
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use prism_core::{Error, Result, UnixMillis};
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
@@ -38,6 +39,41 @@ pub struct ClientCertificate {
     pub life: Duration,
 }
 
+/// What a node's certificate is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeCertificate {
+    /// Its URI, which is its identity.
+    pub uri: String,
+    /// Its common name and its DNS name.
+    pub node_id: String,
+    /// Its life, in whole seconds, at least one; it ends with the CA at the latest.
+    pub life: Duration,
+}
+
+/// The public key of a signing request that its owner has signed. Nothing else of the request is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigningRequest {
+    /// SubjectPublicKeyInfo in DER.
+    key: Vec<u8>,
+}
+
+impl SigningRequest {
+    /// Reads one signing request in PEM.
+    ///
+    /// INVALID_ARGUMENT on `csr_pem` when it is not one of at most [`MAX_CSR_BYTES`], not signed by its own key (without SHA-1), or
+    /// the key is not P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits.
+    pub fn parse(csr_pem: &[u8]) -> Result<Self> {
+        public_key(csr_pem).map(|key| Self { key })
+    }
+
+    /// SHA-256 of the public key (SubjectPublicKeyInfo in DER): two requests of one key are of one owner.
+    pub fn key_hash(&self) -> [u8; 32] {
+        let mut out = [0; 32];
+        out.copy_from_slice(digest(&SHA256, &self.key).as_ref());
+        out
+    }
+}
+
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedCertificate {
@@ -59,27 +95,50 @@ impl CertificateAuthority {
     /// Issues a certificate for a client: `request` says what is in it, `csr_pem` (one signing request in PEM, nothing else) gives
     /// the public key and nothing else. Nothing is stored.
     ///
-    /// INVALID_ARGUMENT on `csr_pem` when it is not one signing request of at most [`MAX_CSR_BYTES`], not signed by its own key
-    /// (without SHA-1), or the key is not P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits; on `uri` when that cannot stand in
-    /// a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
+    /// INVALID_ARGUMENT as [`SigningRequest::parse`] says; on `uri` when that cannot stand in a certificate. FAILED_PRECONDITION
+    /// `CA_EXPIRED` when the CA itself has ended.
     pub fn issue_client(&self, request: &ClientCertificate, csr_pem: &[u8]) -> Result<IssuedCertificate> {
-        let key = public_key(csr_pem)?;
+        let key = SigningRequest::parse(csr_pem)?;
+        let common_name: String = request.common_name.chars().take(MAX_COMMON_NAME).collect();
+        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue_for(&key, (&common_name, &request.uri, None), usages, request.life)
+    }
+
+    /// Issues a certificate for a node, which is client and server. Nothing is stored.
+    ///
+    /// FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
+    pub fn issue_node(&self, request: &NodeCertificate, key: &SigningRequest) -> Result<IssuedCertificate> {
+        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let names = (request.node_id.as_str(), request.uri.as_str(), Some(request.node_id.as_str()));
+        self.issue_for(key, names, usages, request.life)
+    }
+
+    fn issue_for(
+        &self,
+        key: &SigningRequest,
+        (common_name, identity, dns): (&str, &str, Option<&str>),
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        life: Duration,
+    ) -> Result<IssuedCertificate> {
         let inner = &self.0;
         let now = inner.clock.now();
         let whole = |at: UnixMillis| UnixMillis(at.0.div_euclid(1000).saturating_mul(1000));
-        let expires_at = whole((now + request.life).min(inner.expires_at));
+        let expires_at = whole((now + life).min(inner.expires_at));
         if expires_at <= now {
             let message = "the CA has expired; it has to be made anew before it can issue a certificate";
             return Err(Error::precondition("CA_EXPIRED", message));
         }
-        let common_name: String = request.common_name.chars().take(MAX_COMMON_NAME).collect();
-        let mut params = parameters(&common_name, now, expires_at, &inner.random);
-        let uri = request.uri.as_str().try_into();
-        let uri = uri.map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
+        let key = SubjectPublicKeyInfo::from_der(&key.key).map_err(|error| fault(format!("a proven key: {error}")))?;
+        let mut params = parameters(common_name, now, expires_at, &inner.random);
+        let uri = identity.try_into().map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
         params.subject_alt_names = vec![SanType::URI(uri)];
+        if let Some(dns) = dns {
+            let dns = dns.try_into().map_err(|_| Error::invalid("node_id", "must be of ASCII characters"))?;
+            params.subject_alt_names.push(SanType::DnsName(dns));
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         let serial = params.serial_number.as_ref().map(|serial| hex::encode(serial.to_bytes())).unwrap_or_default();
         let issued = params.signed_by(&key, &inner.issuer);
@@ -90,7 +149,7 @@ impl CertificateAuthority {
             fingerprint: fingerprint(issued.der()),
             not_before: whole(now - BACKDATE),
             expires_at,
-            uri: request.uri.clone(),
+            uri: identity.to_owned(),
         })
     }
 }
@@ -99,8 +158,8 @@ fn bad(description: &str) -> Error {
     Error::invalid(FIELD, description)
 }
 
-/// The public key of a signing request, whose owner has signed it.
-fn public_key(pem: &[u8]) -> Result<SubjectPublicKeyInfo> {
+/// The public key of a signing request, whose owner has signed it; one that certificates can be made for.
+fn public_key(pem: &[u8]) -> Result<Vec<u8>> {
     let not_one = || bad("must be one PKCS #10 signing request in PEM (BEGIN CERTIFICATE REQUEST) and nothing else");
     if pem.len() > MAX_CSR_BYTES {
         return Err(bad(&format!("must have at most {MAX_CSR_BYTES} bytes")));
@@ -119,7 +178,7 @@ fn public_key(pem: &[u8]) -> Result<SubjectPublicKeyInfo> {
     if [OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA].contains(algorithm) || csr.verify_signature().is_err() {
         return Err(bad("must be signed by its own key, with SHA-256, SHA-384, SHA-512 or Ed25519"));
     }
-    SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| not_allowed())
+    SubjectPublicKeyInfo::from_der(key.raw).map(|_| key.raw.to_vec()).map_err(|_| not_allowed())
 }
 
 /// The only PEM block of a text that holds nothing else.

@@ -6,6 +6,7 @@ mod clients;
 mod facts;
 mod files;
 mod issue;
+mod node_key;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,12 +19,13 @@ use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 
 use crate::shutdown::Shutdown;
 use crate::watched::Watched;
-pub use authority::CertificateAuthority;
 use authority::Renewing;
+pub use authority::{CertificateAuthority, KEY_FILE as AUTHORITY_KEY_FILE, server_names};
 pub use clients::{MAX_CHAIN, MAX_CHAIN_BYTES};
 pub use facts::{CertificateFacts, fingerprint, first_end};
 use files::Pair;
-pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES};
+pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES, NodeCertificate, SigningRequest};
+pub use node_key::NodeKey;
 
 /// How often a certificate of Prism's CA is looked at when nobody connects.
 const RENEWAL_CHECK: Duration = Duration::from_hours(1);

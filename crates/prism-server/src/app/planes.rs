@@ -5,14 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prism_admin_plane::op::Enrolment;
 use prism_admin_plane::{AdminOptions, AdminPlane};
 use prism_backends::driver::Backend;
 use prism_backends::memory::MemoryBackend;
 use prism_backends::sqlite::SqliteBackend;
+use prism_core::limits::LOCAL_NODE;
 use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
 use prism_identity::Issuers;
+use prism_rpc::tls::server_names;
 use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
 use prism_store::Store;
 use tokio::runtime::Handle;
@@ -21,9 +24,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::trust::Trust;
 use crate::Failure;
 use crate::settings::{BackendKind, BackendSettings, Settings};
-
-/// Name of the one node of role `all`; sessions are kept under it, so it does not depend on the host.
-const LOCAL_NODE: &str = "local";
 
 /// The running planes.
 pub struct Planes {
@@ -110,6 +110,10 @@ impl Planes {
             auth_failures: settings.auth_failures,
             admin_rps: settings.admin_rps,
             audit: settings.audit.clone(),
+            enrolment: Enrolment {
+                certificate_ttl: settings.node_certificate_ttl,
+                server_names: server_names(&settings.names),
+            },
         });
         Ok(Self { store, backends, data, admin, trust, connections })
     }

@@ -32,6 +32,8 @@ pub struct File {
     pub session: Session,
     /// The audit log.
     pub audit: Audit,
+    /// Nodes.
+    pub cluster: Cluster,
     /// Bounds.
     pub limits: Limits,
     /// Backend instances.
@@ -197,6 +199,14 @@ impl From<OnReadFailure> for prism_store::OnReadFailure {
             OnReadFailure::Allow => Self::Allow,
         }
     }
+}
+
+/// Section `[cluster]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Life of a node's certificate.
+    pub certificate_ttl: Option<Span<10_000, { 7 * DAY }>>,
 }
 
 /// Section `[limits]`; what each one means is documented at [`prism_core::limits::Limits`].

@@ -7,6 +7,7 @@ mod value;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use prism_core::config::{BackendInstance, BackendType, Catalog};
 use prism_core::limits::{Limits, SessionPolicy};
@@ -26,6 +27,8 @@ const MAX_NAMES: usize = 100;
 const MAX_BACKENDS: usize = 64;
 /// Failed credentials that are answered without delay, unless the file says otherwise.
 const AUTH_FAILURES: u32 = 20;
+/// Life of a node's certificate, unless the file says otherwise.
+const NODE_CERTIFICATE_TTL: Duration = Duration::from_hours(24);
 
 /// Everything the server needs to know to start.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub struct Settings {
     pub auth_failures: u32,
     /// Admin calls of one credential per second; 0 = any number.
     pub admin_rps: u32,
+    /// Life of a node's certificate.
+    pub node_certificate_ttl: Duration,
     /// Issuers of access tokens.
     oidc: Vec<Oidc>,
     /// Life of sessions.
@@ -174,6 +179,7 @@ impl Settings {
             client_ca,
             audit: audit(&file.audit),
             auth_failures: file.limits.auth_failures.map_or(AUTH_FAILURES, |whole| whole.0 as u32),
+            node_certificate_ttl: file.cluster.certificate_ttl.map_or(NODE_CERTIFICATE_TTL, |span| span.0),
             admin_rps: file.limits.admin_rps.map_or(0, |whole| whole.0 as u32),
             oidc: file.oidc.into_iter().map(Spanned::into_inner).collect(),
             session: session(&file.session)?,

@@ -242,3 +242,25 @@ fn pem(der: &[u8]) -> String {
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n")
 }
+
+#[test]
+fn a_nodes_certificate_is_for_both_ends_and_for_its_names_only() {
+    let (_folder, authority) = authority();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let request = SigningRequest::parse(csr(&key).as_bytes()).unwrap();
+    assert_eq!(request, SigningRequest::parse(csr(&key).as_bytes()).unwrap());
+    assert_ne!(request.key_hash(), SigningRequest::parse(good_csr().as_bytes()).unwrap().key_hash());
+    let uri = "spiffe://prism-0123456789abcdef/node/n1";
+    let wanted = NodeCertificate { uri: uri.to_owned(), node_id: "n1".to_owned(), life: DAY };
+    let issued = authority.issue_node(&wanted, &request).unwrap();
+    let der = CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap();
+    let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+    assert_eq!(certificate.subject().to_string(), "CN=n1");
+    let names = &certificate.subject_alternative_name().unwrap().unwrap().value.general_names;
+    assert_eq!(names, &[GeneralName::URI(uri), GeneralName::DNSName("n1")]);
+    let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && usage.server_auth && !usage.any && usage.other.is_empty());
+    let facts = CertificateFacts::of(&der).unwrap();
+    assert_eq!((facts.uri.as_deref(), facts.expires_at), (Some(uri), issued.expires_at));
+    assert_eq!(facts.public_key, key.subject_public_key_info());
+}

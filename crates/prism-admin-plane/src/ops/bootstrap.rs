@@ -1,0 +1,328 @@
+//! ExchangeJoinToken, RenewCertificate: how a node gets its certificate, and the next one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prism_core::limits::MAX_NODE_CERTIFICATES;
+use prism_core::secret::{SecretHash, SecretId, parse_join_token};
+use prism_core::{Error, Kind, NodeId, Result};
+use prism_identity::{CertificateKind, own_identity};
+use prism_proto::cluster::v1 as wire;
+use prism_rpc::CertificateAuthority;
+use prism_rpc::tls::{IssuedCertificate, NodeCertificate, SigningRequest};
+use prism_store::{CertificateOrigin, CertificateRow, JoinTokenRow, Redemption, Tx};
+
+use super::join_token::resource_of;
+use super::node::{cut_revoked, free_id};
+use crate::convert;
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
+
+/// Reason of a token that another key has redeemed.
+const TOKEN_REDEEMED: &str = "TOKEN_REDEEMED";
+
+/// What the entry of a refusal warns of, by its reason.
+pub(crate) fn alarm(reason: &str) -> Option<&'static str> {
+    (reason == TOKEN_REDEEMED).then_some("token_reuse")
+}
+
+/// What is told of a join token that is not one, or not of this cluster, or not with this secret.
+pub(crate) fn token_invalid() -> Error {
+    Error::unauthenticated("TOKEN_INVALID", "the join token is not valid")
+}
+
+/// The audit log's name for a join token that somebody presents.
+pub(crate) fn resource_of_presented(token: &str) -> String {
+    parse_join_token(token).map_or_else(|| "token".to_owned(), |token| resource_of(token.secret.id.as_str()))
+}
+
+/// Issues certificates of nodes.
+#[derive(Clone)]
+struct Issuer {
+    authority: CertificateAuthority,
+    cluster: String,
+    life: Duration,
+}
+
+impl Issuer {
+    fn of(services: &Services) -> Self {
+        Self {
+            authority: services.authority.clone(),
+            cluster: services.store.cluster().to_owned(),
+            life: services.enrolment.certificate_ttl,
+        }
+    }
+
+    /// One signature; nothing is stored.
+    fn issue(&self, node_id: &NodeId, key: &SigningRequest) -> Result<IssuedCertificate> {
+        let uri = own_identity(&self.cluster, CertificateKind::Node, node_id.as_str())
+            .ok_or_else(|| Error::invalid("node_id", "cannot stand in a certificate"))?;
+        let wanted = NodeCertificate { uri, node_id: node_id.to_string(), life: self.life };
+        self.authority.issue_node(&wanted, key)
+    }
+
+    fn ca_pem(&self) -> prost::bytes::Bytes {
+        self.authority.certificate_pem().to_owned().into_bytes().into()
+    }
+}
+
+/// `ExchangeJoinToken`, with a signing request and a token whose secret was proven a moment ago. What decides is the state in
+/// the transaction that also holds certificate, node and entry.
+#[derive(Clone)]
+pub struct ExchangeJoinToken {
+    token: SecretId,
+    /// SHA-256 of the secret that was presented.
+    secret: SecretHash,
+    node_id: NodeId,
+    key: SigningRequest,
+    issuer: Issuer,
+}
+
+#[async_trait]
+impl Op for ExchangeJoinToken {
+    type Request = wire::ExchangeJoinTokenRequest;
+    type Response = wire::ExchangeJoinTokenResponse;
+    const RPC: &'static str = "prism.cluster.v1.BootstrapService/ExchangeJoinToken";
+    const SCOPE: Scope = Scope::Installation;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of_presented(&request.join_token)
+    }
+
+    fn told(request: &Self::Request) -> BTreeMap<String, String> {
+        [("node_id".to_owned(), request.node_id.clone())].into()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let presented = parse_join_token(&request.join_token).ok_or_else(token_invalid)?;
+        let node_id = free_id("node_id", &request.node_id, &services.enrolment);
+        let key = SigningRequest::parse(&request.csr_pem);
+        convert::all_of([convert::outcome(&node_id), convert::outcome(&key)])?;
+        Ok(Self {
+            token: presented.secret.id,
+            secret: presented.secret.hash(),
+            node_id: node_id?,
+            key: key?,
+            issuer: Issuer::of(services),
+        })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let token = tx.join_token(self.token.as_str())?.filter(|token| token.hash.is(&self.secret));
+        let token = token.ok_or_else(token_invalid)?;
+        self.may_redeem(&token, tx)?;
+        if let Some(redemption) = &token.redemption {
+            let row = tx.certificate(&redemption.certificate)?;
+            return self.again(&row.ok_or_else(|| Error::internal("a redeemed token without its certificate"))?);
+        }
+        let known = tx.node(self.node_id.as_str())?;
+        if known.as_ref().is_some_and(|node| node.revoked_at.is_none()) && token.node_id.is_none() {
+            let message = format!(
+                "there is a node {0} already; to take its place, use a token that is bound to it: prism-admin token create --node {0}",
+                self.node_id
+            );
+            return Err(Error::precondition("NODE_EXISTS", message));
+        }
+        // Whoever held the name before loses it with the same commit.
+        let replaced = tx.revoke_node_certificates(self.node_id.as_str())?;
+        let issued = self.issuer.issue(&self.node_id, &self.key)?;
+        let redemption = Redemption {
+            at: tx.now,
+            node_id: self.node_id.to_string(),
+            key_hash: self.key.key_hash(),
+            certificate: issued.fingerprint.clone(),
+        };
+        if !tx.redeem_join_token(self.token, &redemption)? {
+            return Err(Error::aborted("TOKEN_CHANGED", "the join token changed meanwhile; retry"));
+        }
+        tx.enrol_node(&self.node_id, self.token.as_str())?;
+        let row = row(&issued, &self.node_id, (&token.created_by, self.token.as_str()), &self.key, None, tx);
+        tx.insert_certificate(&row)?;
+        Ok(describe(Done::new(self.answer(&row)), &row).detail("certificates_replaced", replaced.len()))
+    }
+
+    async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
+        cut_revoked(&request.node_id, services).await;
+    }
+}
+
+impl ExchangeJoinToken {
+    /// The order is the contract's (§9 "exchange").
+    fn may_redeem(&self, token: &JoinTokenRow, tx: &Tx<'_>) -> Result<()> {
+        if token.revoked_at.is_some() {
+            return Err(Error::precondition("TOKEN_REVOKED", "the join token is revoked; ask for another one"));
+        }
+        let redemption = token.redemption.as_ref();
+        if redemption.is_some_and(|redemption| redemption.key_hash != self.key.key_hash()) {
+            let message = "the join token was redeemed by another key; if that was not you, tell your operator";
+            return Err(Error::precondition(TOKEN_REDEEMED, message));
+        }
+        if token.is_expired(tx.now) {
+            return Err(Error::precondition("TOKEN_EXPIRED", "the join token has expired; ask for another one"));
+        }
+        let bound = token.node_id.as_ref().map(NodeId::as_str).or(redemption.map(|done| done.node_id.as_str()));
+        if bound.is_some_and(|bound| bound != self.node_id.as_str()) {
+            return Err(Error::precondition("NODE_MISMATCH", "the join token is for another node"));
+        }
+        Ok(())
+    }
+
+    /// The answer to the same key once more, whose first one may have been lost.
+    fn again(&self, row: &CertificateRow) -> Result<Done<wire::ExchangeJoinTokenResponse>> {
+        if row.revoked_at.is_some() {
+            let message = "the certificate that this join token was redeemed for is revoked; ask for another token";
+            return Err(Error::precondition("CERTIFICATE_REVOKED", message));
+        }
+        Ok(describe(Done::new(self.answer(row)), row).detail("repeated", true))
+    }
+
+    fn answer(&self, row: &CertificateRow) -> wire::ExchangeJoinTokenResponse {
+        wire::ExchangeJoinTokenResponse {
+            pkcs12: prost::bytes::Bytes::new(),
+            pkcs12_password: String::new(),
+            ca_certificate_pem: self.issuer.ca_pem(),
+            cli_token: String::new(),
+            certificate_pem: pem_of(row),
+            expires_at_epoch_ms: expiry_of(row),
+        }
+    }
+}
+
+/// `RenewCertificate`: a node asks with the certificate it has for the next one, for any key.
+#[derive(Clone)]
+pub struct RenewCertificate {
+    key: SigningRequest,
+    issuer: Issuer,
+}
+
+impl Op for RenewCertificate {
+    type Request = wire::RenewCertificateRequest;
+    type Response = wire::RenewCertificateResponse;
+    const RPC: &'static str = "prism.cluster.v1.BootstrapService/RenewCertificate";
+    const SCOPE: Scope = Scope::Installation;
+
+    fn resource(_: &Self::Request) -> String {
+        // Which node it is, its certificate says; see `execute`.
+        "nodes".to_owned()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        Ok(Self { key: SigningRequest::parse(&request.csr_pem)?, issuer: Issuer::of(services) })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let (name, fingerprint) =
+            caller.identity.node().ok_or_else(|| Error::internal("a renewal by somebody who is not a node"))?;
+        let node_id = NodeId::parse("node_id", name)?;
+        let node = tx.node(node_id.as_str())?;
+        let node = node.ok_or_else(|| {
+            Error::precondition("NODE_UNKNOWN", format!("there is no node {node_id}; join again with a token"))
+        })?;
+        if node.revoked_at.is_some() {
+            return Err(Error::precondition("NODE_REVOKED", format!("node {node_id} is revoked")));
+        }
+        let current = tx.certificate(fingerprint)?.and_then(|row| row.origin).filter(|origin| origin.node_id == name);
+        let current = current.ok_or_else(|| {
+            let message = "the certificate is not one that this cluster remembers; join again with a token";
+            Error::precondition("CERTIFICATE_UNKNOWN", message)
+        })?;
+        tx.node_seen(node_id.as_str())?;
+        if let Some(earlier) = self.earlier(&node_id, fingerprint, tx)? {
+            return Ok(self.done(&earlier).detail("repeated", true));
+        }
+        if tx.live_node_certificates(node_id.as_str())? >= MAX_NODE_CERTIFICATES {
+            let message = format!(
+                "node {node_id} has {MAX_NODE_CERTIFICATES} certificates that are valid, the most that may be; use one of them"
+            );
+            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODE_CERTIFICATES", message));
+        }
+        let issued = self.issuer.issue(&node_id, &self.key)?;
+        let stands_on = (caller.identity.actor.as_str(), current.token_id.as_str());
+        let row = row(&issued, &node_id, stands_on, &self.key, Some(fingerprint.to_owned()), tx);
+        tx.insert_certificate(&row)?;
+        Ok(self.done(&row))
+    }
+}
+
+impl RenewCertificate {
+    /// What the same certificate was renewed for with the same key, if more than half of its life is left: the answer may have
+    /// been lost.
+    fn earlier(&self, node_id: &NodeId, renewed_from: &str, tx: &Tx<'_>) -> Result<Option<CertificateRow>> {
+        let hash = self.key.key_hash();
+        let rows = tx.node_certificates(node_id.as_str(), MAX_NODE_CERTIFICATES as usize)?;
+        Ok(rows.into_iter().find(|row| {
+            let same = row
+                .origin
+                .as_ref()
+                .is_some_and(|origin| origin.key_hash == hash && origin.renewed_from.as_deref() == Some(renewed_from));
+            let fresh = row.expires_at.is_some_and(|end| tx.now + end.since(row.created_at) / 2 < end);
+            same && fresh && row.revoked_at.is_none()
+        }))
+    }
+
+    fn done(&self, row: &CertificateRow) -> Done<wire::RenewCertificateResponse> {
+        let done = describe(
+            Done::new(wire::RenewCertificateResponse {
+                certificate_pem: pem_of(row),
+                ca_certificate_pem: self.issuer.ca_pem(),
+                expires_at_epoch_ms: expiry_of(row),
+            }),
+            row,
+        );
+        let from = row.origin.as_ref().and_then(|origin| origin.renewed_from.clone()).unwrap_or_default();
+        let mut done = done.detail("renewed_from", from);
+        done.resource = Some(super::node::resource_of(&row.name));
+        done
+    }
+}
+
+fn row(
+    issued: &IssuedCertificate,
+    node_id: &NodeId,
+    (created_by, token_id): (&str, &str),
+    key: &SigningRequest,
+    renewed_from: Option<String>,
+    tx: &Tx<'_>,
+) -> CertificateRow {
+    CertificateRow {
+        fingerprint: issued.fingerprint.clone(),
+        serial: Some(issued.serial.clone()),
+        kind: convert::NODE_CERTIFICATE.to_owned(),
+        name: node_id.to_string(),
+        uri: issued.uri.clone(),
+        created_at: tx.now,
+        created_by: created_by.to_owned(),
+        expires_at: Some(issued.expires_at),
+        revoked_at: None,
+        origin: Some(CertificateOrigin {
+            pem: issued.pem.clone(),
+            key_hash: key.key_hash(),
+            node_id: node_id.to_string(),
+            token_id: token_id.to_owned(),
+            renewed_from,
+        }),
+    }
+}
+
+fn describe<R>(done: Done<R>, row: &CertificateRow) -> Done<R> {
+    done.detail("node_id", &row.name)
+        .detail("serial_number", row.serial.as_deref().unwrap_or_default())
+        .detail("fingerprint", &row.fingerprint)
+        .detail("expires_at_epoch_ms", expiry_of(row))
+}
+
+fn pem_of(row: &CertificateRow) -> prost::bytes::Bytes {
+    row.origin.as_ref().map(|origin| origin.pem.clone().into_bytes().into()).unwrap_or_default()
+}
+
+fn expiry_of(row: &CertificateRow) -> i64 {
+    row.expires_at.map_or(0, |at| at.0)
+}

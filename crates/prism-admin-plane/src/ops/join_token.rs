@@ -1,0 +1,216 @@
+//! CreateJoinToken, RevokeJoinToken, ListJoinTokens (seed B).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prism_core::limits::{DEFAULT_JOIN_TOKEN_TTL, MAX_JOIN_TOKEN_TTL};
+use prism_core::secret::{AuthorityFingerprint, Random};
+use prism_core::{Error, NodeId, Result};
+use prism_proto::cluster::v1 as wire;
+use prism_store::{JoinTokenRow, JoinTokenStatus, Tx};
+use serde_json::{Value, json};
+
+use super::node::free_id;
+use crate::convert;
+use crate::op::{Caller, Done, Op, Place, Scope, Services};
+
+pub(super) fn resource_of(id: &str) -> String {
+    format!("token:{id}")
+}
+
+/// What the audit log shows of a join token.
+fn state(token: &JoinTokenRow) -> Value {
+    json!({
+        "node_id": token.node_id.as_ref().map(NodeId::as_str),
+        "expires_at_epoch_ms": token.expires_at,
+        "revoked_at_epoch_ms": token.revoked_at,
+    })
+}
+
+/// `CreateJoinToken`.
+#[derive(Clone)]
+pub struct CreateJoinToken {
+    node_id: Option<NodeId>,
+    ttl: Duration,
+    authority: AuthorityFingerprint,
+    random: Random,
+}
+
+impl Op for CreateJoinToken {
+    type Request = wire::CreateJoinTokenRequest;
+    type Response = wire::CreateJoinTokenResponse;
+    const RPC: &'static str = "prism.cluster.v1.AdminService/CreateJoinToken";
+    const SCOPE: Scope = Scope::Installation;
+
+    fn resource(_: &Self::Request) -> String {
+        "tokens".to_owned()
+    }
+
+    fn told(request: &Self::Request) -> BTreeMap<String, String> {
+        let bound = Some(&request.node_id).filter(|id| !id.is_empty());
+        bound.map(|id| ("node_id".to_owned(), id.clone())).into_iter().collect()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, services: &Services) -> Result<Self> {
+        let bound = Some(request.node_id.as_str()).filter(|id| !id.is_empty());
+        let node_id = bound.map(|id| free_id("node_id", id, &services.enrolment)).transpose();
+        let ttl = ttl(request.ttl_seconds);
+        convert::all_of([convert::outcome(&node_id), convert::outcome(&ttl)])?;
+        Ok(Self {
+            node_id: node_id?,
+            ttl: ttl?,
+            authority: services.authority.fingerprint(),
+            random: services.random().clone(),
+        })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let new = self.random.join_token(self.authority);
+        let token = JoinTokenRow {
+            id: new.id,
+            hash: new.hash,
+            node_id: self.node_id,
+            created_at: tx.now,
+            created_by: caller.identity.actor.clone(),
+            expires_at: tx.now + self.ttl,
+            revoked_at: None,
+            redemption: None,
+        };
+        tx.insert_join_token(&token)?;
+        let done = Done::new(wire::CreateJoinTokenResponse {
+            token_id: token.id.to_string(),
+            join_token: new.token.into_exposed(),
+            expires_at_epoch_ms: token.expires_at.0,
+        });
+        let mut done =
+            done.detail("expires_at_epoch_ms", token.expires_at.0).changed(None::<&Value>, Some(&state(&token)));
+        done.resource = Some(resource_of(token.id.as_str()));
+        done.secret_of = Some(token.id.to_string());
+        Ok(done)
+    }
+}
+
+fn ttl(seconds: i32) -> Result<Duration> {
+    let most = MAX_JOIN_TOKEN_TTL.as_secs();
+    match u64::try_from(seconds) {
+        Ok(0) => Ok(DEFAULT_JOIN_TOKEN_TTL),
+        Ok(seconds) if seconds <= most => Ok(Duration::from_secs(seconds)),
+        _ => {
+            let default = DEFAULT_JOIN_TOKEN_TTL.as_secs();
+            Err(Error::invalid("ttl_seconds", format!("must be 1 to {most} s; 0 means {default}")))
+        }
+    }
+}
+
+/// `RevokeJoinToken`; revoking a revoked token changes nothing. What it was redeemed for stays: that is for `RevokeNode`.
+#[derive(Clone)]
+pub struct RevokeJoinToken {
+    id: String,
+}
+
+impl Op for RevokeJoinToken {
+    type Request = wire::RevokeJoinTokenRequest;
+    type Response = wire::RevokeJoinTokenResponse;
+    const RPC: &'static str = "prism.cluster.v1.AdminService/RevokeJoinToken";
+    const SCOPE: Scope = Scope::Installation;
+
+    fn resource(request: &Self::Request) -> String {
+        resource_of(&request.token_id)
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        if request.token_id.trim().is_empty() {
+            return Err(Error::invalid("token_id", "must be set"));
+        }
+        Ok(Self { id: request.token_id })
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let token = tx.join_token(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
+        tx.revoke_join_token(&self.id)?;
+        let after = tx.join_token(&self.id)?;
+        let mut done = Done::new(wire::RevokeJoinTokenResponse {});
+        if let Some(redemption) = &token.redemption {
+            done = done.detail("redeemed_by", &redemption.node_id);
+        }
+        Ok(done.changed(Some(&state(&token)), after.as_ref().map(state).as_ref()))
+    }
+}
+
+/// `ListJoinTokens`: all that are kept, oldest first.
+#[derive(Clone)]
+pub struct ListJoinTokens;
+
+impl Op for ListJoinTokens {
+    type Request = wire::ListJoinTokensRequest;
+    type Response = wire::ListJoinTokensResponse;
+    const RPC: &'static str = "prism.cluster.v1.AdminService/ListJoinTokens";
+    const SCOPE: Scope = Scope::Installation;
+
+    fn resource(_: &Self::Request) -> String {
+        "tokens".to_owned()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(_: Self::Request, _: &Services) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let now = tx.now;
+        let tokens: Vec<_> = tx.join_tokens()?.iter().map(|token| info(token, now)).collect();
+        let total_count = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
+        Ok(Done::new(wire::ListJoinTokensResponse { tokens, total_count }))
+    }
+}
+
+/// A join token on the wire, at `now`.
+pub(super) fn info(token: &JoinTokenRow, now: prism_core::UnixMillis) -> wire::JoinTokenInfo {
+    let redemption = token.redemption.as_ref();
+    let status = match token.status(now) {
+        JoinTokenStatus::Active => "ACTIVE",
+        JoinTokenStatus::Redeemed => "REDEEMED",
+        JoinTokenStatus::Revoked => "REVOKED",
+        JoinTokenStatus::Expired => "EXPIRED",
+    };
+    wire::JoinTokenInfo {
+        token_id: token.id.to_string(),
+        node_id: token.node_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        expires_at_epoch_ms: token.expires_at.0,
+        expired: token.is_expired(now),
+        created_at_epoch_ms: token.created_at.0,
+        created_by: token.created_by.clone(),
+        redeemed_at_epoch_ms: redemption.map_or(0, |redemption| redemption.at.0),
+        redeemed_by: redemption.map(|redemption| redemption.node_id.clone()).unwrap_or_default(),
+        status: status.to_owned(),
+        revoked_at_epoch_ms: token.revoked_at.map_or(0, |at| at.0),
+        key_hash: redemption.map(|redemption| hex::encode(redemption.key_hash)).unwrap_or_default(),
+        certificate_fingerprint: redemption.map(|redemption| redemption.certificate.clone()).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives_have_their_bounds() {
+        assert_eq!(ttl(0).unwrap(), Duration::from_hours(1));
+        assert_eq!(ttl(1).unwrap(), Duration::from_secs(1));
+        assert_eq!(ttl(604_800).unwrap(), Duration::from_hours(168));
+        for bad in [-1, i32::MIN, 604_801, i32::MAX] {
+            assert_eq!(ttl(bad).unwrap_err().fields()[0].field, "ttl_seconds");
+        }
+    }
+}

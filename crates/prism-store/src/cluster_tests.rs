@@ -1,0 +1,285 @@
+//! Join tokens, nodes and their certificates: who wins, what is forgotten, and what is bounded.
+
+use std::time::Duration;
+
+use prism_core::limits::{MAX_JOIN_TOKENS, MAX_NODES, SessionPolicy};
+use prism_core::page::Page;
+use prism_core::secret::{AuthorityFingerprint, Random, SecretId};
+use prism_core::{Clock, Error, NodeId, Result, UnixMillis};
+use tempfile::TempDir;
+
+use crate::JoinTokenStatus::{Expired, Redeemed, Revoked};
+use crate::{CertificateOrigin, CertificateRow, JoinTokenRow, JoinTokenStatus, Redemption, Store, Tx};
+
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+struct World {
+    _folder: TempDir,
+    clock: Clock,
+    store: Store,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(UnixMillis(1_760_000_000_000)));
+        let store =
+            Store::open(folder.path(), SessionPolicy::default(), clock.clone(), Random::system()).await.unwrap();
+        Self { _folder: folder, clock, store }
+    }
+
+    async fn write<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> T {
+        self.store.write(work).await.unwrap()
+    }
+
+    async fn token(&self, node: Option<&str>, life: Duration) -> SecretId {
+        let new = self.store.random().join_token(AuthorityFingerprint::of_certificate(b"ca"));
+        let node_id = node.map(|node| NodeId::parse("node_id", node).unwrap());
+        self.write(move |tx| {
+            tx.insert_join_token(&JoinTokenRow {
+                id: new.id,
+                hash: new.hash,
+                node_id,
+                created_at: tx.now,
+                created_by: "root".to_owned(),
+                expires_at: tx.now + life,
+                revoked_at: None,
+                redemption: None,
+            })
+        })
+        .await;
+        new.id
+    }
+
+    async fn redeem(&self, id: SecretId, node: &str, key: u8) -> bool {
+        let node = node.to_owned();
+        self.write(move |tx| {
+            let redemption = Redemption {
+                at: tx.now,
+                node_id: node,
+                key_hash: [key; 32],
+                certificate: format!("certificate {key}"),
+            };
+            tx.redeem_join_token(id, &redemption)
+        })
+        .await
+    }
+
+    async fn status(&self, id: SecretId) -> Option<JoinTokenStatus> {
+        let now = self.clock.now();
+        self.write(move |tx| tx.join_token(id.as_str())).await.map(|token| token.status(now))
+    }
+
+    async fn enrol(&self, node: &str, token: SecretId) -> Result<()> {
+        let node = NodeId::parse("node_id", node).unwrap();
+        self.store.write(move |tx| tx.enrol_node(&node, token.as_str())).await
+    }
+}
+
+fn certificate(node: &str, number: u32, now: UnixMillis) -> CertificateRow {
+    CertificateRow {
+        fingerprint: format!("{node} {number}"),
+        serial: Some(format!("{node} {number}")),
+        kind: "node".to_owned(),
+        name: node.to_owned(),
+        uri: format!("spiffe://c/node/{node}"),
+        created_at: now,
+        created_by: "root".to_owned(),
+        expires_at: Some(now + DAY),
+        revoked_at: None,
+        origin: Some(CertificateOrigin {
+            pem: "PEM".to_owned(),
+            key_hash: [7; 32],
+            node_id: node.to_owned(),
+            token_id: "t".to_owned(),
+            renewed_from: number.checked_sub(1).map(|before| format!("{node} {before}")),
+        }),
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_redeemed_once_and_only_while_it_is_good() {
+    let world = World::new().await;
+    let (plain, bound) = (world.token(None, HOUR).await, world.token(Some("n1"), HOUR).await);
+    let (revoked, short) = (world.token(None, HOUR).await, world.token(None, Duration::from_millis(1)).await);
+    assert!(world.write(move |tx| tx.revoke_join_token(revoked.as_str())).await);
+    world.clock.advance(Duration::from_millis(1));
+    assert!(!world.redeem(short, "n1", 1).await && !world.redeem(revoked, "n1", 1).await);
+    assert!(!world.redeem(bound, "n2", 1).await && world.redeem(bound, "n1", 1).await);
+    assert!(world.redeem(plain, "n2", 1).await);
+    for key in [1, 2] {
+        assert!(!world.redeem(plain, "n2", key).await, "the second time nobody wins");
+    }
+    let stored = world.write(move |tx| tx.join_token(plain.as_str())).await.unwrap();
+    assert_eq!(stored.redemption.unwrap().key_hash, [1; 32]);
+    for (id, status) in [(plain, Redeemed), (bound, Redeemed), (revoked, Revoked), (short, Expired)] {
+        assert_eq!(world.status(id).await, Some(status));
+    }
+    // Revoked is stronger than redeemed, and expired is weaker.
+    world.write(move |tx| tx.revoke_join_token(bound.as_str())).await;
+    world.clock.advance(DAY);
+    assert_eq!((world.status(bound).await, world.status(plain).await), (Some(Revoked), Some(Redeemed)));
+    assert!(!world.write(|tx| tx.revoke_join_token("nobody's")).await);
+}
+
+#[tokio::test]
+async fn what_is_over_is_forgotten_after_a_month_but_not_what_a_node_stands_on() {
+    let world = World::new().await;
+    let (used, unused, revoked) =
+        (world.token(None, HOUR).await, world.token(None, HOUR).await, world.token(None, 7 * DAY).await);
+    assert!(world.redeem(used, "n1", 1).await);
+    world.enrol("n1", used).await.unwrap();
+    world.write(move |tx| tx.revoke_join_token(revoked.as_str())).await;
+    world.clock.advance(29 * DAY + 23 * HOUR);
+    world.store.sweep().await.unwrap();
+    for id in [used, unused, revoked] {
+        assert!(world.status(id).await.is_some());
+    }
+    world.clock.advance(2 * HOUR);
+    world.store.sweep().await.unwrap();
+    assert_eq!((world.status(unused).await, world.status(revoked).await), (None, None));
+    assert!(world.status(used).await.is_some());
+    world.write(|tx| tx.revoke_node("n1", "root")).await;
+    world.clock.advance(31 * DAY);
+    world.store.sweep().await.unwrap();
+    assert!(world.write(|tx| tx.node("n1")).await.is_none());
+    assert_eq!(world.status(used).await, None);
+}
+
+#[tokio::test]
+async fn tokens_that_are_good_are_bounded_in_number() {
+    let world = World::new().await;
+    let first = world.token(None, HOUR).await;
+    world
+        .write(|tx| {
+            let sql = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                INSERT INTO join_tokens (id, hash, created_at, created_by, expires_at)
+                SELECT printf('%016d', i), zeroblob(32), ?2, 'root', ?3 FROM n";
+            tx.execute(sql, (MAX_JOIN_TOKENS, tx.now.0, (tx.now + DAY).0))
+        })
+        .await;
+    let new = world.store.random().join_token(AuthorityFingerprint::of_certificate(b"ca"));
+    let one_more = move |tx: &mut Tx<'_>| {
+        tx.insert_join_token(&JoinTokenRow {
+            id: new.id,
+            hash: new.hash,
+            node_id: None,
+            created_at: tx.now,
+            created_by: "root".to_owned(),
+            expires_at: tx.now + HOUR,
+            revoked_at: None,
+            redemption: None,
+        })
+    };
+    let refused = world.store.write(one_more).await.unwrap_err();
+    assert_eq!(refused.reason(), "TOO_MANY_TOKENS");
+    // What is used, revoked or over makes room.
+    world.redeem(first, "n1", 1).await;
+    world.write(one_more).await;
+    assert_eq!(world.write(|tx| tx.join_tokens()).await.len() as i64, MAX_JOIN_TOKENS + 1);
+}
+
+#[tokio::test]
+async fn nodes_are_bounded_listed_and_come_back() {
+    let world = World::new().await;
+    let (first, second) = (world.token(None, HOUR).await, world.token(None, HOUR).await);
+    world.enrol("a", first).await.unwrap();
+    world
+        .write(|tx| {
+            let sql = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                INSERT INTO nodes (id, token_id, joined_at) SELECT printf('n%05d', i), 't', 0 FROM n";
+            tx.execute(sql, [MAX_NODES])
+        })
+        .await;
+    assert_eq!(world.enrol("b", second).await.unwrap_err().reason(), "TOO_MANY_NODES");
+    // One that is there joins again, and a revoked one makes room.
+    world.enrol("a", second).await.unwrap();
+    world.write(|tx| tx.revoke_node("n00002", "root")).await;
+    world.enrol("b", second).await.unwrap();
+    let revoked = world.write(|tx| tx.node("n00002")).await.unwrap();
+    assert_eq!((revoked.revoked_at, revoked.revoked_by.as_deref()), (Some(world.clock.now()), Some("root")));
+    world.clock.advance(HOUR);
+    world.write(|tx| tx.revoke_node("n00002", "another")).await;
+    assert_eq!(world.write(|tx| tx.node("n00002")).await.unwrap(), revoked, "it was revoked once");
+    let page = Page::parse("nodes", 2, None).unwrap();
+    let (rows, total) = world.write(move |tx| tx.nodes(&page)).await;
+    let ids: Vec<_> = rows.iter().map(|row| row.id.to_string()).collect();
+    assert_eq!((ids, total), (vec!["a".to_owned(), "b".to_owned(), "n00002".to_owned()], MAX_NODES + 1));
+    assert_eq!(world.write(move |tx| tx.node_of_token(first.as_str())).await, None);
+}
+
+#[tokio::test]
+async fn certificates_of_a_node_are_revoked_together() {
+    let world = World::new().await;
+    let token = world.token(None, HOUR).await;
+    world.enrol("n1", token).await.unwrap();
+    world
+        .write(|tx| {
+            for number in 0..3 {
+                let now = tx.now + Duration::from_millis(number.into());
+                tx.insert_certificate(&certificate("n1", number, now))?;
+            }
+            tx.insert_certificate(&certificate("n2", 0, tx.now))
+        })
+        .await;
+    let newest_first = world.write(|tx| tx.node_certificates("n1", 2)).await;
+    let names: Vec<_> = newest_first.iter().map(|row| row.fingerprint.as_str()).collect();
+    assert_eq!(names, ["n1 2", "n1 1"]);
+    assert_eq!(newest_first[0].origin.as_ref().unwrap().renewed_from.as_deref(), Some("n1 1"));
+    assert_eq!(world.write(|tx| tx.live_node_certificates("n1")).await, 3);
+    let end = world.write(|tx| tx.node("n1")).await.unwrap().certificate_expires_at;
+    assert_eq!(end, Some(world.clock.now() + Duration::from_millis(2) + DAY));
+    // What is undone leaves nothing behind, not even in memory.
+    let undone = world.store.write(|tx| {
+        tx.revoke_node_certificates("n1")?;
+        Err::<(), _>(Error::aborted("UNDONE", ""))
+    });
+    undone.await.unwrap_err();
+    assert!(world.store.access().revoked_certificates.is_empty());
+    let revoked = world.write(|tx| tx.revoke_node_certificates("n1")).await;
+    assert_eq!(revoked.len(), 3);
+    assert_eq!(world.write(|tx| tx.revoke_node_certificates("n1")).await, [""; 0]);
+    let access = world.store.access();
+    assert!(revoked.iter().all(|fingerprint| access.revoked_certificates.contains(fingerprint)));
+    assert!(!access.revoked_certificates.contains("n2 0"));
+    assert_eq!(world.write(|tx| tx.live_node_certificates("n1")).await, 0);
+    assert_eq!(world.write(|tx| tx.node("n1")).await.unwrap().certificate_expires_at, None);
+}
+
+#[tokio::test]
+async fn certificates_that_ended_are_forgotten_but_not_before_their_token() {
+    let world = World::new().await;
+    let token = world.token(None, 7 * DAY).await;
+    let first = world
+        .write(move |tx| {
+            let rows = [certificate("n1", 0, tx.now), certificate("n1", 1, tx.now), certificate("n1", 2, tx.now)];
+            rows.iter().try_for_each(|row| tx.insert_certificate(row))?;
+            tx.revoke_certificate(&rows[2].fingerprint)?;
+            let redemption = Redemption {
+                at: tx.now,
+                node_id: "n1".to_owned(),
+                key_hash: [7; 32],
+                certificate: rows[0].fingerprint.clone(),
+            };
+            tx.redeem_join_token(token, &redemption)?;
+            Ok(rows[0].fingerprint.clone())
+        })
+        .await;
+    let kept = async || -> Vec<String> {
+        world.store.sweep().await.unwrap();
+        let mut rows: Vec<_> =
+            world.write(|tx| tx.node_certificates("n1", 10)).await.into_iter().map(|row| row.fingerprint).collect();
+        rows.sort();
+        rows
+    };
+    world.clock.advance(DAY + 23 * HOUR);
+    assert_eq!(kept().await, ["n1 0", "n1 1", "n1 2"]);
+    world.clock.advance(2 * HOUR);
+    assert_eq!(kept().await, [first.as_str(), "n1 2"]);
+    world.clock.advance(6 * DAY);
+    assert_eq!(kept().await, ["n1 2"]);
+    assert!(world.store.access().revoked_certificates.contains("n1 2"));
+    world.clock.advance(30 * DAY);
+    assert_eq!(kept().await, [""; 0]);
+    assert!(world.store.access().revoked_certificates.is_empty());
+}

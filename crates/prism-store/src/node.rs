@@ -1,0 +1,133 @@
+use std::time::Duration;
+
+use prism_core::limits::MAX_NODES;
+use prism_core::page::Page;
+use prism_core::{Error, Kind, NodeId, Result, UnixMillis};
+use rusqlite::{Row, named_params};
+
+use crate::tx::{Tx, corrupt};
+
+/// A revoked node stays listed for this long.
+const RETAIN_REVOKED: Duration = Duration::from_hours(30 * 24);
+
+/// A machine that has joined the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its name.
+    pub id: NodeId,
+    /// The join token that it came in with.
+    pub token_id: String,
+    /// When.
+    pub joined_at: UnixMillis,
+    /// When it was put out.
+    pub revoked_at: Option<UnixMillis>,
+    /// By whom.
+    pub revoked_by: Option<String>,
+    /// When it was last heard of.
+    pub last_seen_at: Option<UnixMillis>,
+    /// Version that it says it runs.
+    pub version: Option<String>,
+    /// Where it says it serves the data plane.
+    pub data_endpoint: Option<String>,
+    /// When the last of its valid certificates ends.
+    pub certificate_expires_at: Option<UnixMillis>,
+}
+
+const NODE: &str = "SELECT nodes.*, (SELECT max(expires_at) FROM certificates
+    WHERE certificates.node_id = nodes.id AND certificates.revoked_at IS NULL) AS certificate_expires_at FROM nodes";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
+    let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(UnixMillis));
+    Ok(NodeRow {
+        id: NodeId::try_from(row.get::<_, String>("id")?).map_err(corrupt)?,
+        token_id: row.get("token_id")?,
+        joined_at: UnixMillis(row.get("joined_at")?),
+        revoked_at: time("revoked_at")?,
+        revoked_by: row.get("revoked_by")?,
+        last_seen_at: time("last_seen_at")?,
+        version: row.get("version")?,
+        data_endpoint: row.get("data_endpoint")?,
+        certificate_expires_at: time("certificate_expires_at")?,
+    })
+}
+
+impl Tx<'_> {
+    /// One node.
+    pub fn node(&self, id: &str) -> Result<Option<NodeRow>> {
+        self.one(&format!("{NODE} WHERE id = ?1"), [id], read)
+    }
+
+    /// The node that stands on a join token.
+    pub fn node_of_token(&self, token_id: &str) -> Result<Option<NodeRow>> {
+        self.one(&format!("{NODE} WHERE token_id = ?1"), [token_id], read)
+    }
+
+    /// All nodes, by name, and how many there are.
+    pub fn nodes(&self, page: &Page) -> Result<(Vec<NodeRow>, i64)> {
+        let rows = self.all(
+            &format!("{NODE} WHERE id > :after ORDER BY id LIMIT :limit"),
+            named_params! {":after": page.after.as_deref().unwrap_or(""), ":limit": page.size as i64 + 1},
+            read,
+        )?;
+        Ok((rows, self.count("SELECT count(*) FROM nodes", [])?))
+    }
+
+    /// Takes a node in, or in again under another token; RESOURCE_EXHAUSTED `TOO_MANY_NODES` when there are too many.
+    pub fn enrol_node(&mut self, id: &NodeId, token_id: &str) -> Result<()> {
+        let again = self.execute(
+            "UPDATE nodes SET token_id = ?2, joined_at = ?3, last_seen_at = ?3, revoked_at = NULL, revoked_by = NULL,
+                version = NULL, data_endpoint = NULL
+             WHERE id = ?1",
+            (id.as_str(), token_id, self.now.0),
+        )?;
+        if again > 0 {
+            return Ok(());
+        }
+        if self.count("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", [])? >= MAX_NODES {
+            let message = format!("a cluster has at most {MAX_NODES} nodes; revoke those that are gone");
+            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
+        }
+        self.execute(
+            "INSERT INTO nodes (id, token_id, joined_at, last_seen_at) VALUES (?1, ?2, ?3, ?3)",
+            (id.as_str(), token_id, self.now.0),
+        )?;
+        Ok(())
+    }
+
+    /// Puts a node out; one that is out already stays as it was. Its certificates are another matter:
+    /// [`Tx::revoke_node_certificates`].
+    pub fn revoke_node(&mut self, id: &str, by: &str) -> Result<()> {
+        self.execute(
+            "UPDATE nodes SET revoked_at = ?2, revoked_by = ?3 WHERE id = ?1 AND revoked_at IS NULL",
+            (id, self.now.0, by),
+        )?;
+        Ok(())
+    }
+
+    /// Notes that a node was heard of.
+    pub fn node_seen(&mut self, id: &str) -> Result<()> {
+        self.execute("UPDATE nodes SET last_seen_at = ?2 WHERE id = ?1", (id, self.now.0))?;
+        Ok(())
+    }
+
+    /// Sessions of a node that has joined, newest first, at most `limit`, and how many there are.
+    pub fn sessions_of_node(&self, id: &str, limit: usize) -> Result<(Vec<String>, i64)> {
+        let ids = self.all(
+            "SELECT id FROM sessions WHERE node = ?1 AND node <> 'local' ORDER BY id DESC LIMIT ?2",
+            (id, limit as i64),
+            |row| row.get(0),
+        )?;
+        Ok((ids, self.count("SELECT count(*) FROM sessions WHERE node = ?1 AND node <> 'local'", [id])?))
+    }
+
+    /// The node that a session is on; `None` when there is no such session.
+    pub fn node_of_session(&self, session_id: &str) -> Result<Option<String>> {
+        self.one("SELECT node FROM sessions WHERE id = ?1", [session_id], |row| row.get(0))
+    }
+
+    /// Forgets nodes that were put out a month ago.
+    pub(crate) fn forget_nodes(&mut self) -> Result<()> {
+        self.execute("DELETE FROM nodes WHERE revoked_at <= ?1", [(self.now - RETAIN_REVOKED).0])?;
+        Ok(())
+    }
+}
