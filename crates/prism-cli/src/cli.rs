@@ -87,6 +87,14 @@ pub enum Command {
     /// Certificates of Prism's own CA, and revoked ones of others
     #[command(subcommand)]
     Cert(cmd::cert::Command),
+    /// Join tokens: what a new machine needs to become a node
+    #[command(subcommand)]
+    Token(cmd::token::Command),
+    /// Machines that have joined
+    #[command(subcommand)]
+    Node(cmd::node::Command),
+    /// What hangs together: token, node, certificates, sessions, audit entries
+    Lineage(cmd::lineage::Lineage),
     /// Who this credential is, and what it may do
     Whoami(cmd::whoami::WhoAmI),
     /// Whether this credential may call an RPC; exit code 0 or 10
@@ -186,6 +194,15 @@ mod tests {
             "cert list",
             "cert revoke 0a1b",
             "cert revoke --fingerprint 00000000000000000000000000000000000000000000000000000000000000aa -y",
+            "token create --node n1 --ttl 30m --controller gateway.example:8981 -o token",
+            "token list -o json",
+            "token revoke id -y",
+            "node list --limit 3",
+            "node show n1",
+            "node revoke n1 -y",
+            "node drain n1 --force --dry-run --timeout 10s",
+            "lineage n1",
+            "lineage 0a1b --kind certificate",
             "whoami --endpoint a:1 --ca c --token-file t --user u",
             "whoami --endpoint a:1 --ca c --cert c --key k",
             "can-i CreateConfig -n a",
@@ -232,6 +249,10 @@ mod tests {
             "cert revoke",
             "cert revoke 0a --fingerprint 00",
             "who-can",
+            "token create --ttl soon",
+            "token revoke",
+            "node drain",
+            "lineage a --kind key",
             "login --client-secret secret",
             "audit verify --public-key 00",
             "audit verify --complete",

@@ -46,7 +46,9 @@ impl Printer {
     /// Refuses `-o token` where there is no token.
     pub fn refuse_token(self) -> Result<()> {
         match self.format {
-            Format::Token => Err(Failure::usage("-o token is for `key create`, `key rotate` and `client-key create`")),
+            Format::Token => Err(Failure::usage(
+                "-o token is for `key create`, `key rotate`, `client-key create` and `token create`",
+            )),
             _ => Ok(()),
         }
     }

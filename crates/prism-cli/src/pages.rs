@@ -1,7 +1,7 @@
 //! Listings: all pages by default, up to a limit.
 
 use clap::Args;
-use prism_proto::admin::v1 as admin;
+use prism_proto::{admin::v1 as admin, cluster::v1 as cluster};
 
 use crate::{
     client::Client,
@@ -37,8 +37,8 @@ pub trait Listing: Rpc {
 }
 
 macro_rules! listings {
-    ($($request:ident -> $response:ident . $items:ident of $item:ty;)*) => { $(
-        impl Listing for admin::$request {
+    ($($package:ident $request:ident -> $response:ident . $items:ident of $item:ty;)*) => { $(
+        impl Listing for $package::$request {
             type Item = $item;
 
             fn ask(&mut self, size: i32, token: Option<String>) {
@@ -54,24 +54,25 @@ macro_rules! listings {
 
             fn answer($items: Vec<$item>, next: Option<String>, total_count: i32) -> Self::Response {
                 let next_page_token = next.map(Into::into).unwrap_or_default();
-                admin::$response { $items, next_page_token, total_count }
+                $package::$response { $items, next_page_token, total_count }
             }
         }
     )* };
 }
 
 listings! {
-    ListNamespacesRequest -> ListNamespacesResponse.namespaces of admin::NamespaceInfo;
-    ListConfigsRequest -> ListConfigsResponse.configs of prism_proto::config::v1::ClientConfig;
-    ListSessionsRequest -> ListSessionsResponse.sessions of admin::SessionInfo;
-    ListBackendsRequest -> ListBackendsResponse.backends of admin::BackendSummary;
-    ListApiKeysRequest -> ListApiKeysResponse.api_keys of admin::ApiKey;
-    ListClientKeysRequest -> ListClientKeysResponse.client_keys of admin::ClientKey;
-    ListRolesRequest -> ListRolesResponse.roles of admin::Role;
-    ListBindingsRequest -> ListBindingsResponse.bindings of admin::Binding;
-    ListClientBindingsRequest -> ListClientBindingsResponse.client_bindings of admin::ClientBinding;
-    ListCertificatesRequest -> ListCertificatesResponse.certificates of admin::Certificate;
-    ListAuditCheckpointsRequest -> ListAuditCheckpointsResponse.checkpoints of admin::AuditCheckpoint;
+    admin ListNamespacesRequest -> ListNamespacesResponse.namespaces of admin::NamespaceInfo;
+    admin ListConfigsRequest -> ListConfigsResponse.configs of prism_proto::config::v1::ClientConfig;
+    admin ListSessionsRequest -> ListSessionsResponse.sessions of admin::SessionInfo;
+    admin ListBackendsRequest -> ListBackendsResponse.backends of admin::BackendSummary;
+    admin ListApiKeysRequest -> ListApiKeysResponse.api_keys of admin::ApiKey;
+    admin ListClientKeysRequest -> ListClientKeysResponse.client_keys of admin::ClientKey;
+    admin ListRolesRequest -> ListRolesResponse.roles of admin::Role;
+    admin ListBindingsRequest -> ListBindingsResponse.bindings of admin::Binding;
+    admin ListClientBindingsRequest -> ListClientBindingsResponse.client_bindings of admin::ClientBinding;
+    admin ListCertificatesRequest -> ListCertificatesResponse.certificates of admin::Certificate;
+    admin ListAuditCheckpointsRequest -> ListAuditCheckpointsResponse.checkpoints of admin::AuditCheckpoint;
+    cluster ListNodesRequest -> ListNodesResponse.nodes of cluster::Node;
 }
 
 /// Fetches page after page and returns them as one answer. Its `next_page_token` is set only if the

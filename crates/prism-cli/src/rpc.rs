@@ -1,6 +1,6 @@
 //! The operations: a request struct *is* the operation, and this table says where it goes.
 
-use prism_proto::admin::v1 as admin;
+use prism_proto::{admin::v1 as admin, cluster::v1 as cluster};
 use prost::{Message, Name};
 
 /// A unary RPC of the admin plane, named by its request.
@@ -19,11 +19,11 @@ pub trait Rpc: Message + Name + Default + Clone + 'static {
 }
 
 macro_rules! rpcs {
-    ($($service:literal { $($request:ident -> $response:ident = $method:literal $kind:ident,)* })*) => {
+    ($($package:ident $service:literal { $($request:ident -> $response:ident = $method:literal $kind:ident,)* })*) => {
         $($(
-            impl Rpc for admin::$request {
-                type Response = admin::$response;
-                const PATH: &'static str = concat!("/prism.admin.v1.", $service, "/", $method);
+            impl Rpc for $package::$request {
+                type Response = $package::$response;
+                const PATH: &'static str = concat!("/prism.", stringify!($package), ".v1.", $service, "/", $method);
                 const CHANGES: bool = changes!($kind);
             }
         )*)*
@@ -32,10 +32,10 @@ macro_rules! rpcs {
         #[cfg(test)]
         fn rows() -> Vec<(&'static str, String, String, bool)> {
             vec![$($((
-                admin::$request::PATH,
-                admin::$request::full_name(),
-                admin::$response::full_name(),
-                admin::$request::CHANGES,
+                $package::$request::PATH,
+                $package::$request::full_name(),
+                $package::$response::full_name(),
+                $package::$request::CHANGES,
             )),*),*]
         }
     };
@@ -51,7 +51,7 @@ macro_rules! changes {
 }
 
 rpcs! {
-    "AdminService" {
+    admin "AdminService" {
         ListConfigsRequest -> ListConfigsResponse = "ListConfigs" read,
         GetConfigRequest -> GetConfigResponse = "GetConfig" read,
         CreateConfigRequest -> CreateConfigResponse = "CreateConfig" change,
@@ -74,7 +74,7 @@ rpcs! {
         CreateAuditCheckpointRequest -> CreateAuditCheckpointResponse = "CreateAuditCheckpoint" change,
         ListAuditCheckpointsRequest -> ListAuditCheckpointsResponse = "ListAuditCheckpoints" read,
     }
-    "AccessService" {
+    admin "AccessService" {
         CreateApiKeyRequest -> CreateApiKeyResponse = "CreateApiKey" change,
         ListApiKeysRequest -> ListApiKeysResponse = "ListApiKeys" read,
         RotateApiKeyRequest -> RotateApiKeyResponse = "RotateApiKey" change,
@@ -98,6 +98,17 @@ rpcs! {
         WhoAmIRequest -> WhoAmIResponse = "WhoAmI" read,
         CanIRequest -> CanIResponse = "CanI" read,
         WhoCanRequest -> WhoCanResponse = "WhoCan" read,
+    }
+    cluster "AdminService" {
+        CreateJoinTokenRequest -> CreateJoinTokenResponse = "CreateJoinToken" change,
+        ListJoinTokensRequest -> ListJoinTokensResponse = "ListJoinTokens" read,
+        RevokeJoinTokenRequest -> RevokeJoinTokenResponse = "RevokeJoinToken" change,
+    }
+    cluster "NodeService" {
+        ListNodesRequest -> ListNodesResponse = "ListNodes" read,
+        GetNodeRequest -> GetNodeResponse = "GetNode" read,
+        RevokeNodeRequest -> RevokeNodeResponse = "RevokeNode" change,
+        GetLineageRequest -> GetLineageResponse = "GetLineage" read,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use prism_e2e::certificates::{Authority, signing_request};
 use prism_e2e::cli::Outcome;
+use prism_e2e::enrol::Machine;
 use prism_e2e::matrix::{ROLES, Scope, holds, permission_of, scope_of};
 use prism_e2e::oidc::{ADMIN, MACHINE_SECRET, Person, Provider};
 use prism_e2e::site::{config, unique};
@@ -146,6 +147,14 @@ const VERBS: &[(&str, &str, &str)] = &[
     ("cert issue", "{new}", "IssueCertificate"),
     ("cert list", "", "ListCertificates"),
     ("cert revoke", "{serial}", "RevokeCertificate"),
+    ("token create", "", "CreateJoinToken"),
+    ("token list", "", "ListJoinTokens"),
+    ("token revoke", "{token}", "RevokeJoinToken"),
+    ("node list", "", "ListNodes"),
+    ("node show", "{node}", "GetNode"),
+    ("node revoke", "{node}", "RevokeNode"),
+    ("node drain", "local --dry-run", "DrainConnections"),
+    ("lineage", "{node} --kind node", "GetLineage"),
     ("whoami", "", "WhoAmI"),
     ("can-i", "WhoAmI", "CanI"),
     ("who-can", "config:read -n payments", "WhoCan"),
@@ -191,6 +200,12 @@ async fn thing(admin: &Admin, word: &str) -> String {
         "serial" => {
             let issued = admin.issue_certificate(CertificateKind::User, &unique("u"), &signing_request().0).await;
             issued.certificate.unwrap().serial_number
+        }
+        "token" => admin.create_join_token("").await.token_id,
+        "node" => {
+            let (name, token) = (unique("node"), admin.create_join_token("").await.join_token);
+            Machine::new().exchange(&admin.channel, &token, &name).await.unwrap();
+            name
         }
         other => panic!("{other} is nothing that is made here"),
     }

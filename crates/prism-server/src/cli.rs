@@ -23,6 +23,30 @@ pub enum Command {
     ///
     /// Writes it to admin.token in the data directory. Keys that are there stay as they are. The audit log tells of it.
     Recover(RecoverArgs),
+    /// Make this machine a node of a cluster, with a token of `prism-admin token create`
+    ///
+    /// Makes a key that never leaves this machine, checks by the token that the controller is the right one, and writes the
+    /// node's identity to the folder `node` of the data directory. It may be repeated when it fails.
+    Join(JoinArgs),
+}
+
+/// Flags of `prism join`.
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    /// The join token (prj_…), or `-` to read it from standard input, where no list of processes shows it
+    pub token: String,
+    /// Admin port of a controller; may be repeated, the first that answers is taken
+    #[arg(long = "controller", value_name = "HOST:PORT", required = true)]
+    pub controllers: Vec<String>,
+    /// Name of this node [default: the first part of the host name]
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
+    /// Data directory [env: PRISM_DATA_DIR] [default: ./prism-data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// CAs, in PEM, to trust for the connection, where the controller's certificate is not of the cluster's own CA
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 /// Flags of `prism recover`.
@@ -109,6 +133,9 @@ mod tests {
             "prism serve --bind here",
             "prism serve --role x",
             "prism serve extra",
+            "prism join",
+            "prism join prj_x",
+            "prism join --controller a:1",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }

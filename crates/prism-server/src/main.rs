@@ -5,6 +5,7 @@ mod cli;
 mod data_dir;
 mod dev;
 mod endpoints;
+mod join;
 mod log;
 mod monitoring;
 mod recover;
@@ -31,7 +32,7 @@ const ADMIN_THREADS: usize = 2;
 /// How long work without an owner may take once everything is closed.
 const LAST_WORK: Duration = Duration::from_secs(1);
 
-/// Why the server did not run, and the exit code that says so to programs.
+/// Why the command was not carried out, and the exit code that says so to programs.
 enum Failure {
     /// A flag, variable or key is wrong: exit code 2.
     Usage(String),
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(args) => serve(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Join(args) => join::join(&args),
     };
     let (code, message) = match done {
         Ok(()) => return ExitCode::SUCCESS,

@@ -30,6 +30,11 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// That of one node.
+    pub(super) fn of_node(id: String, force: bool, validate_only: bool) -> Self {
+        Self { scope: Scope::default(), node: Some(id), force, validate_only }
+    }
+
     /// Carries the drain out.
     pub async fn run(self, console: &Console) -> Result<Exit> {
         console.printer.refuse_token()?;

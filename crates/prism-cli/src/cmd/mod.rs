@@ -12,13 +12,16 @@ pub mod config;
 pub mod context;
 pub mod drain;
 pub mod key;
+pub mod lineage;
 pub mod login;
 pub mod logout;
 pub mod maintenance;
 pub mod metrics;
 pub mod namespace;
+pub mod node;
 pub mod role;
 pub mod session;
+pub mod token;
 pub mod who_can;
 pub mod whoami;
 
@@ -67,6 +70,9 @@ async fn carry_out(command: Command, console: &Console) -> Result<Exit> {
         Command::Binding(command) => command.run(console).await,
         Command::ClientBinding(command) => command.run(console).await,
         Command::Cert(command) => command.run(console).await,
+        Command::Token(command) => command.run(console).await,
+        Command::Node(command) => command.run(console).await,
+        Command::Lineage(command) => command.run(console).await,
         Command::Whoami(command) => command.run(console).await,
         Command::CanI(command) => command.run(console).await,
         Command::WhoCan(command) => command.run(console).await,
@@ -97,6 +103,11 @@ impl Console {
 
     fn of(global: Global, around: Surroundings) -> Self {
         Self { printer: Printer::new(global.output), around, global, watches: RefCell::default() }
+    }
+
+    /// Admin address of the server that is meant, `host:port`.
+    pub fn endpoint(&self) -> Result<String> {
+        Ok(target::resolve(&self.global.connection, &self.around)?.authority())
     }
 
     /// A connection to the server that is meant.

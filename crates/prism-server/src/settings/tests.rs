@@ -62,6 +62,8 @@ admin_rps = 8
 retention = "90d"
 checkpoint_interval = "30s"
 on_read_failure = "allow"
+[cluster]
+certificate_ttl = "12h"
 [[backend]]
 name = "main"
 type = "sqlite"
@@ -94,6 +96,7 @@ fn it_starts_without_a_file() {
     assert!(settings.reflection && settings.health && !settings.dev);
     assert_eq!(settings.client_ca, ClientCa::default());
     assert_eq!((settings.audit, settings.auth_failures, settings.admin_rps), (AuditSettings::default(), 20, 0));
+    assert_eq!(settings.node_certificate_ttl, Duration::from_hours(24));
     let names: Vec<_> = settings.backends.iter().map(|backend| (backend.name.as_str(), backend.kind())).collect();
     assert_eq!(names, [("sqlite", BackendType::Sqlite), ("memory", BackendType::Memory)]);
     assert_eq!(settings.backends[0].kind, BackendKind::Sqlite { folder: "./prism-data/backends/sqlite".into() });
@@ -124,6 +127,7 @@ fn every_key_of_the_file_arrives() {
         on_read_failure: OnReadFailure::Allow,
     };
     assert_eq!((settings.audit, settings.auth_failures, settings.admin_rps), (audit, 7, 8));
+    assert_eq!(settings.node_certificate_ttl, Duration::from_hours(12));
     assert_eq!(settings.backends.len(), 2);
     assert_eq!(settings.backends[0].kind, BackendKind::Sqlite { folder: "/var/lib/main".into() });
 }
@@ -228,6 +232,8 @@ fn every_bound_is_checked_with_its_line() {
         ("audit", "checkpoint_interval", "\"25h\"", "\"1d\""),
         ("audit", "on_read_failure", "\"refuse\"", "\"fail\""),
         ("audit", "on_read_failure", "true", "\"allow\""),
+        ("cluster", "certificate_ttl", "\"9s\"", "\"10s\""),
+        ("cluster", "certificate_ttl", "\"8d\"", "\"7d\""),
         ("tls.admin", "client_ca", "true", "\"a.pem\""),
         ("tls.data", "client_ca", "[]", "\"a.pem\""),
         ("listen", "data_port", "65536", "65535"),

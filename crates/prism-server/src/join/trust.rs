@@ -1,0 +1,153 @@
+//! Whom the secret is sent to: a controller that proves to be of the cluster whose CA the token names.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prism_core::secret::AuthorityFingerprint;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+};
+
+use super::identity::fingerprint_of;
+
+/// Decides whether a server is a controller of the right cluster.
+#[derive(Clone, Debug)]
+pub struct ServerTrust {
+    verifier: Arc<Verifier>,
+}
+
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// The CA that the token names.
+    authority: AuthorityFingerprint,
+    /// What the operator names beside it.
+    given: Option<Arc<RootCertStore>>,
+    /// Why the last server was not the right one, in words for the operator.
+    why: Mutex<Option<String>>,
+}
+
+impl ServerTrust {
+    /// Trusts the CA of the token, or those of the PEM file `ca`; the error names the file.
+    pub fn new(authority: AuthorityFingerprint, ca: Option<&Path>) -> Result<Self, String> {
+        let given = ca.map(read_roots).transpose()?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        Ok(Self { verifier: Arc::new(Verifier { provider, authority, given, why: Mutex::default() }) })
+    }
+
+    /// TLS of a client without a certificate.
+    pub fn client_config(&self) -> Result<ClientConfig, String> {
+        let builder = ClientConfig::builder_with_provider(self.verifier.provider.clone());
+        let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+        let verifier = self.verifier.clone();
+        let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    /// Why the last server was not trusted, if it was not.
+    pub fn why(&self) -> Option<String> {
+        self.verifier.why.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, String> {
+    let shown = path.display();
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| format!("--ca {shown}: {error}"))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| format!("--ca {shown}: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("--ca {shown}: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err(format!("--ca {shown}: holds no certificate in PEM"));
+    }
+    Ok(Arc::new(roots))
+}
+
+impl Verifier {
+    fn refuse(&self, why: String) -> TlsError {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+    }
+
+    /// The roots by which this server is judged.
+    fn roots(&self, intermediates: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, TlsError> {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        let named = intermediates.iter().find(|certificate| fingerprint_of(certificate) == self.authority);
+        let named = named.ok_or_else(|| {
+            self.refuse(format!(
+                "it does not show the CA that the token names (SHA-256 {}); it is not a controller of that cluster, somebody stands \
+                 in between, or its certificate is of another CA: then say which one to trust with --ca FILE",
+                self.authority.to_hex()
+            ))
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(named.clone().into_owned()).map_err(|error| self.refuse(format!("its CA is not one: {error}")))?;
+        Ok(Arc::new(roots))
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let roots = self.roots(intermediates)?;
+        let built = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone()).build();
+        let verifier = built.map_err(|error| TlsError::General(error.to_string()))?;
+        verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
+            TlsError::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
+                self.refuse(format!(
+                    "its certificate is not for the name {}; call it by one that it has, or add this one to listen.names of its \
+                     prism.toml",
+                    name.to_str()
+                ))
+            }
+            other => self.refuse(format!("its certificate is not trusted: {other}")),
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            leaf,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            leaf,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
