@@ -9,9 +9,9 @@ use prism_core::error::QuotaViolation;
 use prism_core::{Error, Kind};
 
 /// Most admin calls under way; more are refused. A stream counts here until it begins.
-pub(crate) const MAX_CALLS: usize = 512;
+pub(crate) const MAX_CALLS: usize = 1024;
 /// And most of one credential.
-pub(crate) const MAX_CALLS_PER_CREDENTIAL: usize = 128;
+pub(crate) const MAX_CALLS_PER_CREDENTIAL: usize = 256;
 /// Most streams of the audit log that are open, whether they follow or are read slowly.
 pub(crate) const MAX_STREAMS: usize = 1024;
 /// And most of one credential.
