@@ -26,6 +26,7 @@ const EVERY_ROOM: &[&str] = &[
     "prism-core",
     "prism-data-plane",
     "prism-identity",
+    "prism-link",
     "prism-proto",
     "prism-rpc",
     "prism-sqlite",
@@ -37,6 +38,11 @@ const RULES: &[Rule] = &[
     Rule { name: "prism-core", may: &[], never: TRANSPORT_AND_DATABASE },
     Rule { name: "prism-proto", may: &[], never: &["rusqlite", "libsqlite3-sys"] },
     Rule { name: "prism-identity", may: &["prism-core"], never: &["tonic", "axum", "rusqlite", "libsqlite3-sys"] },
+    Rule {
+        name: "prism-link",
+        may: &["prism-core", "prism-proto"],
+        never: &["prism-store", "prism-admin-plane", "prism-data-plane", "rusqlite", "libsqlite3-sys"],
+    },
     Rule { name: "prism-sqlite", may: &["prism-core"], never: &["tonic", "hyper", "axum"] },
     Rule { name: "prism-store", may: &["prism-core", "prism-proto", "prism-sqlite"], never: &[] },
     Rule { name: "prism-backends", may: &["prism-core", "prism-sqlite"], never: &["tonic", "axum", "prism-proto"] },
@@ -62,10 +68,24 @@ const RULES: &[Rule] = &[
 /// Packages that only the named crates may ask for, outside their tests. Of those with rusqlite, the command line reads
 /// the database of a stopped server to verify its audit log, and the bench measures one-row commits and writes a long audit
 /// log. Of those with rcgen, the command line makes keys and signing requests, and the server's CA answers them. With rcgen the command
-/// line makes the keys and signing requests of `cert issue`.
+/// line makes the keys and signing requests of `cert issue`. The link runs over whatever carries its frames.
 const ROOMS_OF: &[(&str, &[&str])] = &[
+    ("tonic", TRANSPORTS),
     ("rusqlite", &["prism-sqlite", "prism-backends", "prism-store", "prism-cli", "prism-bench"]),
     ("rcgen", &["prism-rpc", "prism-cli", "prism-e2e"]),
+];
+
+/// The crates that speak gRPC; the generated code does.
+const TRANSPORTS: &[&str] = &[
+    "prism-proto",
+    "prism-rpc",
+    "prism-data-plane",
+    "prism-admin-plane",
+    "prism-server",
+    "prism-cli",
+    "prism-tour",
+    "prism-bench",
+    "prism-e2e",
 ];
 
 /// Packages that must not be built at all: there is one TLS and cryptography provider, aws-lc-rs.

@@ -13,7 +13,7 @@ use crate::clock::UnixMillis;
 use crate::config::{AccessPattern, BackendType, Config};
 use crate::error::Result;
 use crate::name::{ConfigName, NamespaceName, NodeId};
-use crate::secret::PresentedSecret;
+use crate::secret::SecretProof;
 use crate::session::{AdmitRequest, ClientBasis, EndReason, SessionId, SessionRecord, SessionReport};
 
 /// Whether a namespace serves, serves reads only, or nothing.
@@ -82,7 +82,7 @@ impl Maintenance {
 }
 
 /// One numbered revision of a config.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigRevision {
     /// Counts from 1 for each name.
     pub revision: i64,
@@ -147,7 +147,7 @@ impl Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub enum ClientCredential<'a> {
     /// A client key, which the control plane has to check.
-    Key(PresentedSecret<'a>),
+    Key(SecretProof),
     /// A JWT or client certificate that proved itself to the node.
     Proven(&'a ProvenClient),
 }
@@ -200,6 +200,32 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// Takes reports of sessions that changed.
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()>;
+
+    /// Hands a session over to `node`, which a client has brought its token to: `None` when no live session has that token, or
+    /// the session has to stay where it is.
+    async fn resolve_session(&self, token: &SecretProof, node: &NodeId) -> Result<Option<SessionRecord>>;
+}
+
+/// What the controller's end of the link to data nodes asks of the control state, beside what the nodes themselves ask.
+#[async_trait]
+pub trait ClusterState: ControlPlane {
+    /// Every live session of `node`, as it is: for a node that has gone on while it was away.
+    async fn held_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>>;
+
+    /// The nodes that have live sessions.
+    async fn serving_nodes(&self) -> Result<Vec<NodeId>>;
+
+    /// Takes reports of a node's sessions; those of others change nothing.
+    async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()>;
+
+    /// The node of a session, live or ended.
+    async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>>;
+
+    /// The live session with this token, and its node.
+    async fn session_of(&self, token: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>>;
+
+    /// Gives a live session of `from` to another node, durably; `false` when it is not live or not there any more.
+    async fn move_session(&self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool>;
 }
 
 /// How an operator's termination went on a node.
@@ -240,7 +266,7 @@ pub struct RequestFigures {
 }
 
 /// Figures of one node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeFigures {
     /// All requests of the data plane.
     pub total: RequestFigures,
@@ -248,6 +274,11 @@ pub struct NodeFigures {
     pub namespaces: BTreeMap<String, RequestFigures>,
     /// By backend type and instance name.
     pub backends: BTreeMap<(BackendType, String), RequestFigures>,
+}
+
+impl NamespaceStatus {
+    /// All statuses.
+    pub const ALL: [Self; 3] = [Self::Active, Self::ReadOnly, Self::Suspended];
 }
 
 /// Health of a backend instance.
@@ -261,8 +292,22 @@ pub enum Health {
     Unhealthy,
 }
 
+impl Health {
+    /// All states, the best first.
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Unhealthy];
+
+    /// Its name in seed A, without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "HEALTHY",
+            Self::Degraded => "DEGRADED",
+            Self::Unhealthy => "UNHEALTHY",
+        }
+    }
+}
+
 /// What a node knows of one backend instance.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BackendReport {
     /// Type.
     pub kind: BackendType,
@@ -303,7 +348,16 @@ pub struct NamespaceFigures {
     pub requests_per_second: i64,
 }
 
-/// What the control plane may ask of a node's data plane. In role `all` a function call.
+/// What the clients of a node ask for in one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceDemand {
+    /// The namespace; it has a `max_rps` and the node has sessions in it.
+    pub namespace: NamespaceName,
+    /// Operations asked for since the process started, refused ones included.
+    pub asked: u64,
+}
+
+/// What the control plane may ask of a node's data plane. In role `all` a function call, else the link's.
 #[async_trait]
 pub trait DataNode: Send + Sync + 'static {
     /// Which node.
@@ -342,4 +396,20 @@ pub trait DataNode: Send + Sync + 'static {
 
     /// Ends every session of a deleted namespace and removes its data from the embedded backends.
     async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()>;
+
+    /// Serves a session that the control plane has handed over; one that is here already stays as it is.
+    async fn take_up(&self, record: SessionRecord);
+
+    /// Moves the end of a session that the control plane has moved.
+    fn extend(&self, id: SessionId, expires_at: UnixMillis);
+
+    /// What clients ask for in each namespace with a `max_rps`.
+    fn demand(&self) -> Vec<NamespaceDemand>;
+
+    /// Whether this node shares each `max_rps` with others: if so, it may use nothing of one but what [`DataNode::share`] gives it
+    /// from now on. Otherwise, and at first, all of it.
+    fn share_rates(&self, with_others: bool);
+
+    /// How much of the `max_rps` of a namespace this node may use, in thousandths of an operation per second.
+    fn share(&self, namespace: &NamespaceName, millis: u64);
 }

@@ -8,6 +8,7 @@ pub mod control;
 pub mod error;
 pub mod limits;
 pub mod name;
+pub mod nodes;
 pub mod page;
 pub mod permission;
 pub mod rate;

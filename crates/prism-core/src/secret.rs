@@ -96,7 +96,12 @@ impl SecretHash {
 
     /// Compares in constant time.
     pub fn matches(&self, presented: &PresentedSecret<'_>) -> bool {
-        self.0.ct_eq(&hash(presented.secret)).into()
+        self.is_of(&presented.proof())
+    }
+
+    /// Compares in constant time.
+    pub fn is_of(&self, proof: &SecretProof) -> bool {
+        self.is(&proof.hash)
     }
 }
 
@@ -130,6 +135,10 @@ impl Token {
     /// The word itself, to hand to its owner.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+    /// A word that another process of this installation made; `None` when it has not exactly the form of `kind`.
+    pub fn received(kind: SecretKind, word: String) -> Option<Self> {
+        parse(kind, &word).is_some().then_some(Self(word))
     }
     /// Takes the word, to hand to its owner.
     pub fn into_exposed(self) -> String {
@@ -226,6 +235,21 @@ impl PresentedSecret<'_> {
     pub fn hash(&self) -> SecretHash {
         SecretHash(hash(self.secret))
     }
+
+    /// What of it may be handed on.
+    pub fn proof(&self) -> SecretProof {
+        SecretProof { id: self.id, hash: self.hash() }
+    }
+}
+
+/// A presented secret without the secret: who holds the stored hash can tell whether it was the right one, and who reads it on
+/// its way can do nothing with it.
+#[derive(Clone, Copy, Debug)]
+pub struct SecretProof {
+    /// Public id.
+    pub id: SecretId,
+    /// Hash of what was presented.
+    pub hash: SecretHash,
 }
 
 impl fmt::Debug for PresentedSecret<'_> {

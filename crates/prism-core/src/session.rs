@@ -27,6 +27,16 @@ impl SessionId {
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().filter(|id| id.hyphenated().to_string() == text).map(Self)
     }
+
+    /// Reads the 16 bytes of an id.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Uuid::from_slice(bytes).ok().map(Self)
+    }
+
+    /// The id as 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
 }
 
 impl std::fmt::Display for SessionId {
@@ -66,6 +76,24 @@ pub enum EndReason {
     CredentialRevoked,
 }
 
+impl EndReason {
+    /// All reasons.
+    pub const ALL: [Self; 6] =
+        [Self::Closed, Self::Terminated, Self::Drained, Self::Expired, Self::NamespaceDeleted, Self::CredentialRevoked];
+
+    /// Its name, as it is stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Terminated => "terminated",
+            Self::Drained => "drained",
+            Self::Expired => "expired",
+            Self::NamespaceDeleted => "namespace_deleted",
+            Self::CredentialRevoked => "credential_revoked",
+        }
+    }
+}
+
 /// What the credential behind a session allows on the data plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataGrant {
@@ -89,7 +117,7 @@ pub struct ClientBasis {
 }
 
 /// The durable part of a live session, as the control plane hands it to a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionRecord {
     /// Id.
     pub id: SessionId,
@@ -139,7 +167,7 @@ pub struct SessionFigures {
 }
 
 /// What a node reports of a session that changed since its last report.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionReport {
     /// Which session.
     pub id: SessionId,
@@ -150,7 +178,7 @@ pub struct SessionReport {
 }
 
 /// What an admission needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdmitRequest {
     /// What the client calls itself.
     pub client_id: String,

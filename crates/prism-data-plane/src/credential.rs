@@ -149,7 +149,7 @@ impl Credentials {
             Presented::Key(word) => {
                 let malformed = || Refused::Invalid("it has not the form of a client key".to_owned());
                 let key = secret::parse(SecretKind::ClientKey, word).ok_or_else(malformed)?;
-                return self.ask(ClientCredential::Key(key)).await;
+                return self.ask(ClientCredential::Key(key.proof())).await;
             }
             Presented::Jwt(token) => self.jwt(token).await?,
             Presented::Certificate { sent } => self.certificate(sent, origin)?,

@@ -280,7 +280,7 @@ fn refused(refusal: Refusal, namespace: &NamespaceRuntime, told: Option<&Mainten
 /// Takes one operation from the namespace's `max_rps` and the config's rate limit.
 pub fn take_token(session: &Session, now: Instant) -> Result<()> {
     let namespace = session.namespace();
-    if let Err(wait) = namespace.rate().take(now) {
+    if let Err(wait) = namespace.take(now) {
         let limit = namespace.policy().quota.max_rps;
         let subject = format!("namespace:{}", namespace.name());
         return Err(Error::quota(QuotaViolation { subject, quota: "max_rps", limit, usage: limit }).retry_after(wait));

@@ -203,8 +203,15 @@ async fn restore_one(plane: &Arc<Plane>, record: SessionRecord) {
         tracing::warn!(session.id = %record.id, namespace = %config.namespace, %error, "a session has lost its backend");
     }
     let session = plane.assemble(record, route);
-    plane.gate.sessions.insert(&session);
-    if session.record().terminating.is_some() {
+    if let Some(verdict) = plane.gate.sessions.insert(&session) {
+        // The termination was quicker than the session.
+        if verdict.force {
+            plane.cut(&session, EndCause::Terminated(verdict.reason));
+            return;
+        }
+        session.terminate_gently(verdict.reason);
+        plane.end_when_settled(&session, session.termination());
+    } else if session.record().terminating.is_some() {
         plane.end_when_settled(&session, session.termination());
     } else if !runtime.policy().exists {
         plane.end(&session, EndCause::NamespaceDeleted).await;

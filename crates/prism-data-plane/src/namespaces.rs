@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
@@ -15,6 +16,9 @@ use tokio::sync::{Notify, watch};
 
 use crate::decision::Freeze;
 use crate::rpc::{COUNT, Rpc};
+
+/// The share of a node that shares with nobody.
+const WHOLE: u64 = u64::MAX;
 
 /// What the operators have set for a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,17 +71,23 @@ pub struct NamespaceRuntime {
     name: NamespaceName,
     policy: ArcSwap<Policy>,
     rate: TokenBucket,
+    /// What this node may use of `max_rps`, in thousandths of an operation per second; [`WHOLE`] = all of it.
+    share: AtomicU64,
+    /// Operations asked for, refused ones included.
+    asked: AtomicU64,
     meter: Arc<StorageMeter>,
     metrics: Metrics,
     series: [OnceLock<Arc<Series>>; COUNT],
 }
 
 impl NamespaceRuntime {
-    fn new(name: NamespaceName, policy: Policy, metrics: Metrics) -> Self {
+    fn new(name: NamespaceName, policy: Policy, share: u64, metrics: Metrics) -> Self {
         let runtime = Self {
             meter: StorageMeter::new(name.clone()),
             name,
             rate: TokenBucket::new(0, 0),
+            share: AtomicU64::new(share),
+            asked: AtomicU64::new(0),
             policy: ArcSwap::from_pointee(policy.clone()),
             metrics,
             series: [const { OnceLock::new() }; COUNT],
@@ -87,9 +97,30 @@ impl NamespaceRuntime {
     }
 
     fn apply(&self, policy: Policy) {
-        self.rate.set(u64::try_from(policy.quota.max_rps).unwrap_or(0), 0);
+        self.set_rate(policy.quota.max_rps);
         self.meter.set_limit(policy.quota.max_storage_bytes);
         self.policy.store(Arc::new(policy));
+    }
+
+    fn set_rate(&self, max_rps: i64) {
+        let max = u64::try_from(max_rps).unwrap_or(0);
+        match self.share.load(Ordering::SeqCst) {
+            share if share != WHOLE && max > 0 => {
+                self.rate.set_share(share.min(max.saturating_mul(1000)), Instant::now());
+            }
+            _ => self.rate.set(max, 0),
+        }
+    }
+
+    /// Gives this node `millis` thousandths of an operation per second of `max_rps`; [`WHOLE`] = all of it.
+    fn set_share(&self, millis: u64) {
+        self.share.store(millis, Ordering::SeqCst);
+        self.set_rate(self.policy.load().quota.max_rps);
+    }
+
+    /// Operations asked for since this node knows the namespace, refused ones included.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Its name.
@@ -102,9 +133,10 @@ impl NamespaceRuntime {
         self.policy.load()
     }
 
-    /// `max_rps`.
-    pub fn rate(&self) -> &TokenBucket {
-        &self.rate
+    /// Takes an operation from `max_rps`, or says how long until there is one.
+    pub fn take(&self, now: Instant) -> Result<(), Duration> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.rate.take(now)
     }
 
     /// Stored bytes.
@@ -128,6 +160,8 @@ pub struct Namespaces {
     /// Counts the values of `client_access` that were in force, the first one included.
     access_generation: AtomicU64,
     access_changed: Notify,
+    /// The share of namespaces that have been given none.
+    share: AtomicU64,
     refreshing: Mutex<()>,
 }
 
@@ -142,6 +176,7 @@ impl Namespaces {
             current: ArcSwap::new(current),
             access_generation: AtomicU64::new(1),
             access_changed: Notify::new(),
+            share: AtomicU64::new(WHOLE),
             refreshing: Mutex::new(()),
         }
     }
@@ -213,9 +248,30 @@ impl Namespaces {
         let _no_refresh = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
             let policy = Policy::of(name, &self.current.load());
-            Arc::new(NamespaceRuntime::new(name.clone(), policy, self.metrics.clone()))
+            let share = self.share.load(Ordering::SeqCst);
+            Arc::new(NamespaceRuntime::new(name.clone(), policy, share, self.metrics.clone()))
         };
         Arc::clone(self.runtimes.entry(name.clone()).or_insert_with(make).value())
+    }
+
+    /// Whether this node shares each `max_rps` with others: it may use nothing of it but what it is given from now on. When it
+    /// does not share any more, it may use all.
+    pub fn share_rates(&self, with_others: bool) {
+        // Under the lock of `runtime`, so that none is made with what was true before.
+        let _no_refresh = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = if with_others { 0 } else { WHOLE };
+        if self.share.swap(share, Ordering::SeqCst) != share {
+            self.runtimes.iter().for_each(|runtime| runtime.set_share(share));
+        }
+    }
+
+    /// What this node may use of the `max_rps` of a namespace, in thousandths of an operation per second.
+    pub fn share(&self, name: &NamespaceName, millis: u64) {
+        let runtime = self.runtime(name);
+        // A share that comes after the last one to share with is gone.
+        if self.share.load(Ordering::SeqCst) != WHOLE {
+            runtime.set_share(millis);
+        }
     }
 
     /// The runtime of a namespace that this node has heard of.
@@ -236,8 +292,6 @@ impl Namespaces {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const NOW: UnixMillis = UnixMillis(1_000_000);

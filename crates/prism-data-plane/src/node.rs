@@ -6,10 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prism_core::config::{BackendType, Config};
 use prism_core::control::{
-    BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceFigures, NodeFigures, RequestFigures, Termination,
+    BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceDemand, NamespaceFigures, NodeFigures, RequestFigures,
+    Termination,
 };
-use prism_core::session::{SessionId, SessionReport};
-use prism_core::{NamespaceName, NodeId, Result};
+use prism_core::session::{SessionId, SessionRecord, SessionReport};
+use prism_core::{NamespaceName, NodeId, Result, UnixMillis};
 
 use crate::DataPlane;
 use crate::cause::EndCause;
@@ -128,6 +129,40 @@ impl DataNode for DataPlane {
         // Those whose admission was under way at the first look.
         self.plane.end_all(gate.sessions.of_namespace(namespace), &EndCause::NamespaceDeleted).await;
         Ok(())
+    }
+
+    async fn take_up(&self, record: SessionRecord) {
+        let gate = &self.plane.gate;
+        gate.follow();
+        if gate.sessions.by_id(record.id).is_none() {
+            crate::restore_one(&self.plane, record).await;
+        }
+    }
+
+    fn extend(&self, id: SessionId, expires_at: UnixMillis) {
+        if let Some(session) = self.plane.gate.sessions.by_id(id) {
+            session.extend(expires_at);
+        }
+    }
+
+    fn demand(&self) -> Vec<NamespaceDemand> {
+        let gate = &self.plane.gate;
+        let mut asked = BTreeMap::new();
+        gate.sessions.for_each(|session| {
+            let namespace = session.namespace();
+            if namespace.policy().quota.max_rps > 0 && !asked.contains_key(namespace.name()) {
+                asked.insert(namespace.name().clone(), namespace.asked());
+            }
+        });
+        asked.into_iter().map(|(namespace, asked)| NamespaceDemand { namespace, asked }).collect()
+    }
+
+    fn share_rates(&self, with_others: bool) {
+        self.plane.gate.namespaces.share_rates(with_others);
+    }
+
+    fn share(&self, namespace: &NamespaceName, millis: u64) {
+        self.plane.gate.namespaces.share(namespace, millis);
     }
 }
 

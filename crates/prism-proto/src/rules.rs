@@ -129,6 +129,7 @@ mod tests {
         assert_eq!(of("prism.admin.v1.AccessService"), 23);
         assert_eq!(of("prism.cluster.v1.AdminService"), 3);
         assert_eq!(of("prism.cluster.v1.BootstrapService"), 2);
+        assert_eq!(of("prism.cluster.v1.LinkService"), 1);
         assert_eq!(of("prism.cluster.v1.NodeService"), 4);
         assert_eq!(of("prism.config.v1.ConfigService"), 3);
         assert_eq!(of("prism.session.v1.SessionService"), 5);
@@ -137,7 +138,7 @@ mod tests {
         assert_eq!(of("prism.pubsub.v1.PubSubService"), 3);
         assert_eq!(of("prism.reader.v1.ReaderService"), 3);
         assert_eq!(of("prism.transact.v1.TransactService"), 3);
-        assert_eq!(rules.len(), 84);
+        assert_eq!(rules.len(), 85);
     }
 
     #[test]

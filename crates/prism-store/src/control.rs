@@ -4,9 +4,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prism_core::access::ClientAccess;
 use prism_core::config::Config;
-use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, NamespaceStatus, Snapshot};
+use prism_core::control::{ClientCredential, ClientIdentity, ClusterState, ControlPlane, NamespaceStatus, Snapshot};
 use prism_core::error::QuotaViolation;
-use prism_core::secret::{SecretKind, Token};
+use prism_core::secret::{SecretKind, SecretProof, Token};
 use prism_core::session::{
     AdmitRequest, ClientBasis, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
 };
@@ -32,7 +32,7 @@ impl ControlPlane for Store {
         let (basis, ends) = match credential {
             ClientCredential::Key(key) => {
                 let keys = self.published.client_keys.load();
-                let matching = keys.get(&key.id).filter(|found| found.hash.matches(&key) && found.life.is_valid(now));
+                let matching = keys.get(&key.id).filter(|found| found.hash.is_of(&key) && found.life.is_valid(now));
                 let found = matching.ok_or_else(refused)?;
                 (ClientBasis { credential_id: found.id.to_string(), ..ClientBasis::default() }, found.life.expires_at)
             }
@@ -119,6 +119,42 @@ impl ControlPlane for Store {
 
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
         self.write(move |tx| tx.apply_reports(&reports)).await
+    }
+
+    /// In one process there is nowhere to take a session from.
+    async fn resolve_session(&self, _: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl ClusterState for Store {
+    async fn held_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>> {
+        let node = node.clone();
+        self.read(move |tx| tx.held_sessions(&node)).await
+    }
+
+    async fn serving_nodes(&self) -> Result<Vec<NodeId>> {
+        self.read(|tx| tx.serving_nodes()).await
+    }
+
+    async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
+        let node = node.clone();
+        self.write(move |tx| tx.apply_reports_of(&node, &reports)).await
+    }
+
+    async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
+        self.read(move |tx| tx.node_of(id)).await
+    }
+
+    async fn session_of(&self, token: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>> {
+        let token = *token;
+        self.read(move |tx| tx.session_of(&token)).await
+    }
+
+    async fn move_session(&self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
+        let (from, to) = (from.clone(), to.clone());
+        self.write(move |tx| tx.move_session(id, &from, &to)).await
     }
 }
 

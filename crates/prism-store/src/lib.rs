@@ -22,6 +22,8 @@ mod hook;
 mod idempotency;
 mod join_token;
 mod key;
+#[cfg(test)]
+mod link_tests;
 mod namespace;
 mod node;
 mod operations;

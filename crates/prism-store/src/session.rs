@@ -4,7 +4,7 @@ use prism_core::control::DrainScope;
 use prism_core::limits::SessionPolicy;
 use prism_core::page::Page;
 use prism_core::permission::Reach;
-use prism_core::secret::{SecretHash, SecretId};
+use prism_core::secret::{SecretHash, SecretId, SecretProof};
 use prism_core::session::{
     self, ClientBasis, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport, SessionStatus,
 };
@@ -200,19 +200,21 @@ impl Tx<'_> {
 
     /// Takes over what a node reported; reports of sessions that are over change nothing.
     pub fn apply_reports(&mut self, reports: &[SessionReport]) -> Result<()> {
-        for report in reports {
-            self.apply_report(report)?;
-        }
-        Ok(())
+        reports.iter().try_for_each(|report| self.apply_report(report, None))
     }
 
-    fn apply_report(&self, report: &SessionReport) -> Result<()> {
+    /// The same, of sessions of one node only.
+    pub(crate) fn apply_reports_of(&mut self, node: &NodeId, reports: &[SessionReport]) -> Result<()> {
+        reports.iter().try_for_each(|report| self.apply_report(report, Some(node)))
+    }
+
+    fn apply_report(&self, report: &SessionReport, node: Option<&NodeId>) -> Result<()> {
         let figures = &report.figures;
         self.execute(
             "UPDATE sessions SET last_activity = max(last_activity, ?2), requests_total = max(requests_total, ?3),
                 bytes_sent = max(bytes_sent, ?4), bytes_received = max(bytes_received, ?5), active_streams = ?6,
                 last_request = coalesce(?7, last_request)
-             WHERE id = ?1 AND ended_at IS NULL",
+             WHERE id = ?1 AND ended_at IS NULL AND (?8 IS NULL OR node = ?8)",
             (
                 report.id.to_string(),
                 report.last_activity.0,
@@ -221,6 +223,7 @@ impl Tx<'_> {
                 figures.bytes_received,
                 figures.active_streams,
                 figures.last_request.map(|at| at.0),
+                node.map(NodeId::as_str),
             ),
         )?;
         Ok(())
@@ -247,7 +250,7 @@ impl Tx<'_> {
 
     /// Takes over the last report of a session and ends it.
     pub fn end_reported(&mut self, last: &SessionReport, reason: EndReason) -> Result<bool> {
-        self.apply_report(last)?;
+        self.apply_report(last, None)?;
         self.end_session(last.id, reason)
     }
 
@@ -270,6 +273,43 @@ impl Tx<'_> {
             },
         )?;
         Ok(())
+    }
+
+    /// The live sessions of a node, as they are.
+    pub(crate) fn held_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>> {
+        let sql = format!("SELECT {RECORD} FROM sessions WHERE node = ?1 AND ended_at IS NULL");
+        self.all(&sql, [node.as_str()], read_record)
+    }
+
+    /// The nodes that have live sessions.
+    pub(crate) fn serving_nodes(&self) -> Result<Vec<NodeId>> {
+        let names: Vec<String> =
+            self.all("SELECT DISTINCT node FROM sessions WHERE ended_at IS NULL ORDER BY node", [], |row| row.get(0))?;
+        names.into_iter().map(|name| NodeId::parse("node", &name)).collect()
+    }
+
+    /// The node of a session, live or ended.
+    pub(crate) fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
+        let sql = "SELECT node FROM sessions WHERE id = ?1";
+        let name: Option<String> = self.one(sql, [id.to_string()], |row| row.get(0))?;
+        name.map(|name| NodeId::parse("node", &name)).transpose()
+    }
+
+    /// The live session with this token, and its node.
+    pub(crate) fn session_of(&self, token: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>> {
+        let sql = format!("SELECT {RECORD}, node FROM sessions WHERE token_id = ?1 AND ended_at IS NULL");
+        let found = self.one(&sql, [token.id.as_str()], |row| Ok((row.get::<_, String>(21)?, read_record(row)?)))?;
+        let found = found.filter(|(_, record)| record.token_hash.is_of(token));
+        found.map(|(node, record)| Ok((NodeId::parse("node", &node)?, record))).transpose()
+    }
+
+    /// Gives a live session to another node; `false` when it is not live or not there any more.
+    pub(crate) fn move_session(&mut self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
+        let changed = self.execute(
+            "UPDATE sessions SET node = ?3, active_streams = 0 WHERE id = ?1 AND node = ?2 AND ended_at IS NULL",
+            (id.to_string(), from.as_str(), to.as_str()),
+        )?;
+        Ok(changed > 0)
     }
 
     /// What a start finds: no drain is in progress, and the time the server was down counts for nobody's idleness.

@@ -12,12 +12,12 @@ use prism_admin_plane::ops::{access, api_key, binding, certificate, namespace, r
 use prism_admin_plane::{AdminOptions, AdminPlane};
 use prism_core::config::{Catalog, Config};
 use prism_core::control::{
-    BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceFigures, NodeFigures, Termination,
+    BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceDemand, NamespaceFigures, NodeFigures, Termination,
 };
 use prism_core::limits::SessionPolicy;
 use prism_core::permission::Reach;
 use prism_core::secret::Random;
-use prism_core::session::{SessionId, SessionReport};
+use prism_core::session::{SessionId, SessionRecord, SessionReport};
 use prism_core::{Clock, Error, Kind, NamespaceName, NodeId, Result, UnixMillis};
 use prism_identity::{ClientTrust, Issuers};
 use prism_proto::admin::v1 as wire;
@@ -73,6 +73,13 @@ impl DataNode for Idle {
     async fn remove_namespace(&self, _: &NamespaceName) -> Result<()> {
         Ok(())
     }
+    async fn take_up(&self, _: SessionRecord) {}
+    fn extend(&self, _: SessionId, _: UnixMillis) {}
+    fn demand(&self) -> Vec<NamespaceDemand> {
+        Vec::new()
+    }
+    fn share_rates(&self, _: bool) {}
+    fn share(&self, _: &NamespaceName, _: u64) {}
 }
 
 /// What somebody shows.

@@ -22,7 +22,7 @@ use prism_core::control::{
     Quota, Snapshot,
 };
 use prism_core::limits::{Limits, SessionPolicy};
-use prism_core::secret::{self, Random, SecretHash, SecretKind, Token};
+use prism_core::secret::{self, Random, SecretHash, SecretKind, SecretProof, Token};
 use prism_core::session::{
     AdmitRequest, ClientBasis, DataGrant, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
 };
@@ -165,7 +165,7 @@ impl ControlPlane for FakeControl {
         let (basis, ends) = match credential {
             ClientCredential::Key(key) => {
                 let keys = self.keys.lock().unwrap();
-                keys.get(key.id.as_str()).filter(|hash| hash.matches(&key)).ok_or_else(refused)?;
+                keys.get(key.id.as_str()).filter(|hash| hash.is_of(&key)).ok_or_else(refused)?;
                 let ends = access.keys.get(key.id.as_str()).and_then(|key| key.expires_at);
                 (ClientBasis { credential_id: key.id.to_string(), ..ClientBasis::default() }, ends)
             }
@@ -251,6 +251,10 @@ impl ControlPlane for FakeControl {
         self.check()?;
         self.reported.lock().unwrap().extend(reports);
         Ok(())
+    }
+
+    async fn resolve_session(&self, _: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
+        Ok(None)
     }
 }
 

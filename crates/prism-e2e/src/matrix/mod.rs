@@ -83,7 +83,7 @@ const PERMISSIONS: [(&str, &[&str]); 22] = [
     ),
     ("authenticated", &["WhoAmI", "CanI"]),
     ("none", &["ExchangeJoinToken"]),
-    ("node:self", &["RenewCertificate"]),
+    ("node:self", &["RenewCertificate", "Link"]),
 ];
 
 /// Whether an operator's credential has anything to do with it: not where none is needed, and not where a node's is.

@@ -1,0 +1,62 @@
+//! Every bound and every time of the link, by name.
+
+use std::time::Duration;
+
+/// The oldest version of the frames that this build speaks.
+pub const OLDEST_PROTOCOL: u32 = 1;
+/// The newest.
+pub const NEWEST_PROTOCOL: u32 = 1;
+
+/// Largest frame, in bytes; a transport refuses what is larger.
+pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// What is sent in parts is cut after so many bytes. One thing more may follow.
+pub const PART_BYTES: usize = 512 * 1024;
+/// Most things of a repeated field.
+pub const MAX_ITEMS: usize = 10_000;
+/// Most grants of a client, of a subject, and most namespaces of a Demand.
+pub const MAX_GRANTS: usize = 10_000;
+/// Most subjects of a credential.
+pub const MAX_SUBJECTS: usize = 1000;
+/// Most backend instances of a node.
+pub const MAX_BACKENDS: usize = 1000;
+/// Most things of a whole snapshot: configs, namespaces, keys, bindings, certificates and what else there may be.
+pub const MAX_SNAPSHOT_ITEMS: usize = 500_000;
+/// Most sessions of a node that a link goes through.
+pub const MAX_SESSIONS: usize = 1_000_000;
+/// Most questions of a node that are open at a time.
+pub const MAX_ASKS: usize = 10_000;
+/// Most commands to a node that are open at a time.
+pub const MAX_COMMANDS: usize = 1000;
+/// Most nodes of an installation.
+pub const MAX_NODES: usize = 100;
+/// Frames that wait to be sent.
+pub const MAX_WAITING_FRAMES: usize = 1024;
+/// Most controllers in a node's list.
+pub const MAX_CONTROLLERS: usize = 100;
+
+/// How often each end of a link asks for a sign of life.
+pub const PING_EVERY: Duration = Duration::from_secs(1);
+/// A link from which nothing came for this long is given up; its node is unreachable.
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// How long a controller may take to accept a connection, and how long the first exchange may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a question waits for its answer.
+pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command that does not say itself waits for its answer.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed connection: the shortest and the longest. It doubles, and is stretched or cut by a random fifth.
+pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// What a client is told to wait when there is no controller.
+pub const RETRY: Duration = Duration::from_secs(2);
+/// How long a node waits for a change before it is written down, so that many changes are one write.
+pub const PERSIST_AFTER: Duration = Duration::from_millis(500);
+/// How often a node tells its demand.
+pub const DEMAND_EVERY: Duration = Duration::from_secs(1);
+/// For how long a share of a rate holds; see [`crate::shares`].
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How long an admission waits for the node's first share of a rate.
+pub const SHARE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a caller waits for the nodes to serve by a snapshot.
+pub const CATCH_UP: Duration = Duration::from_secs(1);
+/// How often a controller looks which nodes have sessions without being connected.
+pub const MEMBERS_EVERY: Duration = Duration::from_secs(5);

@@ -1,0 +1,156 @@
+//! Answers to the questions of a node.
+
+use std::sync::Arc;
+
+use prism_core::control::{ClientCredential, ProvenClient};
+use prism_core::secret::SecretProof;
+use prism_core::session::{EndReason, SessionId, SessionRecord, SessionReport};
+use prism_core::{ConfigName, Error, Kind, NodeId, Result, UnixMillis};
+use prism_proto::cluster::v1 as wire;
+use wire::answer::Result as Answered;
+use wire::ask::Ask;
+use wire::controller_frame::Frame;
+
+use super::Shared;
+use super::link::Link;
+use crate::bounds::MAX_ITEMS;
+use crate::convert::{
+    admit_from_wire, bad, basis_from_wire, bounded, client_to_wire, config_to_wire, failure_to_wire, id_from_wire,
+    need, proof_from_wire, record_to_wire, report_from_wire,
+};
+
+impl Shared {
+    /// Answers a question.
+    pub(super) async fn answer(self: &Arc<Self>, link: &Arc<Link>, ask: wire::Ask) {
+        let id = ask.id;
+        let outcome = self.work_out(link.node(), ask.ask).await;
+        let (result, admitted) = match outcome {
+            Ok((result, admitted)) => (result, admitted),
+            Err(error) => {
+                if let Some(cause) = error.cause() {
+                    tracing::warn!(node.id = %link.node(), reason = error.reason(), cause = %cause, "a question of a node failed");
+                }
+                (Answered::Failure(failure_to_wire(&error)), None)
+            }
+        };
+        let sent = link.send(Frame::Answer(wire::Answer { id, result: Some(result) })).await;
+        if !sent && let Some(last) = admitted {
+            self.withdraw(last).await;
+        }
+    }
+
+    /// Ends a session whose token went nowhere, here and at the node, which may have been given it when it came back.
+    async fn withdraw(&self, last: SessionReport) {
+        let id = last.id;
+        if let Err(error) = self.options.control.end_session(last, EndReason::Closed).await {
+            tracing::warn!(session.id = %id, %error, "a session that nobody waits for is not ended");
+            return;
+        }
+        self.terminate_everywhere(id, "nobody waits for it any more").await;
+    }
+
+    /// The answer, and the session that goes with it if it is an admission.
+    async fn work_out(&self, node: &NodeId, ask: Option<Ask>) -> Result<(Answered, Option<SessionReport>)> {
+        let control = &self.options.control;
+        let answer = match need("the question", ask)? {
+            Ask::Authenticate(ask) => Answered::Client(client_to_wire(&self.authenticate(ask).await?)),
+            Ask::ConfigVersion(ask) => {
+                let name = ConfigName::try_from(ask.name).map_err(bad)?;
+                let found = control.config_version(&name, &ask.version).await?;
+                let config_json = found.map(|config| config_to_wire(&config)).transpose()?;
+                Answered::Config(wire::ConfigFound { config_json })
+            }
+            Ask::Admit(ask) => {
+                let (record, token) = control.admit_session(admit_from_wire(ask, node.clone())?).await?;
+                let last =
+                    SessionReport { id: record.id, last_activity: record.last_activity, figures: record.figures };
+                let session = Some(record_to_wire(&record)?);
+                return Ok((Answered::Admitted(wire::Admitted { session, token: token.into_exposed() }), Some(last)));
+            }
+            Ask::Extend(ask) => {
+                let id = id_from_wire(&ask.id)?;
+                self.own(node, id).await?;
+                control.extend_session(id, UnixMillis(ask.expires_at_ms)).await?;
+                Answered::Done(wire::Done {})
+            }
+            Ask::End(ask) => {
+                let reason = EndReason::ALL.into_iter().find(|reason| reason.name() == ask.reason);
+                let reason = reason.ok_or_else(|| bad(format_args!("{:?} is no reason to end", ask.reason)))?;
+                let last = report_from_wire(&need("last", ask.last)?)?;
+                self.own(node, last.id).await?;
+                control.end_session(last, reason).await?;
+                Answered::Done(wire::Done {})
+            }
+            Ask::Report(ask) => {
+                let mut reports = Vec::new();
+                for report in bounded("reports", ask.reports, MAX_ITEMS)? {
+                    reports.push(report_from_wire(&report)?);
+                }
+                control.report_of(node, reports).await?;
+                Answered::Done(wire::Done {})
+            }
+            Ask::Resolve(ask) => {
+                let token = proof_from_wire(&need("token", ask.token)?)?;
+                let record = self.resolve(node, &token).await?;
+                Answered::Resolved(wire::Resolved { session: record.as_ref().map(record_to_wire).transpose()? })
+            }
+        };
+        Ok((answer, None))
+    }
+
+    async fn authenticate(&self, ask: wire::AuthenticateAsk) -> Result<prism_core::control::ClientIdentity> {
+        use wire::authenticate_ask::Credential;
+        match need("the credential", ask.credential)? {
+            Credential::Key(proof) => {
+                self.options.control.authenticate_client(ClientCredential::Key(proof_from_wire(&proof)?)).await
+            }
+            Credential::Proven(proven) => {
+                let basis = basis_from_wire(need("basis", proven.basis)?)?;
+                // The control plane takes a client without subjects for a key.
+                if basis.subjects.is_empty() {
+                    return Err(bad("a client that proved itself names nobody"));
+                }
+                let client = ProvenClient { basis, ends: proven.ends_at_ms.map(UnixMillis) };
+                self.options.control.authenticate_client(ClientCredential::Proven(&client)).await
+            }
+        }
+    }
+
+    /// A node may touch its own sessions only. One that is not known any more is over, which is no error.
+    async fn own(&self, node: &NodeId, id: SessionId) -> Result<()> {
+        match self.options.control.node_of(id).await? {
+            Some(owner) if owner != *node => {
+                let message = format!("the session {id} is on the node {owner}");
+                Err(Error::new(Kind::PermissionDenied, "NODE_MISMATCH", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the session of a token to a node that a client brought it to, when its own node is away and both serve the same
+    /// data.
+    async fn resolve(&self, node: &NodeId, token: &SecretProof) -> Result<Option<SessionRecord>> {
+        let control = &self.options.control;
+        let Some((owner, record)) = control.session_of(token).await? else { return Ok(None) };
+        if owner == *node {
+            return Ok(Some(record));
+        }
+        if self.is_reachable(&owner) {
+            let message = format!("the session is on the node {owner}, which can be reached; go there");
+            return Err(Error::precondition("SESSION_ELSEWHERE", message).with("node", owner.as_str()));
+        }
+        let instance = record.config.instance.as_str();
+        if !self.serve_the_same(&owner, node, instance) {
+            let message = format!(
+                "the session is on the node {owner}, which is away, and the data of its backend {instance} is there and not \
+                 on {node}; wait for {owner}, or open a new session"
+            );
+            return Err(Error::precondition("BACKEND_ELSEWHERE", message).with("node", owner.as_str()));
+        }
+        let moved = control.move_session(record.id, &owner, node).await?;
+        if moved {
+            tracing::info!(session.id = %record.id, from = %owner, to = %node, "a session goes on on another node");
+        }
+        Ok(moved.then_some(record))
+    }
+}

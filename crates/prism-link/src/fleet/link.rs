@@ -1,0 +1,369 @@
+//! The link of one node, from its Hello to its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use prism_core::control::Snapshot;
+use prism_core::session::{SessionId, SessionRecord};
+use prism_core::{Error, Kind, NodeId, Result};
+use prism_proto::cluster::v1 as wire;
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use wire::command::Command;
+use wire::command_answer::Result as Answered;
+use wire::controller_frame::Frame;
+use wire::node_frame::Frame as Received;
+
+use super::Shared;
+use crate::bounds::{
+    CONNECT_TIMEOUT, MAX_ASKS, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES,
+    NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY, SILENCE,
+};
+use crate::convert::{bad, failure_from_wire, id_from_wire, known_to_wire, record_to_wire};
+use crate::transport::{ControllerEnd, Incoming, Outgoing};
+
+/// The node cannot be asked, or has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreached;
+
+/// An open link.
+pub struct Link {
+    node: NodeId,
+    outgoing: mpsc::Sender<wire::ControllerFrame>,
+    commands: Mutex<BTreeMap<u64, oneshot::Sender<Result<Answered>>>>,
+    next_command: AtomicU64,
+    /// The newest revision of this controller that the node serves by.
+    applied: watch::Sender<u64>,
+    gone: CancellationToken,
+}
+
+impl Link {
+    /// Whose link it is.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Ends it.
+    pub fn close(&self) {
+        self.gone.cancel();
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    /// Sends a frame, after those before it; `false` when the link has ended.
+    pub async fn send(&self, frame: Frame) -> bool {
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => false,
+            sent = self.outgoing.send(wire::ControllerFrame { frame: Some(frame) }) => sent.is_ok(),
+        }
+    }
+
+    /// Has the node do something, and waits for its answer at most `timeout`.
+    pub async fn command(&self, command: Command, timeout: Duration) -> Result<Result<Answered>, Unreached> {
+        let id = self.next_command.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_closed() || commands.len() >= MAX_COMMANDS {
+                return Err(Unreached);
+            }
+            commands.insert(id, answer);
+        }
+        let asked = async {
+            if !self.send(Frame::Command(wire::Command { id, command: Some(command) })).await {
+                return Err(Unreached);
+            }
+            answered.await.map_err(|_| Unreached)
+        };
+        let outcome = tokio::time::timeout(timeout, asked).await.unwrap_or(Err(Unreached));
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        outcome
+    }
+
+    /// Waits until the node serves by `revision` or a later one.
+    pub async fn applied(&self, revision: u64) {
+        let mut applied = self.applied.subscribe();
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => {}
+            _ = applied.wait_for(|applied| *applied >= revision) => {}
+        }
+    }
+}
+
+/// Serves a link until it ends; returns why.
+pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd) -> Error {
+    let ControllerEnd { mut incoming, outgoing } = transport;
+    let (hello, held) = match tokio::time::timeout(CONNECT_TIMEOUT, introduction(&node, &mut incoming)).await {
+        Ok(Ok(introduced)) => introduced,
+        Ok(Err(error)) => return error,
+        Err(_) => return closed("the node has not introduced itself in time"),
+    };
+    let (sender, frames) = mpsc::channel(MAX_WAITING_FRAMES);
+    let link = Arc::new(Link {
+        node,
+        outgoing: sender,
+        commands: Mutex::default(),
+        next_command: AtomicU64::new(1),
+        applied: watch::Sender::new(0),
+        gone: CancellationToken::new(),
+    });
+    let id = shared.next_link.fetch_add(1, Ordering::Relaxed);
+    let conversation = async {
+        let welcome = wire::Welcome {
+            protocol: hello.newest_protocol.min(NEWEST_PROTOCOL),
+            controller_id: shared.options.id.to_string(),
+            cluster: shared.options.cluster.clone(),
+            now_ms: shared.options.clock.now().0,
+        };
+        // Before the link is known: the Welcome is the first frame, and from then on commands may come at any time.
+        link.send(Frame::Welcome(welcome)).await;
+        shared.register(&link, &hello)?;
+        tracing::info!(node.id = %link.node, link = id, sessions = held.len(), version = hello.version, "a node is linked");
+        let error = tokio::select! {
+            biased;
+            () = shared.end.cancelled() => closed("the controller is ending"),
+            () = link.gone.cancelled() => closed("the link was closed by the controller"),
+            ended = listen(shared, &link, &mut incoming) => ended,
+            ended = talk(shared, &link, &hello, held) => ended,
+        };
+        Err::<(), Error>(error)
+    };
+    let ended = tokio::select! {
+        biased;
+        () = pump(frames, outgoing) => closed("the node takes nothing any more"),
+        ended = conversation => ended.err().unwrap_or_else(|| closed("it is over")),
+    };
+    link.close();
+    shared.unregister(&link);
+    tracing::info!(node.id = %link.node, link = id, reason = ended.reason(), message = ended.message(), "the link of a node has ended");
+    ended
+}
+
+fn closed(why: &str) -> Error {
+    Error::unavailable("LINK_CLOSED", why)
+}
+
+async fn pump(mut frames: mpsc::Receiver<wire::ControllerFrame>, mut outgoing: Outgoing<wire::ControllerFrame>) {
+    while let Some(frame) = frames.recv().await {
+        if outgoing.send(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Hello and Held, proven.
+async fn introduction(
+    node: &NodeId,
+    incoming: &mut Incoming<wire::NodeFrame>,
+) -> Result<(wire::Hello, BTreeSet<SessionId>)> {
+    let mut next = async || incoming.next().await.unwrap_or_else(|| Err(closed("the node has closed the link")));
+    let Some(Received::Hello(hello)) = next().await?.frame else {
+        return Err(bad("the first frame of a node must be its Hello"));
+    };
+    if hello.node_id != node.as_str() {
+        let told: String = hello.node_id.chars().take(64).collect();
+        let message = format!("the certificate is of the node {node}, and the Hello of {told:?}");
+        return Err(Error::new(Kind::PermissionDenied, "NODE_MISMATCH", message));
+    }
+    if hello.oldest_protocol > NEWEST_PROTOCOL || hello.newest_protocol < OLDEST_PROTOCOL {
+        let message = format!(
+            "the node speaks versions {} to {} of the link, the controller {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}; bring \
+             the older one of the two up to date",
+            hello.oldest_protocol, hello.newest_protocol
+        );
+        return Err(Error::precondition("PROTOCOL_UNSUPPORTED", message));
+    }
+    if hello.backends.len() > MAX_BACKENDS {
+        return Err(bad(format_args!("a node has more than {MAX_BACKENDS} backends")));
+    }
+    let mut held = BTreeSet::new();
+    loop {
+        match next().await?.frame {
+            Some(Received::Held(part)) => {
+                if part.session_ids.len() > MAX_ITEMS || held.len() > MAX_SESSIONS {
+                    return Err(bad("a node holds too many sessions"));
+                }
+                for id in &part.session_ids {
+                    held.insert(id_from_wire(id)?);
+                }
+                if part.last {
+                    return Ok((hello, held));
+                }
+            }
+            // Of a kind that this version does not know.
+            None => {}
+            Some(_) => return Err(bad("Held must follow Hello")),
+        }
+    }
+}
+
+/// Reads what the node sends.
+async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<wire::NodeFrame>) -> Error {
+    let asks = Arc::new(Semaphore::new(MAX_ASKS));
+    let mut ticks = tokio::time::interval(PING_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    loop {
+        let handled = tokio::select! {
+            biased;
+            frame = incoming.next() => {
+                heard = Instant::now();
+                match frame {
+                    Some(Ok(wire::NodeFrame { frame: Some(frame) })) => received(shared, link, &asks, frame).await,
+                    // Of a kind that this version does not know.
+                    Some(Ok(_)) => Ok(()),
+                    Some(Err(error)) => Err(error),
+                    None => Err(closed("the node has closed the link")),
+                }
+            }
+            _ = ticks.tick() => if heard.elapsed() >= SILENCE { Err(closed("the node is silent")) } else { Ok(()) },
+        };
+        if let Err(error) = handled {
+            return error;
+        }
+    }
+}
+
+async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Arc<Semaphore>, frame: Received) -> Result<()> {
+    match frame {
+        Received::Hello(_) | Received::Held(_) => return Err(bad("there is one Hello only")),
+        Received::Ask(ask) => {
+            let Ok(permit) = Arc::clone(asks).try_acquire_owned() else {
+                return Err(bad(format_args!("more than {MAX_ASKS} questions are open")));
+            };
+            let (shared, link) = (Arc::clone(shared), Arc::clone(link));
+            // It is answered whole, also when the link goes meanwhile.
+            tokio::spawn(async move {
+                shared.answer(&link, ask).await;
+                drop(permit);
+            });
+        }
+        Received::CommandAnswer(answer) => {
+            let waiting = link.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.id);
+            let result = match answer.result {
+                Some(Answered::Failure(failure)) => Err(failure_from_wire(failure)?),
+                Some(result) => Ok(result),
+                None => return Err(bad("an answer says nothing")),
+            };
+            if let Some(waiting) = waiting {
+                // Whoever does not wait any more has been told that the node was not reached.
+                let _ = waiting.send(result);
+            }
+        }
+        Received::Demand(demand) => {
+            let answer = shared.shares_of(link.node(), demand)?;
+            send(link, Frame::Shares(answer)).await?;
+        }
+        Received::Applied(applied) => {
+            if applied.epoch == shared.snapshots.epoch() {
+                link.applied.send_modify(|newest| *newest = applied.revision.max(*newest));
+            }
+        }
+        Received::Ping(ping) => {
+            let now_ms = shared.options.clock.now().0;
+            send(link, Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms })).await?;
+        }
+        Received::Pong(_) => {}
+    }
+    Ok(())
+}
+
+/// Sends, unless the node does not read for so long that it is as good as gone.
+async fn send(link: &Link, frame: Frame) -> Result<()> {
+    match tokio::time::timeout(SILENCE, link.send(frame)).await {
+        Ok(true) => Ok(()),
+        _ => Err(closed("the node does not read")),
+    }
+}
+
+/// Sends the snapshot, the sessions, and from then on what changes.
+async fn talk(shared: &Arc<Shared>, link: &Arc<Link>, hello: &wire::Hello, held: BTreeSet<SessionId>) -> Error {
+    match converse(shared, link, hello, held).await {
+        Ok(never) => never,
+        Err(error) => error,
+    }
+}
+
+async fn converse(
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
+    hello: &wire::Hello,
+    held: BTreeSet<SessionId>,
+) -> Result<Error> {
+    let mut snapshots = shared.options.control.snapshot();
+    let mut served = Arc::clone(&snapshots.borrow_and_update());
+    let has_it = (hello.snapshot_epoch, hello.snapshot_revision) == (shared.snapshots.epoch(), served.revision);
+    if has_it && !hello.starting {
+        link.applied.send_replace(served.revision);
+    } else {
+        snapshot(shared, link, None, &served).await?;
+    }
+    let records = if hello.starting {
+        shared.options.control.live_sessions(link.node()).await?
+    } else {
+        shared.options.control.held_sessions(link.node()).await?
+    };
+    sessions(link, &records, &held).await?;
+    drop(records);
+    let mut ticks = tokio::time::interval(PING_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sequence = 0;
+    loop {
+        tokio::select! {
+            biased;
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return Ok(closed("the control state is closed"));
+                }
+                let next = Arc::clone(&snapshots.borrow_and_update());
+                snapshot(shared, link, Some(&served), &next).await?;
+                served = next;
+            }
+            _ = ticks.tick() => {
+                sequence += 1;
+                send(link, Frame::Ping(wire::Ping { sequence })).await?;
+            }
+        }
+    }
+}
+
+async fn snapshot(shared: &Shared, link: &Link, before: Option<&Snapshot>, after: &Snapshot) -> Result<()> {
+    let parts = shared.snapshots.parts(before, after)?;
+    for part in parts.iter() {
+        send(link, Frame::Snapshot(part.clone())).await?;
+    }
+    Ok(())
+}
+
+async fn sessions(link: &Link, records: &[SessionRecord], held: &BTreeSet<SessionId>) -> Result<()> {
+    let mut part = wire::Sessions::default();
+    let mut bytes = 0;
+    for record in records {
+        if held.contains(&record.id) {
+            let known = known_to_wire(record);
+            bytes += known.encoded_len();
+            part.known.push(known);
+        } else {
+            let missing = record_to_wire(record)?;
+            bytes += missing.encoded_len();
+            part.missing.push(missing);
+        }
+        if bytes >= PART_BYTES || part.known.len() + part.missing.len() >= MAX_ITEMS {
+            send(link, Frame::Sessions(std::mem::take(&mut part))).await?;
+            bytes = 0;
+        }
+    }
+    part.last = true;
+    send(link, Frame::Sessions(part)).await
+}

@@ -1,0 +1,229 @@
+//! A controller's end: its data nodes, connected or not, and the data plane of its own process if it has one.
+
+mod ask;
+mod commands;
+mod link;
+mod rates;
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prism_core::control::{ClusterState, DataNode};
+use prism_core::{Clock, Error, Kind, NodeId, Result, UnixMillis};
+use prism_proto::cluster::v1 as wire;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bounds::MAX_NODES;
+use crate::shares::Ledger;
+use crate::transport::ControllerEnd;
+use link::Link;
+use snapshots::Snapshots;
+
+/// Longest version of a node that is kept, in characters.
+const MAX_VERSION: usize = 64;
+
+/// What a fleet is made of.
+pub struct FleetOptions {
+    /// The control state.
+    pub control: Arc<dyn ClusterState>,
+    /// This controller.
+    pub id: NodeId,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Tells this life of this controller from all others: random, and not 0.
+    pub epoch: u64,
+    /// Where the time comes from.
+    pub clock: Clock,
+}
+
+/// What is known of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it can be reached now.
+    pub connected: bool,
+    /// Its version of Prism; empty when it was not connected to this controller yet.
+    pub version: String,
+    /// When its process started, by its own clock.
+    pub started_at: UnixMillis,
+    /// Since when it is connected, or not.
+    pub since: UnixMillis,
+}
+
+/// The data nodes of a controller. Ends when it is dropped.
+pub struct Fleet {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    options: FleetOptions,
+    snapshots: Snapshots,
+    nodes: Mutex<Known>,
+    ledger: Mutex<Ledger>,
+    next_link: std::sync::atomic::AtomicU64,
+    end: CancellationToken,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The data plane of this process.
+    local: Option<(NodeId, Arc<dyn DataNode>)>,
+    /// Open links.
+    links: BTreeMap<NodeId, Arc<Link>>,
+    /// Nodes that have sessions, when it was looked last.
+    serving: BTreeSet<NodeId>,
+    /// What is known of nodes that were connected.
+    statuses: BTreeMap<NodeId, NodeStatus>,
+    /// What tells the data of the backend instances of nodes that were connected.
+    backends: BTreeMap<NodeId, BTreeMap<String, String>>,
+}
+
+impl Fleet {
+    /// Begins with the nodes that have sessions. Needs a runtime.
+    pub async fn start(options: FleetOptions) -> Result<Self> {
+        let serving: BTreeSet<NodeId> = options.control.serving_nodes().await?.into_iter().collect();
+        let ledger = Ledger::new(serving.iter().cloned(), Instant::now());
+        let shared = Arc::new(Shared {
+            snapshots: Snapshots::new(options.epoch),
+            options,
+            nodes: Mutex::new(Known { serving, ..Known::default() }),
+            ledger: Mutex::new(ledger),
+            next_link: std::sync::atomic::AtomicU64::new(1),
+            end: CancellationToken::new(),
+        });
+        let task = tokio::spawn(rates::tend(Arc::clone(&shared)));
+        Ok(Self { shared, task })
+    }
+
+    /// Counts the data plane of this process among the nodes.
+    pub fn attach(&self, node: Arc<dyn DataNode>) {
+        self.shared.nodes().local = Some((node.node_id().clone(), node));
+        self.shared.share_with_local();
+    }
+
+    /// Serves the link of `node`, the one that its certificate names, until it ends; returns why.
+    pub async fn serve(&self, node: NodeId, transport: ControllerEnd) -> Error {
+        link::serve(&self.shared, node, transport).await
+    }
+
+    /// What is known of the nodes that are or were connected, by name.
+    pub fn statuses(&self) -> Vec<NodeStatus> {
+        self.shared.nodes().statuses.values().cloned().collect()
+    }
+
+    /// Cuts the link of a node; `false` when it has none.
+    pub fn cut(&self, node: &NodeId) -> bool {
+        let link = self.shared.nodes().links.get(node).cloned();
+        link.inspect(|link| link.close()).is_some()
+    }
+
+    /// Ends all links.
+    pub fn end(&self) {
+        self.shared.end.cancel();
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.end();
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn nodes(&self) -> MutexGuard<'_, Known> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn local(&self) -> Option<(NodeId, Arc<dyn DataNode>)> {
+        self.nodes().local.clone()
+    }
+
+    /// Puts a link in the place of the one that the node had before, which ends.
+    fn register(&self, link: &Arc<Link>, hello: &wire::Hello) -> Result<()> {
+        let mut nodes = self.nodes();
+        let node = link.node();
+        if nodes.local.as_ref().is_some_and(|(local, _)| local == node) {
+            let message = format!("{node} is the name of the controller's own data plane; the node needs another");
+            return Err(Error::precondition("NODE_ID_TAKEN", message));
+        }
+        if nodes.links.len() >= MAX_NODES && !nodes.links.contains_key(node) {
+            let message = format!("{MAX_NODES} nodes are connected, the most that there may be");
+            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
+        }
+        if let Some(before) = nodes.links.insert(node.clone(), Arc::clone(link)) {
+            tracing::warn!(node.id = %node, "a node has connected again; its link before is closed");
+            before.close();
+        }
+        let status = NodeStatus {
+            node: node.clone(),
+            connected: true,
+            version: hello.version.chars().take(MAX_VERSION).collect(),
+            started_at: UnixMillis(hello.started_at_ms),
+            since: self.options.clock.now(),
+        };
+        let identities = hello.backends.iter().map(|backend| (backend.instance.clone(), backend.identity.clone()));
+        nodes.backends.insert(node.clone(), identities.collect());
+        nodes.statuses.insert(node.clone(), status);
+        // Of nodes that are away for good, the names alone are kept, and not for ever.
+        while nodes.statuses.len() > MAX_NODES * 10 {
+            let Some(oldest) = nodes.statuses.values().filter(|known| !known.connected).min_by_key(|known| known.since)
+            else {
+                break;
+            };
+            let oldest = oldest.node.clone();
+            nodes.statuses.remove(&oldest);
+            nodes.backends.remove(&oldest);
+        }
+        Ok(())
+    }
+
+    /// Takes a link away, unless another has its place by now.
+    fn unregister(&self, link: &Arc<Link>) {
+        let mut nodes = self.nodes();
+        let node = link.node();
+        if nodes.links.get(node).is_some_and(|current| Arc::ptr_eq(current, link)) {
+            nodes.links.remove(node);
+            // It has sessions until the control state says otherwise.
+            nodes.serving.insert(node.clone());
+            if let Some(status) = nodes.statuses.get_mut(node) {
+                (status.connected, status.since) = (false, self.options.clock.now());
+            }
+            drop(nodes);
+            self.ledger().silent(node);
+        }
+    }
+
+    /// Nodes that have sessions, or had some a moment ago, and cannot be reached.
+    fn unreachable(&self) -> Vec<NodeId> {
+        let nodes = self.nodes();
+        nodes.serving.iter().filter(|node| !nodes.is_reachable(node)).cloned().collect()
+    }
+
+    fn is_reachable(&self, node: &NodeId) -> bool {
+        self.nodes().is_reachable(node)
+    }
+
+    /// Whether the instance holds the same data on both nodes, as far as is known.
+    fn serve_the_same(&self, one: &NodeId, other: &NodeId, instance: &str) -> bool {
+        let nodes = self.nodes();
+        let identity =
+            |node| nodes.backends.get(node).and_then(|backends: &BTreeMap<String, String>| backends.get(instance));
+        matches!((identity(one), identity(other)), (Some(one), Some(other)) if one == other)
+    }
+}
+
+impl Known {
+    fn is_reachable(&self, node: &NodeId) -> bool {
+        self.links.contains_key(node) || self.local.as_ref().is_some_and(|(local, _)| local == node)
+    }
+}

@@ -1,0 +1,129 @@
+//! Shares of rates: what the ledger says to nodes on links, and to the data plane of this process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use prism_core::{NamespaceName, NodeId, Result};
+use prism_proto::cluster::v1 as wire;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Shared;
+use crate::bounds::{DEMAND_EVERY, LEASE, MAX_GRANTS, MEMBERS_EVERY};
+use crate::convert::{bad, bounded};
+use crate::shares::{Share, Wish, quota_of};
+
+/// Looks after what changes with time: who shares, and what the data plane of this process may use.
+pub async fn tend(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(DEMAND_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked = Instant::now();
+    let mut local = LocalMeter::default();
+    loop {
+        ticks.tick().await;
+        if looked.elapsed() >= MEMBERS_EVERY {
+            shared.look_for_members().await;
+            looked = Instant::now();
+        }
+        shared.demand_of_local(&mut local);
+    }
+}
+
+/// What the data plane of this process was asked, to tell rates from.
+#[derive(Default)]
+struct LocalMeter {
+    asked: BTreeMap<NamespaceName, u64>,
+    sequence: u64,
+}
+
+impl Shared {
+    /// Learns which nodes have sessions. One that has none and is not connected has nothing to share, and nothing to be told.
+    async fn look_for_members(&self) {
+        let serving: BTreeSet<NodeId> = match self.options.control.serving_nodes().await {
+            Ok(serving) => serving.into_iter().collect(),
+            Err(error) => {
+                tracing::warn!(%error, "it could not be looked which nodes have sessions");
+                return;
+            }
+        };
+        {
+            let mut ledger = self.ledger();
+            ledger.remember(&serving);
+            ledger.forget(&serving);
+        }
+        self.nodes().serving = serving;
+        self.share_with_local();
+    }
+
+    /// Whether the data plane of this process has somebody to share with.
+    pub(super) fn share_with_local(&self) {
+        let Some((local, node)) = self.local() else { return };
+        let others = {
+            let nodes = self.nodes();
+            !nodes.links.is_empty() || nodes.serving.iter().any(|serving| *serving != local)
+        };
+        node.share_rates(others);
+    }
+
+    fn demand_of_local(&self, meter: &mut LocalMeter) {
+        let Some((local, node)) = self.local() else { return };
+        let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
+        let now = Instant::now();
+        let mut wishes = BTreeMap::new();
+        let mut asked = BTreeMap::new();
+        for demand in node.demand() {
+            if quota_of(&snapshot, &demand.namespace).is_none() {
+                continue;
+            }
+            let before = meter.asked.get(&demand.namespace).copied().unwrap_or(demand.asked);
+            let wanted = demand.asked.saturating_sub(before).saturating_mul(1000);
+            asked.insert(demand.namespace.clone(), demand.asked);
+            wishes.insert(demand.namespace, Wish { wanted, held: 0 });
+        }
+        meter.asked = asked;
+        meter.sequence += 1;
+        self.settle_local(&local, &*node, &wishes, meter.sequence, now);
+    }
+
+    /// Gives the data plane of this process its shares, which are in force at once.
+    fn settle_local(
+        &self,
+        local: &NodeId,
+        node: &dyn prism_core::control::DataNode,
+        wishes: &BTreeMap<NamespaceName, Wish>,
+        sequence: u64,
+        now: Instant,
+    ) {
+        let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
+        let shares = {
+            let mut ledger = self.ledger();
+            let shares = ledger.demand(local, (sequence, 0), wishes, &snapshot, now);
+            ledger.settle(local, &shares, now);
+            shares
+        };
+        for (name, share) in shares {
+            node.share(&name, share.leased);
+        }
+    }
+
+    /// The answer to a demand.
+    pub(super) fn shares_of(&self, node: &NodeId, demand: wire::Demand) -> Result<wire::Shares> {
+        let mut wishes = BTreeMap::new();
+        for wish in bounded("namespaces", demand.namespaces, MAX_GRANTS)? {
+            let name = NamespaceName::try_from(wish.namespace).map_err(bad)?;
+            wishes.insert(name, Wish { wanted: wish.wanted_millis, held: wish.held_millis });
+        }
+        let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
+        let now = Instant::now();
+        let shares = self.ledger().demand(node, (demand.sequence, demand.serves_by), &wishes, &snapshot, now);
+        let entry = |(name, share): (&NamespaceName, &Share)| wire::NamespaceShare {
+            namespace: name.to_string(),
+            millis: share.leased,
+            alone_millis: share.alone,
+        };
+        Ok(wire::Shares {
+            sequence: demand.sequence,
+            namespaces: shares.iter().map(entry).collect(),
+            lease_ms: i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX),
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! A node's demand, and the shares that answer it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use prism_core::{NamespaceName, Result};
+use prism_proto::cluster::v1 as wire;
+use tokio::time::{Instant, MissedTickBehavior};
+use wire::node_frame::Frame;
+
+use super::Shared;
+use super::connection::Link;
+use crate::bounds::{DEMAND_EVERY, MAX_GRANTS};
+use crate::convert::{bad, bounded};
+use crate::shares::{Share, Wish, quota_of};
+
+/// What a namespace in which a first session opens is wished: one operation a second.
+const OPENING_WISH: u64 = 1000;
+
+/// Demands that were sent and not answered yet.
+#[derive(Default)]
+pub struct Open {
+    sent: BTreeMap<u64, Instant>,
+    next: u64,
+    serves_by: u64,
+    /// The namespaces of the newest one.
+    wished: BTreeSet<NamespaceName>,
+}
+
+/// Tells the demand every second, and when there is reason to.
+pub async fn tell(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(DEMAND_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut meter = Meter::default();
+    loop {
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => {}
+            () = shared.demand.notified() => {}
+        }
+        if let Some(node) = shared.attached_now() {
+            meter.read(&node.demand(), Instant::now());
+        }
+        let link = shared.link.borrow().clone();
+        if let Some(link) = link {
+            let demand = shared.next_demand(&link, &meter.rates);
+            link.send(Frame::Demand(demand)).await;
+        }
+        // Leases end by time.
+        shared.apply_shares();
+    }
+}
+
+/// Rates from numbers that grow.
+#[derive(Default)]
+struct Meter {
+    read_at: Option<Instant>,
+    asked: BTreeMap<NamespaceName, u64>,
+    rates: BTreeMap<NamespaceName, u64>,
+}
+
+impl Meter {
+    fn read(&mut self, demand: &[prism_core::control::NamespaceDemand], now: Instant) {
+        let elapsed = self.read_at.map_or(DEMAND_EVERY, |at| now.saturating_duration_since(at));
+        let complete = elapsed >= DEMAND_EVERY / 2;
+        let mut rates = BTreeMap::new();
+        for wish in demand {
+            let name = &wish.namespace;
+            let rate = match (self.rates.get(name), self.asked.get(name)) {
+                // Too short a time to tell; the rate before stands.
+                (Some(rate), Some(_)) if !complete => *rate,
+                (_, Some(before)) => {
+                    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+                    wish.asked.saturating_sub(*before).saturating_mul(1_000_000) / millis
+                }
+                _ => OPENING_WISH,
+            };
+            rates.insert(name.clone(), rate);
+        }
+        if complete {
+            self.read_at = Some(now);
+            self.asked = demand.iter().map(|wish| (wish.namespace.clone(), wish.asked)).collect();
+        } else {
+            for wish in demand {
+                self.asked.entry(wish.namespace.clone()).or_insert(wish.asked);
+            }
+        }
+        self.rates = rates;
+    }
+}
+
+impl Shared {
+    fn next_demand(&self, link: &Link, rates: &BTreeMap<NamespaceName, u64>) -> wire::Demand {
+        let now = Instant::now();
+        let snapshot = Arc::clone(&self.snapshot.borrow());
+        let mut memory = self.memory();
+        memory.opening.retain(|_, since| now.saturating_duration_since(*since) < super::memory::OPENING);
+        let held: BTreeMap<NamespaceName, u64> =
+            memory.shares().in_force(self.started, now).map(|(name, rate)| (name.clone(), rate)).collect();
+        let mut wishes: BTreeMap<NamespaceName, Wish> = BTreeMap::new();
+        let wanted = rates.iter().map(|(name, rate)| (name, *rate));
+        for (name, wanted) in memory.opening.keys().map(|name| (name, OPENING_WISH)).chain(wanted) {
+            if quota_of(&snapshot, name).is_some() && wishes.len() < MAX_GRANTS {
+                let held = held.get(name).copied().unwrap_or(0);
+                wishes.insert(name.clone(), Wish { wanted, held });
+            }
+        }
+        // Nothing is served of what is not in the demand.
+        let dropped: Vec<_> = memory.state.shares.keys().filter(|name| !wishes.contains_key(*name)).cloned().collect();
+        for name in &dropped {
+            memory.state.shares.remove(name);
+        }
+        drop(memory);
+        if let Some(node) = self.attached_now() {
+            for name in &dropped {
+                node.share(name, 0);
+            }
+        }
+        let (sequence, serves_by) = link.demands().send(now, wishes.keys().cloned().collect());
+        let entry = |(name, wish): (&NamespaceName, &Wish)| wire::NamespaceDemand {
+            namespace: name.to_string(),
+            wanted_millis: wish.wanted,
+            held_millis: wish.held,
+        };
+        wire::Demand { sequence, serves_by, namespaces: wishes.iter().map(entry).collect() }
+    }
+
+    /// Serves by the answer to a demand.
+    pub(super) fn take_shares(&self, link: &Link, shares: wire::Shares) -> Result<()> {
+        let Some((since, wished)) = link.demands().answered(shares.sequence) else { return Ok(()) };
+        let share = |share: wire::NamespaceShare| {
+            let name = NamespaceName::try_from(share.namespace).map_err(bad)?;
+            Ok((name, Share { leased: share.millis, alone: share.alone_millis }))
+        };
+        let namespaces = bounded("namespaces", shares.namespaces, MAX_GRANTS)?;
+        let mut by_namespace = namespaces.into_iter().map(share).collect::<Result<BTreeMap<_, _>>>()?;
+        // A newer demand has given up the others.
+        by_namespace.retain(|name, _| wished.contains(name));
+        {
+            let mut memory = self.memory();
+            if memory.state.shares != by_namespace {
+                memory.state.shares = by_namespace;
+                self.keeper.change();
+            }
+            memory.shares_since = Some(since);
+        }
+        self.apply_shares();
+        self.shares_taken.send_modify(|times| *times += 1);
+        Ok(())
+    }
+}
+
+/// The demands of one connection.
+#[derive(Default)]
+pub struct Demands(Mutex<Open>);
+
+impl Demands {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Numbers a demand that is sent now; returns its number and that of the answer which is in force.
+    fn send(&self, now: Instant, wished: BTreeSet<NamespaceName>) -> (u64, u64) {
+        let mut open = self.lock();
+        open.wished = wished;
+        open.next += 1;
+        let sequence = open.next;
+        open.sent.insert(sequence, now);
+        (sequence, open.serves_by)
+    }
+
+    /// When the demand was sent that is answered now, and the namespaces of the newest one; `None` when a newer one was
+    /// answered before.
+    fn answered(&self, sequence: u64) -> Option<(Instant, BTreeSet<NamespaceName>)> {
+        let mut open = self.lock();
+        let sent = open.sent.remove(&sequence)?;
+        open.sent = open.sent.split_off(&sequence);
+        open.serves_by = sequence;
+        Some((sent, open.wished.clone()))
+    }
+}

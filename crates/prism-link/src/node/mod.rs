@@ -1,0 +1,284 @@
+//! A data node's end: the control plane as the data plane knows it, over a link that comes and goes.
+
+mod apply;
+mod ask;
+mod command;
+mod connection;
+mod demand;
+mod keeper;
+mod memory;
+mod state;
+#[cfg(test)]
+mod state_tests;
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prism_core::config::Config;
+use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, DataNode, Snapshot};
+use prism_core::secret::{SecretProof, Token};
+use prism_core::session::{AdmitRequest, EndReason, SessionId, SessionRecord, SessionReport};
+use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::bounds::RETRY;
+use crate::storage::Storage;
+use crate::transport::Connector;
+use keeper::Keeper;
+use memory::Memory;
+use state::{Event, State};
+
+/// How much longer or shorter a pause becomes, so that many nodes do not all come back at once.
+pub type Jitter = Box<dyn Fn(Duration) -> Duration + Send + Sync>;
+
+/// One backend instance that a node serves. Nodes with equal identities serve the same data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendIdentity {
+    /// Name of the instance.
+    pub instance: String,
+    /// Its type, such as `sqlite`.
+    pub kind: String,
+    /// What tells its data from that of another.
+    pub identity: String,
+}
+
+/// What a link is made of.
+pub struct NodeLinkOptions {
+    /// This node.
+    pub node: NodeId,
+    /// The controllers to choose from, in order; at most [`crate::bounds::MAX_CONTROLLERS`].
+    pub controllers: Vec<String>,
+    /// How they are reached.
+    pub connector: Arc<dyn Connector>,
+    /// Where the state is kept.
+    pub storage: Arc<dyn Storage>,
+    /// Version of Prism.
+    pub version: String,
+    /// The backends that this node serves.
+    pub backends: Vec<BackendIdentity>,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// How pauses vary.
+    pub jitter: Jitter,
+}
+
+/// The control plane of a data node. Ends when it is dropped.
+pub struct NodeLink {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What the tasks of a link share.
+struct Shared {
+    options: NodeLinkOptions,
+    started_at: UnixMillis,
+    started: Instant,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    memory: Mutex<Memory>,
+    /// Milliseconds to add to the controller's time to have this node's.
+    offset: AtomicI64,
+    /// The data plane, once it is there.
+    node: watch::Sender<Option<Arc<dyn DataNode>>>,
+    /// The open link, once node and controller are equal.
+    link: watch::Sender<Option<Arc<connection::Link>>>,
+    keeper: Keeper,
+    /// There is something to hand over to the controller.
+    outbox: Notify,
+    /// A demand is due.
+    demand: Notify,
+    /// Shares have come.
+    shares_taken: watch::Sender<u64>,
+    /// Whether there is a snapshot to serve by.
+    ready: watch::Sender<bool>,
+    /// Configs that wait to be prepared.
+    connected_before: OnceLock<()>,
+}
+
+impl NodeLink {
+    /// Reads what the node has written down, and begins to connect. Needs a runtime.
+    ///
+    /// A state that cannot be read is an error; one that is cut off or not this node's is logged and left out.
+    pub async fn start(options: NodeLinkOptions) -> Result<Self> {
+        let stored = options.storage.load().await;
+        let stored = stored.map_err(|error| {
+            let message = format!("the node's state cannot be read: {error}");
+            Error::unavailable("NODE_STATE_UNREADABLE", message)
+        })?;
+        let state = found(stored.state.as_deref(), &stored.journal, &options);
+        let is_ready = state.is_some();
+        let memory = Memory::new(state.unwrap_or_default(), options.clock.now());
+        let (keeper, waiting) = Keeper::new();
+        let shared = Arc::new(Shared {
+            started_at: options.clock.now(),
+            started: Instant::now(),
+            snapshot: watch::Sender::new(Arc::clone(&memory.state.snapshot)),
+            memory: Mutex::new(memory),
+            offset: AtomicI64::new(0),
+            node: watch::Sender::new(None),
+            link: watch::Sender::new(None),
+            keeper,
+            outbox: Notify::new(),
+            demand: Notify::new(),
+            shares_taken: watch::Sender::new(0),
+            ready: watch::Sender::new(is_ready),
+            connected_before: OnceLock::new(),
+            options,
+        });
+        let storage = Arc::clone(&shared.options.storage);
+        let tasks = vec![
+            tokio::spawn(keeper::keep(Arc::clone(&shared), storage, waiting)),
+            tokio::spawn(connection::run(Arc::clone(&shared))),
+            tokio::spawn(ask::hand_over(Arc::clone(&shared))),
+            tokio::spawn(demand::tell(Arc::clone(&shared))),
+        ];
+        Ok(Self { shared, tasks })
+    }
+
+    /// Waits until there is a snapshot to serve by: a controller's, or if none answers within `patience` that on disk.
+    pub async fn ready(&self, patience: Duration) {
+        let mut link = self.shared.link.subscribe();
+        let _ = tokio::time::timeout(patience, link.wait_for(Option::is_some)).await;
+        let mut ready = self.shared.ready.subscribe();
+        // The sender lives as long as `self`.
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// Puts the data plane behind the link: its commands are carried out from now on.
+    pub fn attach(&self, node: Arc<dyn DataNode>) {
+        node.share_rates(true);
+        self.shared.node.send_replace(Some(node));
+        self.shared.apply_shares();
+        self.shared.demand.notify_one();
+    }
+
+    /// Whether there is a controller, and node and controller are equal.
+    pub fn is_connected(&self) -> bool {
+        self.shared.link.borrow().is_some()
+    }
+
+    /// Ends and reports that no controller knows yet.
+    pub fn waiting(&self) -> usize {
+        let memory = self.shared.memory();
+        memory.state.ends.len() + memory.state.reports.len()
+    }
+
+    /// Writes down the state, and waits for it.
+    pub async fn flush(&self) -> Result<()> {
+        self.shared.keeper.keep().await
+    }
+}
+
+impl Drop for NodeLink {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if let Some(link) = self.shared.link.send_replace(None) {
+            link.close();
+        }
+    }
+}
+
+/// The state that the node has written down, if it is whole and its own.
+fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> Option<State> {
+    let mut state = match State::decode(state?, &options.node) {
+        Ok(state) => state,
+        Err(why) => {
+            tracing::error!(node.id = %options.node, why, "the node's state is left out; it starts when a controller answers");
+            return None;
+        }
+    };
+    let (events, torn) = Event::decode_all(journal);
+    if torn > 0 {
+        tracing::warn!(node.id = %options.node, bytes = torn, "the end of the journal was cut off; nobody was told of what it said");
+    }
+    for event in events {
+        state.apply(event);
+    }
+    tracing::info!(node.id = %options.node, sessions = state.held.len(), "the node's state is read");
+    Some(state)
+}
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> State {
+        self.memory().state.clone()
+    }
+
+    fn offset(&self) -> i64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    /// The data plane, as soon as it is there; `None` = the link has ended.
+    async fn attached(&self) -> Option<Arc<dyn DataNode>> {
+        let mut node = self.node.subscribe();
+        node.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    fn attached_now(&self) -> Option<Arc<dyn DataNode>> {
+        self.node.borrow().clone()
+    }
+
+    /// Has the data plane serve by the shares that are in force.
+    fn apply_shares(&self) {
+        let Some(node) = self.attached_now() else { return };
+        let memory = self.memory();
+        let shares = memory.shares();
+        for (name, rate) in shares.in_force(self.started, Instant::now()) {
+            node.share(name, rate);
+        }
+    }
+}
+
+/// UNAVAILABLE `NO_CONTROLLER`: what needs a controller has to wait for one.
+fn no_controller() -> Error {
+    let message = "no controller can be reached, and this needs one; sessions that exist go on; retry later";
+    Error::unavailable("NO_CONTROLLER", message).retry_after(RETRY)
+}
+
+#[async_trait]
+impl ControlPlane for NodeLink {
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshot.subscribe()
+    }
+
+    async fn authenticate_client(&self, credential: ClientCredential<'_>) -> Result<ClientIdentity> {
+        self.shared.authenticate(credential).await
+    }
+
+    async fn config_version(&self, name: &ConfigName, version: &str) -> Result<Option<Arc<Config>>> {
+        self.shared.config_version(name, version).await
+    }
+
+    async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, Token)> {
+        self.shared.admit(request).await
+    }
+
+    /// The sessions that the controller, or the state on disk, has given to this node; it is always its own.
+    async fn live_sessions(&self, _: &NodeId) -> Result<Vec<SessionRecord>> {
+        Ok(self.shared.memory().state.held.values().cloned().collect())
+    }
+
+    async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()> {
+        self.shared.extend(id, expires_at).await
+    }
+
+    async fn end_session(&self, last: SessionReport, reason: EndReason) -> Result<()> {
+        self.shared.end(last, reason).await
+    }
+
+    async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
+        self.shared.report(reports).await
+    }
+
+    async fn resolve_session(&self, token: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
+        self.shared.resolve(token).await
+    }
+}

@@ -1,0 +1,304 @@
+//! What the controller knows of shares in force; the rule is that of the module above.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prism_core::control::Snapshot;
+use prism_core::{NamespaceName, NodeId};
+use tokio::time::Instant;
+
+use super::split::split;
+use super::{Share, Wish, quota_of};
+use crate::bounds::{LEASE, SILENCE};
+
+/// A share that was sent and not confirmed yet.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    sequence: u64,
+    share: Share,
+    at: Instant,
+}
+
+/// What a node may serve of one namespace, as far as the controller can tell.
+#[derive(Clone, Debug)]
+struct Holding {
+    wanted: u64,
+    /// What the node said it serves by.
+    confirmed: Share,
+    confirmed_at: Instant,
+    /// Newer ones, in order.
+    sent: Vec<Sent>,
+}
+
+impl Holding {
+    /// The most that the node may serve by while it is connected.
+    fn leased(&self, now: Instant) -> u64 {
+        let runs = |at: &Instant| now.saturating_duration_since(*at) < LEASE;
+        let confirmed = Some(self.confirmed.leased).filter(|_| runs(&self.confirmed_at));
+        let sent = self.sent.iter().filter(|sent| runs(&sent.at)).map(|sent| sent.share.leased);
+        sent.chain(confirmed).max().unwrap_or(0)
+    }
+
+    /// The most that the node may serve by when it has long been alone.
+    fn alone(&self) -> u64 {
+        self.sent.iter().map(|sent| sent.share.alone).fold(self.confirmed.alone, u64::max)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Member {
+    /// It has told its demand on the link that is open now.
+    connected: bool,
+    /// It has been connected to this controller; when it last told its demand.
+    known: Option<Instant>,
+    holdings: BTreeMap<NamespaceName, Holding>,
+}
+
+impl Member {
+    /// Whether it tells its demand. One that is slow to is as good as silent: nobody knows how far its lease is.
+    fn is_present(&self, now: Instant) -> bool {
+        self.connected && self.known.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE)
+    }
+}
+
+/// What is in force at which node.
+#[derive(Debug)]
+pub struct Ledger {
+    members: BTreeMap<NodeId, Member>,
+    started: Instant,
+}
+
+impl Ledger {
+    /// Of a controller that starts now, when `nodes` have sessions.
+    pub fn new(nodes: impl IntoIterator<Item = NodeId>, now: Instant) -> Self {
+        let members = nodes.into_iter().map(|node| (node, Member::default())).collect();
+        Self { members, started: now }
+    }
+
+    /// A node is silent: what it holds stays reserved.
+    pub fn silent(&mut self, node: &NodeId) {
+        if let Some(member) = self.members.get_mut(node) {
+            member.connected = false;
+        }
+    }
+
+    /// Forgets nodes that are not connected and have no sessions.
+    pub fn forget(&mut self, with_sessions: &BTreeSet<NodeId>) {
+        self.members.retain(|node, member| member.connected || with_sessions.contains(node));
+    }
+
+    /// Adds nodes that have sessions and were never connected.
+    pub fn remember(&mut self, with_sessions: &BTreeSet<NodeId>) {
+        for node in with_sessions {
+            self.members.entry(node.clone()).or_default();
+        }
+    }
+
+    /// The nodes that share.
+    pub fn members(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.keys()
+    }
+
+    /// Answers a demand: `serves_by` is the newest answer that the node has taken over, `sequence` the number of this one.
+    /// Namespaces without a quota get no share.
+    pub fn demand(
+        &mut self,
+        node: &NodeId,
+        (sequence, serves_by): (u64, u64),
+        wishes: &BTreeMap<NamespaceName, Wish>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> BTreeMap<NamespaceName, Share> {
+        self.confirm(node, serves_by, wishes, now);
+        let quotas = wishes.keys().filter_map(|name| Some((name.clone(), quota_of(snapshot, name)?)));
+        let quotas: Vec<_> = quotas.collect();
+        let mut answer = BTreeMap::new();
+        for (name, quota) in quotas {
+            let share = self.share_of(node, &name, quota, now);
+            if let Some(holding) = self.members.get_mut(node).and_then(|member| member.holdings.get_mut(&name)) {
+                holding.sent.push(Sent { sequence, share, at: now });
+            }
+            answer.insert(name, share);
+        }
+        answer
+    }
+
+    /// What a node that is in this process serves by from now on: an answer that is in force as it is given.
+    pub fn settle(&mut self, node: &NodeId, shares: &BTreeMap<NamespaceName, Share>, now: Instant) {
+        let Some(member) = self.members.get_mut(node) else { return };
+        for (name, holding) in &mut member.holdings {
+            if let Some(share) = shares.get(name) {
+                (holding.confirmed, holding.confirmed_at) = (*share, now);
+                holding.sent.clear();
+            }
+        }
+    }
+
+    fn confirm(&mut self, node: &NodeId, serves_by: u64, wishes: &BTreeMap<NamespaceName, Wish>, now: Instant) {
+        let member = self.members.entry(node.clone()).or_default();
+        let first = !std::mem::replace(&mut member.connected, true);
+        member.known = Some(now);
+        // It serves nothing of what it does not name.
+        member.holdings.retain(|name, _| wishes.contains_key(name));
+        for (name, wish) in wishes {
+            let holding = member.holdings.entry(name.clone()).or_insert_with(|| Holding {
+                wanted: 0,
+                confirmed: Share::default(),
+                confirmed_at: now,
+                sent: Vec::new(),
+            });
+            holding.wanted = wish.wanted;
+            if first {
+                // What was sent over an earlier link is in force, or it never will be.
+                holding.confirmed = Share { leased: wish.held, alone: holding.alone() };
+                holding.confirmed_at = now;
+                holding.sent.clear();
+            } else if let Some(at) = holding.sent.iter().position(|sent| sent.sequence == serves_by) {
+                let confirmed = holding.sent[at];
+                (holding.confirmed, holding.confirmed_at) = (confirmed.share, confirmed.at);
+                holding.sent.drain(..=at);
+            }
+            holding.sent.retain(|sent| now.saturating_duration_since(sent.at) < LEASE);
+        }
+    }
+
+    /// What is reserved for a node that is not connected.
+    fn reserved(&self, member: &Member, name: &NamespaceName, quota: u64, now: Instant) -> u64 {
+        match member.holdings.get(name) {
+            Some(holding) => holding.leased(now).max(holding.alone()),
+            None if member.known.is_some() => 0,
+            None => quota / self.members.len().max(1) as u64,
+        }
+    }
+
+    fn share_of(&self, node: &NodeId, name: &NamespaceName, quota: u64, now: Instant) -> Share {
+        let mut absent = 0u64;
+        let mut in_force = 0u64;
+        let mut alone = 0u64;
+        let mut wanted = Vec::new();
+        let mut own = (0, 0);
+        let mut unknown = false;
+        for (other, member) in &self.members {
+            if !member.is_present(now) {
+                absent = absent.saturating_add(self.reserved(member, name, quota, now));
+                unknown |= member.known.is_none();
+                alone = alone.saturating_add(match member.holdings.get(name) {
+                    Some(holding) => holding.alone(),
+                    None if member.known.is_some() => 0,
+                    None => quota / self.members.len().max(1) as u64,
+                });
+                continue;
+            }
+            let Some(holding) = member.holdings.get(name) else { continue };
+            if other == node {
+                own = (wanted.len(), holding.confirmed.leased);
+            } else {
+                in_force = in_force.saturating_add(holding.leased(now));
+                alone = alone.saturating_add(holding.alone());
+            }
+            wanted.push(holding.wanted);
+        }
+        let free = quota.saturating_sub(absent);
+        let target = split(free, &wanted).get(own.0).copied().unwrap_or(0);
+        let mut leased = target.min(free.saturating_sub(in_force));
+        if unknown && now.saturating_duration_since(self.started) < LEASE {
+            leased = leased.min(own.1);
+        }
+        let equal = quota / self.members.len().max(1) as u64;
+        Share { leased, alone: equal.min(quota.saturating_sub(alone)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use prism_core::control::{Namespace, Quota};
+
+    use super::*;
+
+    const Q: u64 = 100_000;
+
+    fn name() -> NamespaceName {
+        NamespaceName::parse("n", "a").unwrap()
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::parse("n", name).unwrap()
+    }
+
+    fn snapshot() -> Snapshot {
+        let quota = Quota { max_rps: 100, ..Quota::default() };
+        let namespace = Namespace { name: name(), status: prism_core::control::NamespaceStatus::Active, quota };
+        Snapshot { namespaces: [(name(), Arc::new(namespace))].into(), ..Snapshot::default() }
+    }
+
+    struct World {
+        ledger: Ledger,
+        now: Instant,
+        sequence: u64,
+    }
+
+    impl World {
+        fn new(nodes: &[&str]) -> Self {
+            let now = Instant::now();
+            Self { ledger: Ledger::new(nodes.iter().map(|name| node(name)), now), now, sequence: 0 }
+        }
+
+        fn ask(&mut self, who: &str, wanted: u64, held: u64) -> Share {
+            let serves_by = self.sequence;
+            self.sequence += 1;
+            let wishes = [(name(), Wish { wanted, held })].into();
+            self.ledger.demand(&node(who), (self.sequence, serves_by), &wishes, &snapshot(), self.now)[&name()]
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.now += Duration::from_secs(seconds);
+        }
+    }
+
+    #[test]
+    fn one_node_has_all() {
+        let mut world = World::new(&[]);
+        assert_eq!(world.ask("a", 0, 0), Share { leased: Q, alone: Q });
+    }
+
+    #[test]
+    fn a_share_moves_when_the_smaller_one_is_confirmed() {
+        let mut world = World::new(&[]);
+        let all = world.ask("a", Q, 0);
+        assert_eq!(all.leased, Q);
+        // Nothing is free until the first node has confirmed less.
+        assert_eq!(world.ask("b", Q, 0).leased, 0);
+        let wishes = [(name(), Wish { wanted: Q, held: Q })].into();
+        let less = world.ledger.demand(&node("a"), (10, 1), &wishes, &snapshot(), world.now)[&name()];
+        assert_eq!(less.leased, Q / 2);
+        assert_eq!(world.ask("b", Q, 0).leased, 0);
+        world.ledger.demand(&node("a"), (11, 10), &wishes, &snapshot(), world.now);
+        assert_eq!(world.ask("b", Q, 0).leased, Q / 2);
+    }
+
+    #[test]
+    fn a_silent_node_keeps_what_it_may_serve_by() {
+        let mut world = World::new(&[]);
+        world.ask("a", Q, 0);
+        world.ledger.silent(&node("a"));
+        assert_eq!(world.ask("b", Q, 0).leased, 0, "it may still use all");
+        world.pass(10);
+        // It was told that it may use all when it is alone.
+        assert_eq!(world.ask("b", Q, 0).leased, 0);
+        world.ledger.forget(&BTreeSet::new());
+        assert_eq!(world.ask("b", Q, 0).leased, Q);
+    }
+
+    #[test]
+    fn a_controller_that_starts_reserves_for_those_it_does_not_know() {
+        let mut world = World::new(&["a", "b"]);
+        assert_eq!(world.ask("a", Q, 30_000).leased, 30_000, "b may have the rest");
+        for _ in 0..10 {
+            world.pass(1);
+            world.ask("a", Q, 30_000);
+        }
+        assert_eq!(world.ask("a", Q, 30_000).leased, Q / 2);
+    }
+}

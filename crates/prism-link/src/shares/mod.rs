@@ -1,0 +1,123 @@
+//! How the nodes of an installation share a namespace's `max_rps`.
+//!
+//! Rates are in thousandths of an operation per second. `Q` is the quota, `L` is [`LEASE`].
+//!
+//! **A node** tells its demand every second, and before it opens the first session in a namespace. The answer is a share, and
+//! what it may use alone. Counted from the moment at which it *sent* that demand, it uses
+//!
+//! - its share until `L`,
+//! - the smaller of share and alone until `2L`,
+//! - alone from then on: a node without a controller goes on.
+//!
+//! A namespace that it leaves out of a demand, as it has no sessions there, it serves nothing of from that moment.
+//!
+//! **The controller** keeps for each node what may be in force there: what the node said it serves by, and every share that was
+//! sent since and whose lease runs. It gives a node no more than `Q` less what is in force or reserved for all the others. So a
+//! share moves in two steps: one node confirms the smaller one, then another gets the larger. From the moment at which a node
+//! is silent, what it may use alone is reserved for it too, until it has no sessions any more. As silence is noticed well
+//! within `L`, and a share that was given before that is over when the silent node begins to use what it has alone, shares in
+//! use never add up to more than `Q`. What nodes may use alone is given by the same rule: it adds up to no more than `Q`.
+//!
+//! A controller that starts does not know what the one before it gave to nodes that are not connected. While there are such
+//! nodes, and for `L` at most, nobody gets more than it says it has; after that they have no more than what they may use alone,
+//! of which an equal part is reserved for each.
+//!
+//! A bucket lets a second's worth through at once, and a changed rate adds nothing to it ([`TokenBucket::set_share`]). So all
+//! nodes together pass at most `Q·t + Q` operations in any time `t`: over 10 s, 1.1 times the quota, with or without partitions.
+//!
+//! [`TokenBucket::set_share`]: prism_core::rate::TokenBucket::set_share
+
+mod ledger;
+mod split;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prism_core::NamespaceName;
+use prism_core::control::Snapshot;
+use tokio::time::Instant;
+
+use crate::bounds::LEASE;
+
+pub use ledger::Ledger;
+
+/// Rates above this are not told apart, in operations per second.
+const MAX_RATE: u64 = 1_000_000_000_000;
+
+/// The quota of a namespace in thousandths of an operation per second; `None` = it has none.
+pub fn quota_of(snapshot: &Snapshot, name: &NamespaceName) -> Option<u64> {
+    let max_rps = u64::try_from(snapshot.namespaces.get(name)?.quota.max_rps).ok().filter(|max| *max > 0)?;
+    Some(max_rps.min(MAX_RATE) * 1000)
+}
+
+/// What a node would like to serve of one namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// What its clients asked for.
+    pub wanted: u64,
+    /// What it serves by now.
+    pub held: u64,
+}
+
+/// What a node may serve of one namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// While the lease runs.
+    pub leased: u64,
+    /// When it has long been without a controller.
+    pub alone: u64,
+}
+
+/// The shares of a node, at the node.
+#[derive(Clone, Debug, Default)]
+pub struct Shares {
+    /// By namespace.
+    pub by_namespace: BTreeMap<NamespaceName, Share>,
+    /// When the demand that they answer was sent; `None` = before this process started.
+    pub since: Option<Instant>,
+}
+
+impl Shares {
+    /// What may be served at `now` in a process that started at `started`.
+    pub fn in_force(&self, started: Instant, now: Instant) -> impl Iterator<Item = (&NamespaceName, u64)> {
+        let age = match self.since {
+            Some(since) => now.saturating_duration_since(since),
+            // The lease is over: who knows how long ago it was given.
+            None => LEASE.saturating_add(now.saturating_duration_since(started)),
+        };
+        self.by_namespace.iter().map(move |(name, share)| (name, in_force(*share, age)))
+    }
+}
+
+fn in_force(share: Share, age: Duration) -> u64 {
+    if age < LEASE {
+        share.leased
+    } else if age < LEASE * 2 {
+        share.leased.min(share.alone)
+    } else {
+        share.alone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_ends_with_its_lease_and_what_is_alone_begins_after_another() {
+        let share = Share { leased: 10, alone: 30 };
+        let at = |seconds| in_force(share, Duration::from_secs(seconds));
+        assert_eq!([at(0), at(9), at(10), at(19), at(20), at(9999)], [10, 10, 10, 10, 30, 30]);
+        let large = Share { leased: 90, alone: 30 };
+        assert_eq!(in_force(large, LEASE), 30);
+    }
+
+    #[test]
+    fn shares_from_before_a_start_are_over() {
+        let started = Instant::now();
+        let name = NamespaceName::parse("n", "a").unwrap();
+        let by_namespace = [(name, Share { leased: 90, alone: 30 })].into();
+        let shares = Shares { by_namespace, since: None };
+        assert_eq!(shares.in_force(started, started).map(|(_, rate)| rate).collect::<Vec<_>>(), [30]);
+    }
+}

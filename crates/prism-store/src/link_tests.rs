@@ -1,0 +1,124 @@
+//! What the controller's end of the link asks of the store.
+
+use std::sync::Arc;
+
+use prism_core::access::ClientGrant;
+use prism_core::config::{AccessPattern, Backend, BackendType, Config};
+use prism_core::control::{ClusterState as _, ControlPlane as _, Quota};
+use prism_core::limits::SessionPolicy;
+use prism_core::secret::{self, Random, SecretKind};
+use prism_core::session::{
+    AdmitRequest, ClientBasis, DataGrant, EndReason, SessionFigures, SessionRecord, SessionReport,
+};
+use prism_core::subject::Subject;
+use prism_core::{Clock, ConfigName, InstanceName, NamespaceName, NodeId, UnixMillis};
+use tempfile::TempDir;
+
+use crate::{ClientBindingRow, Store};
+
+const START: UnixMillis = UnixMillis(1_760_000_000_000);
+const GRANT: DataGrant = DataGrant { read: true, write: true };
+
+fn node(name: &str) -> NodeId {
+    NodeId::parse("node", name).unwrap()
+}
+
+async fn store() -> (TempDir, Store, AdmitRequest) {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = SessionPolicy::default();
+    let store = Store::open(folder.path(), policy, Clock::manual(START), Random::system()).await.unwrap();
+    let namespace = NamespaceName::parse("namespace", "orders").unwrap();
+    let name = namespace.clone();
+    let subject = Subject::user("app").unwrap();
+    let bound = subject.clone();
+    store
+        .write(move |tx| {
+            tx.create_namespace(&name, "", Quota::default())?;
+            let row = ClientBindingRow {
+                id: Random::system().id(),
+                subject: bound,
+                grant: ClientGrant { namespace: name, grant: GRANT },
+                created_at: START,
+                created_by: "test".to_owned(),
+            };
+            tx.insert_client_binding(&row)
+        })
+        .await
+        .unwrap();
+    let config = Config {
+        name: ConfigName::try_from("kv".to_owned()).unwrap(),
+        version: "1".to_owned(),
+        pattern: AccessPattern::KeyValue,
+        backend: Backend { kind: BackendType::Memory, options: [].into(), pool: None },
+        instance: InstanceName::parse("instance", "memory").unwrap(),
+        consistency: None,
+        cache: None,
+        rate_limit: None,
+        namespace,
+    };
+    let request = AdmitRequest {
+        client_id: "app".to_owned(),
+        client_version: String::new(),
+        metadata: [].into(),
+        config: Arc::new(config),
+        config_name: None,
+        grant: GRANT,
+        basis: ClientBasis { credential_id: "app".to_owned(), subjects: vec![subject], ..ClientBasis::default() },
+        credential_ends: None,
+        node: node("one"),
+    };
+    (folder, store, request)
+}
+
+fn last(record: &SessionRecord, requests_total: i64) -> SessionReport {
+    let figures = SessionFigures { requests_total, ..SessionFigures::default() };
+    SessionReport { id: record.id, last_activity: record.last_activity, figures }
+}
+
+#[tokio::test]
+async fn a_session_is_found_by_its_token_and_moves_once() {
+    let (_folder, store, request) = store().await;
+    assert!(store.serving_nodes().await.unwrap().is_empty());
+    let (record, token) = store.admit_session(request).await.unwrap();
+    let proof = secret::parse(SecretKind::Session, token.expose()).unwrap().proof();
+    let (owner, found) = store.session_of(&proof).await.unwrap().unwrap();
+    assert_eq!((owner, &found), (node("one"), &record));
+    let other = Random::system().secret(SecretKind::Session);
+    let wrong = secret::SecretProof { id: proof.id, hash: other.hash };
+    assert!(store.session_of(&wrong).await.unwrap().is_none(), "the secret counts, not the id");
+
+    assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
+    assert!(!store.move_session(record.id, &node("one"), &node("three")).await.unwrap(), "it is there no more");
+    assert_eq!(store.node_of(record.id).await.unwrap(), Some(node("two")));
+    assert_eq!(store.serving_nodes().await.unwrap(), [node("two")]);
+    assert!(store.held_sessions(&node("one")).await.unwrap().is_empty());
+    assert_eq!(store.held_sessions(&node("two")).await.unwrap(), std::slice::from_ref(&record));
+
+    store.end_session(last(&record, 1), EndReason::Closed).await.unwrap();
+    assert!(store.session_of(&proof).await.unwrap().is_none());
+    assert!(!store.move_session(record.id, &node("two"), &node("one")).await.unwrap(), "it is over");
+    assert!(store.serving_nodes().await.unwrap().is_empty());
+    assert_eq!(store.node_of(record.id).await.unwrap(), Some(node("two")), "also of what has ended");
+}
+
+#[tokio::test]
+async fn a_node_reports_its_own_sessions_only() {
+    let (_folder, store, request) = store().await;
+    let (record, _) = store.admit_session(request).await.unwrap();
+    store.report_of(&node("two"), vec![last(&record, 99)]).await.unwrap();
+    assert_eq!(store.held_sessions(&node("one")).await.unwrap()[0].figures.requests_total, 0);
+    store.report_of(&node("one"), vec![last(&record, 7)]).await.unwrap();
+    assert_eq!(store.held_sessions(&node("one")).await.unwrap()[0].figures.requests_total, 7);
+}
+
+#[tokio::test]
+async fn a_node_that_goes_on_keeps_what_one_that_starts_loses() {
+    let (_folder, store, request) = store().await;
+    let (record, _) = store.admit_session(request).await.unwrap();
+    let id = record.id;
+    store.write(move |tx| tx.mark_terminating(id, "enough")).await.unwrap();
+    let held = store.held_sessions(&node("one")).await.unwrap();
+    assert_eq!(held[0].terminating.as_deref(), Some("enough"));
+    assert!(store.live_sessions(&node("one")).await.unwrap().is_empty(), "nothing is left to wait for");
+    assert!(store.held_sessions(&node("one")).await.unwrap().is_empty());
+}
