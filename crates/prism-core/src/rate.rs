@@ -21,12 +21,13 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// A bucket that starts full. `rate` 0 = unlimited; `burst` 0 = one second's worth.
     pub fn new(rate: u64, burst: u64) -> Self {
-        let bucket = Self {
-            origin: Instant::now(),
-            next: AtomicU64::new(0),
-            interval: AtomicU64::new(0),
-            tolerance: AtomicU64::new(0),
-        };
+        Self::since(Instant::now(), rate, burst)
+    }
+
+    /// The same, for times from `origin` on.
+    pub fn since(origin: Instant, rate: u64, burst: u64) -> Self {
+        let bucket =
+            Self { origin, next: AtomicU64::new(0), interval: AtomicU64::new(0), tolerance: AtomicU64::new(0) };
         bucket.set(rate, burst);
         bucket
     }

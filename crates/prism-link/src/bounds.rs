@@ -38,8 +38,10 @@ pub const MAX_CONTROLLERS: usize = 100;
 pub const PING_EVERY: Duration = Duration::from_secs(1);
 /// A link from which nothing came for this long is given up; its node is unreachable.
 pub const SILENCE: Duration = Duration::from_secs(5);
-/// How long a controller may take to accept a connection, and how long the first exchange may take.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a controller may take to accept a connection; a list has others.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the first frames of the other end may take.
+pub const INTRODUCTION_TIMEOUT: Duration = SILENCE;
 /// How long a question waits for its answer.
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command that does not say itself waits for its answer.

@@ -13,6 +13,7 @@ mod convert;
 mod fleet;
 mod node;
 pub mod shares;
+mod signal;
 mod storage;
 mod transport;
 

@@ -11,7 +11,7 @@ use prism_core::session::{SessionId, SessionRecord};
 use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prost::Message as _;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wire::command::Command;
@@ -21,10 +21,11 @@ use wire::node_frame::Frame as Received;
 
 use super::Shared;
 use crate::bounds::{
-    CONNECT_TIMEOUT, MAX_ASKS, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES,
+    INTRODUCTION_TIMEOUT, MAX_ASKS, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES,
     NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY, SILENCE,
 };
 use crate::convert::{bad, failure_from_wire, id_from_wire, known_to_wire, record_to_wire};
+use crate::signal::Signal;
 use crate::transport::{ControllerEnd, Incoming, Outgoing};
 
 /// The node cannot be asked, or has not answered.
@@ -38,7 +39,7 @@ pub struct Link {
     commands: Mutex<BTreeMap<u64, oneshot::Sender<Result<Answered>>>>,
     next_command: AtomicU64,
     /// The newest revision of this controller that the node serves by.
-    applied: watch::Sender<u64>,
+    applied: Signal<u64>,
     gone: CancellationToken,
 }
 
@@ -92,11 +93,10 @@ impl Link {
 
     /// Waits until the node serves by `revision` or a later one.
     pub async fn applied(&self, revision: u64) {
-        let mut applied = self.applied.subscribe();
         tokio::select! {
             biased;
             () = self.gone.cancelled() => {}
-            _ = applied.wait_for(|applied| *applied >= revision) => {}
+            _ = self.applied.wait_for(|applied| *applied >= revision) => {}
         }
     }
 }
@@ -104,7 +104,7 @@ impl Link {
 /// Serves a link until it ends; returns why.
 pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd) -> Error {
     let ControllerEnd { mut incoming, outgoing } = transport;
-    let (hello, held) = match tokio::time::timeout(CONNECT_TIMEOUT, introduction(&node, &mut incoming)).await {
+    let (hello, held) = match tokio::time::timeout(INTRODUCTION_TIMEOUT, introduction(&node, &mut incoming)).await {
         Ok(Ok(introduced)) => introduced,
         Ok(Err(error)) => return error,
         Err(_) => return closed("the node has not introduced itself in time"),
@@ -115,7 +115,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         outgoing: sender,
         commands: Mutex::default(),
         next_command: AtomicU64::new(1),
-        applied: watch::Sender::new(0),
+        applied: Signal::new(0),
         gone: CancellationToken::new(),
     });
     let id = shared.next_link.fetch_add(1, Ordering::Relaxed);
@@ -267,7 +267,7 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Arc<Semaphore>,
         }
         Received::Applied(applied) => {
             if applied.epoch == shared.snapshots.epoch() {
-                link.applied.send_modify(|newest| *newest = applied.revision.max(*newest));
+                link.applied.update(|newest| *newest = applied.revision.max(*newest));
             }
         }
         Received::Ping(ping) => {
@@ -290,7 +290,7 @@ async fn send(link: &Link, frame: Frame) -> Result<()> {
 /// Sends the snapshot, the sessions, and from then on what changes.
 async fn talk(shared: &Arc<Shared>, link: &Arc<Link>, hello: &wire::Hello, held: BTreeSet<SessionId>) -> Error {
     match converse(shared, link, hello, held).await {
-        Ok(never) => never,
+        Ok(never) => match never {},
         Err(error) => error,
     }
 }
@@ -300,12 +300,11 @@ async fn converse(
     link: &Arc<Link>,
     hello: &wire::Hello,
     held: BTreeSet<SessionId>,
-) -> Result<Error> {
-    let mut snapshots = shared.options.control.snapshot();
-    let mut served = Arc::clone(&snapshots.borrow_and_update());
+) -> Result<std::convert::Infallible> {
+    let mut served = shared.snapshot.get();
     let has_it = (hello.snapshot_epoch, hello.snapshot_revision) == (shared.snapshots.epoch(), served.revision);
     if has_it && !hello.starting {
-        link.applied.send_replace(served.revision);
+        link.applied.set(served.revision);
     } else {
         snapshot(shared, link, None, &served).await?;
     }
@@ -322,11 +321,7 @@ async fn converse(
     loop {
         tokio::select! {
             biased;
-            changed = snapshots.changed() => {
-                if changed.is_err() {
-                    return Ok(closed("the control state is closed"));
-                }
-                let next = Arc::clone(&snapshots.borrow_and_update());
+            next = shared.snapshot.wait_for(|newest| !Arc::ptr_eq(newest, &served)) => {
                 snapshot(shared, link, Some(&served), &next).await?;
                 served = next;
             }

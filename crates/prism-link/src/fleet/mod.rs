@@ -9,7 +9,7 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prism_core::control::{ClusterState, DataNode};
+use prism_core::control::{ClusterState, DataNode, Snapshot};
 use prism_core::{Clock, Error, Kind, NodeId, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 use tokio::task::JoinHandle;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bounds::MAX_NODES;
 use crate::shares::Ledger;
+use crate::signal::Signal;
 use crate::transport::ControllerEnd;
 use link::Link;
 use snapshots::Snapshots;
@@ -57,12 +58,14 @@ pub struct NodeStatus {
 /// The data nodes of a controller. Ends when it is dropped.
 pub struct Fleet {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 struct Shared {
     options: FleetOptions,
     snapshots: Snapshots,
+    /// The newest snapshot.
+    snapshot: Signal<Arc<Snapshot>>,
     nodes: Mutex<Known>,
     ledger: Mutex<Ledger>,
     next_link: std::sync::atomic::AtomicU64,
@@ -87,17 +90,27 @@ impl Fleet {
     /// Begins with the nodes that have sessions. Needs a runtime.
     pub async fn start(options: FleetOptions) -> Result<Self> {
         let serving: BTreeSet<NodeId> = options.control.serving_nodes().await?.into_iter().collect();
+        let mut published = options.control.snapshot();
+        let newest = Arc::clone(&published.borrow_and_update());
         let ledger = Ledger::new(serving.iter().cloned(), Instant::now());
         let shared = Arc::new(Shared {
             snapshots: Snapshots::new(options.epoch),
+            snapshot: Signal::new(newest),
             options,
             nodes: Mutex::new(Known { serving, ..Known::default() }),
             ledger: Mutex::new(ledger),
             next_link: std::sync::atomic::AtomicU64::new(1),
             end: CancellationToken::new(),
         });
-        let task = tokio::spawn(rates::tend(Arc::clone(&shared)));
-        Ok(Self { shared, task })
+        let following = Arc::clone(&shared);
+        let follow = async move {
+            // One task wakes all links, in order.
+            while published.changed().await.is_ok() {
+                following.snapshot.set(Arc::clone(&published.borrow_and_update()));
+            }
+        };
+        let tasks = [tokio::spawn(rates::tend(Arc::clone(&shared))), tokio::spawn(follow)];
+        Ok(Self { shared, tasks })
     }
 
     /// Counts the data plane of this process among the nodes.
@@ -131,7 +144,9 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.end();
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::state::{Event, needs_preparation};
 use crate::convert::{Builder, bad};
 
 /// Clocks that differ less from what is known of them are left alone: an answer takes its time.
-const CLOCK_TOLERANCE: i64 = 1000;
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 /// What a session that ended while its node was away is told.
 const WHILE_AWAY: &str = "it was ended while its node had no controller";
 
@@ -30,9 +30,13 @@ impl Shared {
 
     /// Looks whether one of the clocks was set, by an answer that took `round_trip`.
     pub(super) fn adjust_offset(&self, now_ms: i64, round_trip: Duration) {
+        if round_trip > CLOCK_TOLERANCE {
+            // On which of the two ways the time was spent, nobody knows.
+            return;
+        }
         let half = i64::try_from(round_trip.as_millis() / 2).unwrap_or(i64::MAX);
         let offset = self.options.clock.now().0.saturating_sub(now_ms.saturating_add(half));
-        if offset.abs_diff(self.offset()) > CLOCK_TOLERANCE.unsigned_abs() {
+        if u128::from(offset.abs_diff(self.offset())) > CLOCK_TOLERANCE.as_millis() {
             self.offset.store(offset, Ordering::Relaxed);
         }
     }
@@ -61,13 +65,13 @@ impl Shared {
             (before, after)
         };
         self.snapshot.send_replace(Arc::clone(&after));
-        self.ready.send_replace(true);
+        self.ready.set(true);
         self.keeper.change();
         // A quota may be new.
         self.demand.notify_one();
         let (shared, link) = (Arc::clone(self), Arc::clone(link));
         tokio::spawn(async move {
-            let Some(node) = shared.attached().await else { return };
+            let node = shared.attached().await;
             node.caught_up(after.revision).await;
             let (epoch, revision) = position;
             link.send(Frame::Applied(wire::Applied { epoch, revision })).await;
@@ -126,7 +130,8 @@ impl Shared {
         }
         self.keeper.change();
         // From here on this end and the other are equal.
-        self.link.send_replace(Some(Arc::clone(link)));
+        self.link.set(Some(Arc::clone(link)));
+        self.outbox.notify_one();
         self.demand.notify_one();
         let shared = Arc::clone(self);
         tokio::spawn(async move { shared.carry_over(gone, stays, taken).await });
@@ -139,7 +144,7 @@ impl Shared {
         stays: Vec<(SessionId, UnixMillis, Option<String>)>,
         taken: Vec<SessionRecord>,
     ) {
-        let Some(node) = self.attached().await else { return };
+        let node = self.attached().await;
         for id in gone {
             node.terminate(id, true, WHILE_AWAY).await;
             if let Err(error) = self.keeper.record(Event::Gone(id)).await {

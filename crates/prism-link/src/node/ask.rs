@@ -50,7 +50,7 @@ fn unexpected() -> Error {
 
 impl Shared {
     fn open_link(&self) -> Result<Arc<Link>, Unanswered> {
-        self.link.borrow().clone().ok_or(Unanswered::Lost)
+        self.link.get().ok_or(Unanswered::Lost)
     }
 
     async fn ask(&self, ask: Ask) -> Result<Answered, Unanswered> {
@@ -142,10 +142,8 @@ impl Shared {
         if !is_new {
             return;
         }
-        let mut shares = self.shares_taken.subscribe();
         self.demand.notify_one();
-        let has_share =
-            async { while !self.memory().state.shares.contains_key(name) && shares.changed().await.is_ok() {} };
+        let has_share = self.shares_taken.wait_for(|()| self.memory().state.shares.contains_key(name));
         // Without one the first operations are told to retry.
         let _ = tokio::time::timeout(SHARE_TIMEOUT, has_share).await;
     }
@@ -272,18 +270,15 @@ impl Shared {
 
 /// Hands over what was kept, whenever there is a controller.
 pub async fn hand_over(shared: Arc<Shared>) {
-    let mut link = shared.link.subscribe();
+    let mut done = true;
     loop {
-        if link.wait_for(Option::is_some).await.is_err() {
-            return;
-        }
-        link.mark_unchanged();
-        let done = shared.hand_over().await;
+        // A new link has somebody look, too.
         tokio::select! {
             biased;
             () = shared.outbox.notified() => {}
-            changed = link.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(BACKOFF.1), if !done => {}
         }
+        shared.link.wait_for(Option::is_some).await;
+        done = shared.hand_over().await;
     }
 }

@@ -46,8 +46,7 @@ fn duration(millis: i64) -> Duration {
 
 impl Shared {
     async fn carry_out(&self, command: Option<Command>) -> Result<Answered> {
-        let ended = || Error::unavailable("NODE_ENDING", "the node is ending");
-        let node = self.attached().await.ok_or_else(ended)?;
+        let node = self.attached().await;
         let command = command.ok_or_else(|| {
             Error::new(prism_core::Kind::Unimplemented, "COMMAND_UNKNOWN", "the node does not know this command")
         })?;

@@ -19,8 +19,8 @@ use super::ask::Unanswered;
 use super::demand::Demands;
 use super::{Shared, no_controller};
 use crate::bounds::{
-    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, MAX_ASKS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES,
-    NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
+    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASKS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS,
+    MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
 };
 use crate::convert::{Builder, bad, failure_from_wire, id_from_wire, id_to_wire};
 use crate::transport::{Incoming, Outgoing};
@@ -129,7 +129,7 @@ pub async fn run(shared: Arc<Shared>) {
         let (link, frames) = Link::new();
         let ended = converse(&shared, &link, frames, &controller).await;
         link.close();
-        let had = shared.link.send_replace(None);
+        let had = shared.link.set(None);
         let was_connected = had.is_some_and(|had| Arc::ptr_eq(&had, &link));
         if was_connected {
             pause = BACKOFF.0;
@@ -187,7 +187,7 @@ async fn pump(mut frames: mpsc::Receiver<wire::NodeFrame>, mut outgoing: Outgoin
 impl Connection<'_> {
     async fn run(mut self, mut incoming: Incoming<wire::ControllerFrame>, controller: &str) -> Result<()> {
         self.introduce().await?;
-        let welcome = tokio::time::timeout(CONNECT_TIMEOUT, incoming.next()).await;
+        let welcome = tokio::time::timeout(INTRODUCTION_TIMEOUT, incoming.next()).await;
         let welcome = welcome.map_err(|_| no_controller().with_message("the controller does not answer"))?;
         match welcome.ok_or_else(closed)??.frame {
             Some(Received::Welcome(welcome)) => self.welcomed(&welcome, controller)?,

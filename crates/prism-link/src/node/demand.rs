@@ -41,7 +41,7 @@ pub async fn tell(shared: Arc<Shared>) {
         if let Some(node) = shared.attached_now() {
             meter.read(&node.demand(), Instant::now());
         }
-        let link = shared.link.borrow().clone();
+        let link = shared.link.get();
         if let Some(link) = link {
             let demand = shared.next_demand(&link, &meter.rates);
             link.send(Frame::Demand(demand)).await;
@@ -145,7 +145,7 @@ impl Shared {
             memory.shares_since = Some(since);
         }
         self.apply_shares();
-        self.shares_taken.send_modify(|times| *times += 1);
+        self.shares_taken.set(());
         Ok(())
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prism_core::{Error, Result};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Shared;
 use super::state::Event;
 use crate::bounds::{ASK_TIMEOUT, PERSIST_AFTER};
+use crate::signal::Signal;
 use crate::storage::Storage;
 
 /// Events that wait to be written.
@@ -34,23 +35,22 @@ pub struct Keeper {
     /// Something changed that belongs into the state.
     dirty: Notify,
     /// Number of the newest change, and of the newest one that is written.
-    changes: watch::Sender<u64>,
-    written: watch::Sender<u64>,
+    changes: Signal<u64>,
+    written: Signal<u64>,
 }
 
 impl Keeper {
     /// A keeper, and what its task works on.
     pub fn new() -> (Self, mpsc::Receiver<Entry>) {
         let (events, waiting) = mpsc::channel(WAITING);
-        (Self { events, dirty: Notify::new(), changes: watch::Sender::new(0), written: watch::Sender::new(0) }, waiting)
+        (Self { events, dirty: Notify::new(), changes: Signal::new(0), written: Signal::new(0) }, waiting)
     }
 
     /// Has the state written before long.
     pub fn change(&self) -> u64 {
-        let mut number = 0;
-        self.changes.send_modify(|changes| {
+        let number = self.changes.update(|changes| {
             *changes += 1;
-            number = *changes;
+            *changes
         });
         self.dirty.notify_one();
         number
@@ -59,11 +59,8 @@ impl Keeper {
     /// Has the state written, and waits for it, at most [`ASK_TIMEOUT`].
     pub async fn keep(&self) -> Result<()> {
         let number = self.change();
-        let mut written = self.written.subscribe();
-        match tokio::time::timeout(ASK_TIMEOUT, written.wait_for(|written| *written >= number)).await {
-            Ok(kept) => kept.map(|_| ()).map_err(|_| unwritable("the node is ending")),
-            Err(_) => Err(unwritable("it takes too long")),
-        }
+        let kept = tokio::time::timeout(ASK_TIMEOUT, self.written.wait_for(|written| *written >= number)).await;
+        kept.map(|_| ()).map_err(|_| unwritable("it takes too long"))
     }
 
     /// Appends an event, which memory holds already; durable on return.
@@ -125,14 +122,14 @@ async fn append(storage: &dyn Storage, first: Entry, waiting: &mut mpsc::Receive
 
 async fn replace(shared: &Shared, storage: &dyn Storage) -> bool {
     // Read before the state: what is changed later may or may not be in it.
-    let number = *shared.keeper.changes.borrow();
+    let number = shared.keeper.changes.get();
     let (state, node) = (shared.state(), shared.options.node.clone());
     let encode = move || {
         state.encode(&node).map_err(|error| io::Error::other(format!("{}: {:?}", error.message(), error.cause())))
     };
     match storage.replace(Box::new(encode)).await {
         Ok(()) => {
-            shared.keeper.written.send_replace(number);
+            shared.keeper.written.set(number);
             true
         }
         Err(error) => {

@@ -11,6 +11,7 @@ mod state;
 #[cfg(test)]
 mod state_tests;
 
+use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::bounds::RETRY;
+use crate::signal::Signal;
 use crate::storage::Storage;
 use crate::transport::Connector;
 use keeper::Keeper;
@@ -82,18 +84,18 @@ struct Shared {
     /// Milliseconds to add to the controller's time to have this node's.
     offset: AtomicI64,
     /// The data plane, once it is there.
-    node: watch::Sender<Option<Arc<dyn DataNode>>>,
+    node: Signal<Option<Arc<dyn DataNode>>>,
     /// The open link, once node and controller are equal.
-    link: watch::Sender<Option<Arc<connection::Link>>>,
+    link: Signal<Option<Arc<connection::Link>>>,
     keeper: Keeper,
     /// There is something to hand over to the controller.
     outbox: Notify,
     /// A demand is due.
     demand: Notify,
     /// Shares have come.
-    shares_taken: watch::Sender<u64>,
+    shares_taken: Signal<()>,
     /// Whether there is a snapshot to serve by.
-    ready: watch::Sender<bool>,
+    ready: Signal<bool>,
     /// Configs that wait to be prepared.
     connected_before: OnceLock<()>,
 }
@@ -108,9 +110,18 @@ impl NodeLink {
             let message = format!("the node's state cannot be read: {error}");
             Error::unavailable("NODE_STATE_UNREADABLE", message)
         })?;
-        let state = found(stored.state.as_deref(), &stored.journal, &options);
-        let is_ready = state.is_some();
-        let memory = Memory::new(state.unwrap_or_default(), options.clock.now());
+        let (state, is_ready) = found(stored.state.as_deref(), &stored.journal, &options);
+        if !stored.journal.is_empty() {
+            // Nothing may be appended to a journal that was cut off, and a start is a good time to make it short.
+            let (whole, node) = (state.clone(), options.node.clone());
+            let encode = move || whole.encode(&node).map_err(|error| io::Error::other(format!("{:?}", error.cause())));
+            let written = options.storage.replace(Box::new(encode)).await;
+            written.map_err(|error| {
+                let message = format!("the node's state cannot be written: {error}");
+                Error::unavailable("NODE_STATE_UNWRITABLE", message)
+            })?;
+        }
+        let memory = Memory::new(state, options.clock.now());
         let (keeper, waiting) = Keeper::new();
         let shared = Arc::new(Shared {
             started_at: options.clock.now(),
@@ -118,13 +129,13 @@ impl NodeLink {
             snapshot: watch::Sender::new(Arc::clone(&memory.state.snapshot)),
             memory: Mutex::new(memory),
             offset: AtomicI64::new(0),
-            node: watch::Sender::new(None),
-            link: watch::Sender::new(None),
+            node: Signal::new(None),
+            link: Signal::new(None),
             keeper,
             outbox: Notify::new(),
             demand: Notify::new(),
-            shares_taken: watch::Sender::new(0),
-            ready: watch::Sender::new(is_ready),
+            shares_taken: Signal::new(()),
+            ready: Signal::new(is_ready),
             connected_before: OnceLock::new(),
             options,
         });
@@ -140,30 +151,38 @@ impl NodeLink {
 
     /// Waits until there is a snapshot to serve by: a controller's, or if none answers within `patience` that on disk.
     pub async fn ready(&self, patience: Duration) {
-        let mut link = self.shared.link.subscribe();
-        let _ = tokio::time::timeout(patience, link.wait_for(Option::is_some)).await;
-        let mut ready = self.shared.ready.subscribe();
-        // The sender lives as long as `self`.
-        let _ = ready.wait_for(|ready| *ready).await;
+        // What is on disk is good enough when there is no answer.
+        let _ = tokio::time::timeout(patience, self.shared.link.wait_for(Option::is_some)).await;
+        self.shared.ready.wait_for(|ready| *ready).await;
     }
 
     /// Puts the data plane behind the link: its commands are carried out from now on.
     pub fn attach(&self, node: Arc<dyn DataNode>) {
         node.share_rates(true);
-        self.shared.node.send_replace(Some(node));
+        self.shared.node.set(Some(node));
         self.shared.apply_shares();
         self.shared.demand.notify_one();
     }
 
     /// Whether there is a controller, and node and controller are equal.
     pub fn is_connected(&self) -> bool {
-        self.shared.link.borrow().is_some()
+        self.shared.link.get().is_some()
     }
 
     /// Ends and reports that no controller knows yet.
     pub fn waiting(&self) -> usize {
         let memory = self.shared.memory();
         memory.state.ends.len() + memory.state.reports.len()
+    }
+
+    /// Ends the link: nothing is sent and nothing is written down any more.
+    pub fn end(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if let Some(link) = self.shared.link.set(None) {
+            link.close();
+        }
     }
 
     /// Writes down the state, and waits for it.
@@ -174,24 +193,21 @@ impl NodeLink {
 
 impl Drop for NodeLink {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-        if let Some(link) = self.shared.link.send_replace(None) {
-            link.close();
-        }
+        self.end();
     }
 }
 
-/// The state that the node has written down, if it is whole and its own.
-fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> Option<State> {
-    let mut state = match State::decode(state?, &options.node) {
-        Ok(state) => state,
-        Err(why) => {
+/// The state that the node has written down, and whether it can serve by it: whether it is whole and its own. What the journal
+/// says is true without it.
+fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> (State, bool) {
+    let mut is_whole = state.is_some();
+    let mut state = state.map_or_else(State::default, |state| {
+        State::decode(state, &options.node).unwrap_or_else(|why| {
             tracing::error!(node.id = %options.node, why, "the node's state is left out; it starts when a controller answers");
-            return None;
-        }
-    };
+            is_whole = false;
+            State::default()
+        })
+    });
     let (events, torn) = Event::decode_all(journal);
     if torn > 0 {
         tracing::warn!(node.id = %options.node, bytes = torn, "the end of the journal was cut off; nobody was told of what it said");
@@ -199,8 +215,10 @@ fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> Opt
     for event in events {
         state.apply(event);
     }
-    tracing::info!(node.id = %options.node, sessions = state.held.len(), "the node's state is read");
-    Some(state)
+    if is_whole {
+        tracing::info!(node.id = %options.node, sessions = state.held.len(), "the node's state is read");
+    }
+    (state, is_whole)
 }
 
 impl Shared {
@@ -216,14 +234,17 @@ impl Shared {
         self.offset.load(Ordering::Relaxed)
     }
 
-    /// The data plane, as soon as it is there; `None` = the link has ended.
-    async fn attached(&self) -> Option<Arc<dyn DataNode>> {
-        let mut node = self.node.subscribe();
-        node.wait_for(Option::is_some).await.ok()?.clone()
+    /// The data plane, as soon as it is there.
+    async fn attached(&self) -> Arc<dyn DataNode> {
+        loop {
+            if let Some(node) = self.node.wait_for(Option::is_some).await {
+                return node;
+            }
+        }
     }
 
     fn attached_now(&self) -> Option<Arc<dyn DataNode>> {
-        self.node.borrow().clone()
+        self.node.get()
     }
 
     /// Has the data plane serve by the shares that are in force.

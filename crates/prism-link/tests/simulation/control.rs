@@ -1,0 +1,264 @@
+//! The control state of the simulation: in memory, and durable across the controller's crashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prism_core::config::Config;
+use prism_core::control::{
+    ClientCredential, ClientIdentity, ClusterState, ControlPlane, Maintenance, Namespace, NamespaceStatus, Quota,
+    Snapshot,
+};
+use prism_core::secret::{Random, SecretKind, SecretProof, Token};
+use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
+use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
+use tokio::sync::watch;
+
+use crate::world::{Dice, MAX_RPS, MAX_SESSIONS, namespace};
+
+/// The longest time that a transaction takes, before and after its commit.
+const PAUSE: u64 = 15;
+/// How long a session may live.
+pub const MAX_AGE: Duration = Duration::from_hours(1);
+
+#[derive(Default)]
+struct Tables {
+    live: BTreeMap<SessionId, (NodeId, SessionRecord)>,
+    ended: BTreeMap<SessionId, EndReason>,
+    nodes: BTreeMap<SessionId, NodeId>,
+    next: u64,
+}
+
+/// The control state.
+pub struct Control {
+    clock: Clock,
+    dice: Dice,
+    tables: Mutex<Tables>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Control {
+    pub fn new(clock: Clock, dice: Dice) -> Arc<Self> {
+        let quota = Quota { max_sessions: MAX_SESSIONS as i64, max_rps: MAX_RPS as i64, ..Quota::default() };
+        let of = Namespace { name: namespace(), status: NamespaceStatus::Active, quota };
+        let snapshot =
+            Snapshot { revision: 1, namespaces: [(namespace(), Arc::new(of))].into(), ..Snapshot::default() };
+        Arc::new(Self { clock, dice, tables: Mutex::default(), snapshot: watch::Sender::new(Arc::new(snapshot)) })
+    }
+
+    async fn pause(&self) {
+        tokio::time::sleep(Duration::from_millis(self.dice.below(PAUSE))).await;
+    }
+
+    /// A controller that starts counts its revisions anew.
+    pub fn restart(&self) {
+        self.snapshot.send_modify(|snapshot| {
+            let mut next = Snapshot::clone(snapshot);
+            next.revision = 1;
+            *snapshot = Arc::new(next);
+        });
+    }
+
+    /// Begins or ends maintenance; returns the revision.
+    pub fn maintain(&self, message: Option<String>) -> u64 {
+        let started_at = self.clock.now();
+        let maintenance =
+            message.map(|message| Arc::new(Maintenance { message, started_at, ends_at: None, allow_reads: true }));
+        let mut revision = 0;
+        self.snapshot.send_modify(|snapshot| {
+            let mut next = Snapshot::clone(snapshot);
+            next.revision += 1;
+            next.maintenance = maintenance;
+            revision = next.revision;
+            *snapshot = Arc::new(next);
+        });
+        revision
+    }
+
+    pub fn published(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    pub fn live(&self) -> Vec<SessionId> {
+        self.tables.lock().unwrap().live.keys().copied().collect()
+    }
+
+    pub fn live_of(&self, node: &NodeId) -> BTreeSet<SessionId> {
+        let tables = self.tables.lock().unwrap();
+        tables.live.iter().filter(|(_, (of, _))| of == node).map(|(id, _)| *id).collect()
+    }
+
+    pub fn requests_of(&self, id: SessionId) -> Option<i64> {
+        self.tables.lock().unwrap().live.get(&id).map(|(_, record)| record.figures.requests_total)
+    }
+
+    pub fn is_live(&self, id: SessionId) -> bool {
+        self.tables.lock().unwrap().live.contains_key(&id)
+    }
+
+    /// What an operator does first: with `force` the session ends, without it is marked.
+    pub async fn terminate(&self, id: SessionId, force: bool) {
+        self.pause().await;
+        let mut tables = self.tables.lock().unwrap();
+        if force {
+            if tables.live.remove(&id).is_some() {
+                tables.ended.insert(id, EndReason::Terminated);
+            }
+        } else if let Some((_, record)) = tables.live.get_mut(&id) {
+            record.terminating = Some("enough".to_owned());
+        }
+    }
+
+    fn apply(&self, node: Option<&NodeId>, report: &SessionReport) {
+        let mut tables = self.tables.lock().unwrap();
+        if let Some((of, record)) = tables.live.get_mut(&report.id)
+            && node.is_none_or(|node| node == of)
+        {
+            record.last_activity = record.last_activity.max(report.last_activity);
+            record.figures.requests_total = record.figures.requests_total.max(report.figures.requests_total);
+        }
+    }
+}
+
+#[async_trait]
+impl ControlPlane for Control {
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
+    }
+
+    async fn authenticate_client(&self, _: ClientCredential<'_>) -> Result<ClientIdentity> {
+        Err(Error::unauthenticated("NO", "not in this simulation"))
+    }
+
+    async fn config_version(&self, _: &ConfigName, _: &str) -> Result<Option<Arc<Config>>> {
+        Ok(None)
+    }
+
+    async fn admit_session(&self, request: AdmitRequest) -> Result<(SessionRecord, Token)> {
+        self.pause().await;
+        let secret = Random::system().secret(SecretKind::Session);
+        let record = {
+            let mut tables = self.tables.lock().unwrap();
+            if tables.live.len() >= MAX_SESSIONS {
+                return Err(Error::precondition("FULL", "max_sessions"));
+            }
+            tables.next += 1;
+            let id = SessionId::from_bytes(&u128::from(tables.next).to_be_bytes()).unwrap();
+            let now = self.clock.now();
+            let record = SessionRecord {
+                id,
+                token_id: secret.id,
+                token_hash: secret.hash,
+                client_id: request.client_id,
+                client_version: request.client_version,
+                metadata: request.metadata,
+                config: request.config,
+                config_name: request.config_name,
+                grant: request.grant,
+                basis: request.basis,
+                created_at: now,
+                expires_at: now + MAX_AGE,
+                last_activity: now,
+                terminating: None,
+                figures: SessionFigures::default(),
+            };
+            tables.live.insert(id, (request.node.clone(), record.clone()));
+            tables.nodes.insert(id, request.node);
+            record
+        };
+        self.pause().await;
+        Ok((record, secret.token))
+    }
+
+    async fn live_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>> {
+        self.pause().await;
+        let now = self.clock.now();
+        let mut guard = self.tables.lock().unwrap();
+        let tables = &mut *guard;
+        let over: Vec<SessionId> = tables
+            .live
+            .iter()
+            .filter(|(_, (of, record))| of == node && record.terminating.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            tables.live.remove(&id);
+            tables.ended.insert(id, EndReason::Terminated);
+        }
+        let mut records = Vec::new();
+        for (of, record) in tables.live.values_mut().filter(|(of, _)| of == node) {
+            debug_assert_eq!(of, node);
+            record.last_activity = now;
+            records.push(record.clone());
+        }
+        Ok(records)
+    }
+
+    async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()> {
+        self.pause().await;
+        if let Some((_, record)) = self.tables.lock().unwrap().live.get_mut(&id) {
+            record.expires_at = expires_at;
+        }
+        Ok(())
+    }
+
+    async fn end_session(&self, last: SessionReport, reason: EndReason) -> Result<()> {
+        self.pause().await;
+        self.apply(None, &last);
+        {
+            let mut tables = self.tables.lock().unwrap();
+            if tables.live.remove(&last.id).is_some() {
+                tables.ended.insert(last.id, reason);
+            }
+        }
+        self.pause().await;
+        Ok(())
+    }
+
+    async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
+        reports.iter().for_each(|report| self.apply(None, report));
+        Ok(())
+    }
+
+    async fn resolve_session(&self, _: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl ClusterState for Control {
+    async fn held_sessions(&self, node: &NodeId) -> Result<Vec<SessionRecord>> {
+        self.pause().await;
+        let records: Vec<SessionRecord> = {
+            let tables = self.tables.lock().unwrap();
+            tables.live.values().filter(|(of, _)| of == node).map(|(_, record)| record.clone()).collect()
+        };
+        // What is committed between the look and the answer must not be lost.
+        self.pause().await;
+        Ok(records)
+    }
+
+    async fn serving_nodes(&self) -> Result<Vec<NodeId>> {
+        let nodes: BTreeSet<NodeId> = self.tables.lock().unwrap().live.values().map(|(node, _)| node.clone()).collect();
+        Ok(nodes.into_iter().collect())
+    }
+
+    async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
+        self.pause().await;
+        reports.iter().for_each(|report| self.apply(Some(node), report));
+        Ok(())
+    }
+
+    async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
+        Ok(self.tables.lock().unwrap().nodes.get(&id).cloned())
+    }
+
+    async fn session_of(&self, _: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>> {
+        Ok(None)
+    }
+
+    async fn move_session(&self, _: SessionId, _: &NodeId, _: &NodeId) -> Result<bool> {
+        Ok(false)
+    }
+}
