@@ -54,7 +54,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "prism-admin-plane",
-        may: &["prism-core", "prism-proto", "prism-identity", "prism-store", "prism-rpc"],
+        may: &["prism-core", "prism-proto", "prism-identity", "prism-store", "prism-rpc", "prism-link"],
         never: &["prism-data-plane", "prism-backends"],
     },
     Rule { name: "prism-server", may: EVERY_ROOM, never: &[] },

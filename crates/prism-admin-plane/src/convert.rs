@@ -317,3 +317,7 @@ pub(crate) fn life(field: &str, ttl: Option<&prost_types::Duration>, max: Durati
     }
     Ok(Some(ttl))
 }
+/// The nodes that were not reached, for an answer.
+pub fn names<T>(reached: &prism_core::nodes::Reached<T>) -> Vec<String> {
+    reached.unreachable.iter().map(ToString::to_string).collect()
+}

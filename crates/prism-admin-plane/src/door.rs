@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use aws_lc_rs::digest;
 use prism_core::limits::MAX_IDEMPOTENCY_KEY_BYTES;
+use prism_core::nodes::Nodes as _;
 use prism_core::permission::{self, Grant, Permission, Reach};
 use prism_core::{Error, Kind, Result};
 use prism_proto::rules::{AuditClass, Idempotency, MethodRule};
@@ -182,7 +183,7 @@ impl Door {
         match self.transact(&admitted, &request, parsed, false).await? {
             Verdict::Done(mut response) => {
                 if admitted.rule.audit == AuditClass::Change {
-                    self.services.node.caught_up(self.services.snapshot().revision).await;
+                    self.services.fleet.caught_up(self.services.snapshot().revision).await;
                 }
                 O::follow_up(&request, &mut response, &self.services).await;
                 Ok(response)

@@ -9,6 +9,7 @@ pub mod door;
 mod exchange;
 mod grpc;
 pub mod identity;
+mod link;
 pub mod op;
 pub mod ops;
 pub mod provision;
@@ -27,13 +28,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use prism_core::access::RoleGrant;
 use prism_core::config::Catalog;
-use prism_core::control::DataNode;
 use prism_core::{Error, Result};
 use prism_identity::{ClientTrust, Issuers};
+use prism_link::Fleet;
+use prism_link::bounds::MAX_FRAME_BYTES;
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
 use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
 use prism_proto::cluster::v1::bootstrap_service_server::BootstrapServiceServer;
+use prism_proto::cluster::v1::link_service_server::LinkServiceServer;
 use prism_proto::cluster::v1::node_service_server::NodeServiceServer;
 use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
@@ -47,6 +50,7 @@ use crate::cluster::ClusterGrpc;
 use crate::door::Door;
 use crate::grpc::Grpc;
 use crate::identity::Authenticator;
+use crate::link::LinkGrpc;
 use crate::op::{Enrolment, Services};
 use crate::record::RecordService;
 use crate::rest::Rest;
@@ -63,8 +67,8 @@ const MAX_RESPONSE_BYTES: usize = 128 * 1024 * 1024;
 pub struct AdminOptions {
     /// Control state.
     pub store: Arc<Store>,
-    /// The data plane it governs.
-    pub node: Arc<dyn DataNode>,
+    /// The data planes it governs.
+    pub fleet: Arc<Fleet>,
     /// Configured backends.
     pub catalog: Catalog,
     /// Where its figures go.
@@ -115,7 +119,7 @@ impl AdminPlane {
         let services = Services {
             started_at: options.store.clock().now(),
             store: options.store,
-            node: options.node,
+            fleet: options.fleet,
             catalog: options.catalog,
             metrics: options.metrics,
             table: options.table,
@@ -172,6 +176,11 @@ impl AdminPlane {
         let nodes = NodeServiceServer::new(cluster.clone()).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
         let bootstrap = BootstrapServiceServer::new(cluster).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
         let mut routes = Routes::builder();
+        routes.add_service(
+            LinkServiceServer::new(LinkGrpc::new(Arc::clone(&self.door), self.shutdown.clone()))
+                .max_decoding_message_size(MAX_FRAME_BYTES)
+                .max_encoding_message_size(MAX_FRAME_BYTES),
+        );
         if self.health {
             let (health, health_service) = tonic_health::server::health_reporter();
             health.set_serving::<AdminServiceServer<Grpc>>().await;

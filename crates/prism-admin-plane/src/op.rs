@@ -7,11 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prism_core::access::RoleGrant;
 use prism_core::config::Catalog;
-use prism_core::control::{DataNode, Snapshot};
+use prism_core::control::Snapshot;
+use prism_core::nodes::Nodes as _;
 use prism_core::permission::{Grant, Reach};
 use prism_core::secret::Random;
 use prism_core::subject::Subject;
 use prism_core::{NamespaceName, Result, UnixMillis};
+use prism_link::Fleet;
 use prism_rpc::metrics::Metrics;
 use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_store::{Store, Tx};
@@ -91,8 +93,8 @@ pub struct Enrolment {
 pub struct Services {
     /// Control state.
     pub store: Arc<Store>,
-    /// The data plane.
-    pub node: Arc<dyn DataNode>,
+    /// The data planes.
+    pub fleet: Arc<Fleet>,
     /// Configured backends.
     pub catalog: Catalog,
     /// Figures.
@@ -145,7 +147,7 @@ impl Services {
         if !self.store.write(|tx| tx.pending_removals()).await?.contains(name) {
             return Ok(());
         }
-        self.node.remove_namespace(name).await?;
+        self.fleet.remove_namespace(name).await?;
         let name = name.clone();
         self.store.write(move |tx| tx.finish_removal(&name)).await
     }
@@ -158,11 +160,13 @@ impl Services {
         Ok(())
     }
 
-    /// Takes over what the data plane has to report, so that what is read next is up to date.
+    /// Takes over what the data planes have to report, so that what is read next is up to date.
     pub async fn refresh_sessions(&self) -> Result<()> {
-        use prism_core::control::ControlPlane as _;
-        let reports = self.node.take_reports();
-        if reports.is_empty() { Ok(()) } else { self.store.report(reports).await }
+        let reached = self.fleet.report().await?;
+        if let Some(nodes) = reached.named() {
+            tracing::debug!(nodes, "nodes that are away have not reported");
+        }
+        Ok(())
     }
 }
 

@@ -193,7 +193,7 @@ fn verdicts_are_exit_codes() {
         "DrainConnections" => {
             let request: admin::DrainConnectionsRequest = call.message();
             assert_eq!(request.timeout.map(|timeout| timeout.seconds), Some(2));
-            one(&admin::DrainConnectionsResponse { drained_count: 1, remaining_count: 2, complete: false })
+            one(&admin::DrainConnectionsResponse { drained_count: 1, remaining_count: 2, ..Default::default() })
         }
         "CanI" => one(&admin::CanIResponse { permission: "config:create".to_owned(), ..Default::default() }),
         other => Err(Status::unimplemented(other)),

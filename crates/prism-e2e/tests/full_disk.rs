@@ -349,7 +349,7 @@ async fn a_drain_that_ends_while_there_is_no_room_is_over_when_there_is() {
     world.is_alive();
     world.disk.make_room(&world.site.server);
     let answer = within("the answer", running).await.unwrap();
-    println!("the drain's answer: {:?}", answer.as_ref().map(|answer| *answer.get_ref()).map_err(Failure::from));
+    println!("the drain's answer: {:?}", answer.as_ref().map(|answer| answer.get_ref().clone()).map_err(Failure::from));
     until("sessions are admitted again", async || (!refused().await).then_some(())).await;
     assert_eq!(world.site.admin.session(&world.queue.id).await.status(), wire::SessionStatus::Active);
     world.queue.publish("t2", b"1").await.unwrap();

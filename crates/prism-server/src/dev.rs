@@ -1,5 +1,6 @@
 //! `--dev`: what a newcomer needs to try Prism within a minute (contract §1).
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use prism_admin_plane::AdminPlane;
@@ -36,7 +37,9 @@ pub fn print_next_steps(endpoints: &Endpoints, folder: &Path) {
 
 fn next_steps(endpoints: &Endpoints, folder: &Path) -> String {
     let folder = folder.display();
-    let (data, admin, metrics) = (reachable(endpoints.data), reachable(endpoints.admin), reachable(endpoints.metrics));
+    let shown =
+        |address: Option<SocketAddr>| address.map(reachable).map(|address| address.to_string()).unwrap_or_default();
+    let (data, admin, metrics) = (shown(endpoints.data), shown(endpoints.admin), reachable(endpoints.metrics));
     // The command line looks into ./prism-data by itself.
     let prefix = if folder.to_string() == "./prism-data" { String::new() } else { format!("PRISM_DATA_DIR={folder} ") };
     let commands = [
@@ -68,8 +71,8 @@ mod tests {
     #[test]
     fn the_next_steps_name_what_there_is() {
         let endpoints = Endpoints {
-            data: "127.0.0.1:1".parse().unwrap(),
-            admin: "127.0.0.1:2".parse().unwrap(),
+            data: Some("127.0.0.1:1".parse().unwrap()),
+            admin: Some("127.0.0.1:2".parse().unwrap()),
             metrics: "127.0.0.1:3".parse().unwrap(),
         };
         let text = next_steps(&endpoints, Path::new("./prism-data"));

@@ -9,18 +9,20 @@ use serde::Serialize;
 /// The addresses really bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoints {
-    /// Data plane.
-    pub data: SocketAddr,
-    /// Admin plane.
-    pub admin: SocketAddr,
+    /// Data plane, if this process has one.
+    pub data: Option<SocketAddr>,
+    /// Admin plane, if this process has one.
+    pub admin: Option<SocketAddr>,
     /// Metrics and health.
     pub metrics: SocketAddr,
 }
 
 #[derive(Serialize)]
 struct Document {
-    data: String,
-    admin: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin: Option<String>,
     metrics: String,
 }
 
@@ -41,7 +43,7 @@ impl Endpoints {
     /// Writes the file, whole or not at all.
     pub fn write(&self, data_dir: &Path) -> io::Result<()> {
         let text = |address| reachable(address).to_string();
-        let document = Document { data: text(self.data), admin: text(self.admin), metrics: text(self.metrics) };
+        let document = Document { data: self.data.map(text), admin: self.admin.map(text), metrics: text(self.metrics) };
         prism_rpc::files::write_atomically(&path(data_dir), &serde_json::to_vec(&document)?, 0o644)
     }
 }
@@ -62,13 +64,16 @@ mod tests {
     fn a_wildcard_is_written_as_loopback() {
         let folder = tempfile::tempdir().unwrap();
         let endpoints = Endpoints {
-            data: "0.0.0.0:1".parse().unwrap(),
-            admin: "[::]:2".parse().unwrap(),
+            data: Some("0.0.0.0:1".parse().unwrap()),
+            admin: Some("[::]:2".parse().unwrap()),
             metrics: "10.0.0.1:3".parse().unwrap(),
         };
         endpoints.write(folder.path()).unwrap();
         let text = std::fs::read_to_string(path(folder.path())).unwrap();
         assert_eq!(text, r#"{"data":"127.0.0.1:1","admin":"127.0.0.1:2","metrics":"10.0.0.1:3"}"#);
+        Endpoints { admin: None, ..endpoints }.write(folder.path()).unwrap();
+        let text = std::fs::read_to_string(path(folder.path())).unwrap();
+        assert_eq!(text, r#"{"data":"127.0.0.1:1","metrics":"10.0.0.1:3"}"#);
         remove(folder.path()).unwrap();
         remove(folder.path()).unwrap();
         assert!(!path(folder.path()).exists());

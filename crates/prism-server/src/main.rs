@@ -62,19 +62,6 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    match args.role {
-        Role::All => {}
-        Role::Admin => {
-            return Err(Failure::Usage(
-                "role admin arrives with node enrolment; this version runs --role all".to_owned(),
-            ));
-        }
-        Role::Data => {
-            return Err(Failure::Usage(
-                "role data arrives with node enrolment; this version runs --role all".to_owned(),
-            ));
-        }
-    }
     let environment = Environment::read(|name| std::env::var_os(name)).map_err(Failure::Usage)?;
     let file = args.config.as_deref().map(File::read).transpose().map_err(Failure::Usage)?;
     let settings = Settings::resolve(args, &environment, file.unwrap_or_default()).map_err(Failure::Usage)?;
@@ -87,7 +74,11 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let directory = DataDir::open(&settings.data_dir).map_err(Failure::Start)?;
     let data = runtime("prism-data", settings.limits.data_threads)?;
     let admin = runtime("prism-admin", ADMIN_THREADS)?;
-    let result = admin.block_on(app::run(settings, issuers, &directory, data.handle().clone()));
+    let handle = data.handle().clone();
+    let result = match settings.role {
+        Role::Data => admin.block_on(app::node::run(settings, issuers, &directory, handle)),
+        Role::All | Role::Admin => admin.block_on(app::run(settings, issuers, &directory, handle)),
+    };
     data.shutdown_timeout(LAST_WORK);
     admin.shutdown_timeout(LAST_WORK);
     // The lock is given up last: until here work of this process could still write.

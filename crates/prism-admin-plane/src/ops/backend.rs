@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use prism_core::config::BackendType;
 use prism_core::control::BackendReport;
+use prism_core::nodes::Nodes as _;
 use prism_core::page::Page;
 use prism_core::permission::Reach;
 use prism_core::{Error, Result};
@@ -56,7 +57,7 @@ impl Op for GetBackendStatus {
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
         if self.kind.is_some() {
-            self.reports = services.node.backends().await;
+            self.reports = services.fleet.backends().await.answer.into_iter().map(|(_, report)| report).collect();
         }
         Ok(())
     }
@@ -113,7 +114,7 @@ impl Op for ListBackends {
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.reports = services.node.backends().await;
+        self.reports = services.fleet.backends().await.answer.into_iter().map(|(_, report)| report).collect();
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use prism_core::config::{AccessPattern, Config};
 use prism_core::limits::MAX_VERSION_BYTES;
+use prism_core::nodes::Nodes as _;
 use prism_core::page::Page;
 use prism_core::{ConfigName, Error, Result};
 use prism_proto::admin::v1 as wire;
@@ -175,8 +176,12 @@ fn changes_tables(config: &Config) -> bool {
 
 /// Lets the driver check a config, and makes what it needs unless the call only asks.
 async fn prepare(config: &Config, validate_only: bool, services: &Services) -> Result<()> {
-    services.node.check_config(config).await?;
-    if validate_only { Ok(()) } else { services.node.prepare_config(config).await }
+    services.fleet.check_config(config).await?;
+    if !validate_only {
+        // A node that is away makes what the config needs when it hears of it.
+        services.fleet.prepare_config(config).await?;
+    }
+    Ok(())
 }
 
 /// What the audit entry of an accepted config says of it.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prism_core::control::{DrainOutcome, DrainScope};
 use prism_core::limits::MAX_DRAIN_TIMEOUT;
+use prism_core::nodes::{Nodes as _, Reached};
 use prism_core::{Error, NamespaceName, NodeId, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::from_duration;
 use prism_store::{DrainId, IdempotencyKey, Tx};
 
-use crate::convert;
+use crate::convert::{self, names};
 use crate::door::{Admitted, Call, Door, Gate, KeyedCall, Verdict, conclude, gate, keyed_call};
 use crate::identity::Identity;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -31,15 +32,18 @@ pub struct DrainConnections {
     timeout: Duration,
     force: bool,
     validate_only: bool,
-    this_node: NodeId,
-    preview: DrainOutcome,
+    knows_node: bool,
+    preview: Reached<DrainOutcome>,
 }
 
-fn answer(outcome: DrainOutcome) -> wire::DrainConnectionsResponse {
+fn answer(reached: &Reached<DrainOutcome>) -> wire::DrainConnectionsResponse {
+    let outcome = reached.answer;
     wire::DrainConnectionsResponse {
         drained_count: outcome.drained,
         remaining_count: outcome.remaining,
-        complete: outcome.remaining == 0,
+        // Whoever was not reached may still have some.
+        complete: outcome.remaining == 0 && reached.unreachable.is_empty(),
+        unreachable_nodes: names(reached),
     }
 }
 
@@ -78,25 +82,27 @@ impl Op for DrainConnections {
             node.as_ref().map(|_| ()).map_err(Clone::clone),
             timeout.as_ref().map(|_| ()).map_err(Clone::clone),
         ])?;
+        let node = node?;
+        let knows_node = node.as_ref().is_none_or(|node| services.fleet.knows(node));
         Ok(Self {
-            scope: DrainScope { namespace: namespace?, node: node? },
+            scope: DrainScope { namespace: namespace?, node },
             timeout: timeout?,
             force: request.force,
             validate_only: request.validate_only,
-            this_node: services.node.node_id().clone(),
-            preview: DrainOutcome::default(),
+            knows_node,
+            preview: Reached::default(),
         })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.preview = services.node.drain_preview(&self.scope);
+        self.preview = services.fleet.drain_preview(&self.scope).await;
         Ok(())
     }
 
     /// The answer to `validate_only`; a real drain runs through [`Door::drain`].
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         self.require(tx)?;
-        Ok(self.describe(Done::new(answer(self.preview))))
+        Ok(self.describe(Done::new(answer(&self.preview))))
     }
 }
 
@@ -108,7 +114,7 @@ impl DrainConnections {
             return Err(Error::not_found(format!("namespace:{name}")));
         }
         match &self.scope.node {
-            Some(node) if *node != self.this_node => Err(Error::not_found(format!("node:{node}"))),
+            Some(node) if !self.knows_node => Err(Error::not_found(format!("node:{node}"))),
             _ => Ok(()),
         }
     }
@@ -146,20 +152,21 @@ impl Door {
             Beginning::Refused(error) => return Err(error),
         };
         let services = &self.services;
-        services.node.caught_up(services.snapshot().revision).await;
-        let outcome = services.node.drain(&op.scope, op.timeout, op.force).await;
-        let (door, waiting) = (Arc::clone(self), key.map(|key| self.unended.add(&key, outcome)));
+        services.fleet.caught_up(services.snapshot().revision).await;
+        let outcome = services.fleet.drain(&op.scope, op.timeout, op.force).await;
+        let told = outcome.answer;
+        let (door, waiting) = (Arc::clone(self), key.map(|key| self.unended.add(&key, outcome.answer)));
         let ending = tokio::spawn(async move {
             let verdict = door.end_drain(&admitted, &op, id, outcome).await;
             drop(waiting);
             let services = &door.services;
-            services.node.caught_up(services.snapshot().revision).await;
+            services.fleet.caught_up(services.snapshot().revision).await;
             verdict.into_result()
         });
         match tokio::time::timeout(END_TIMEOUT, ending).await {
             Ok(ended) => ended.map_err(Error::internal)?,
             // It goes on.
-            Err(_) => Err(not_written(outcome)),
+            Err(_) => Err(not_written(told)),
         }
     }
 
@@ -171,18 +178,25 @@ impl Door {
         admitted: &Admitted,
         op: &DrainConnections,
         id: DrainId,
-        outcome: DrainOutcome,
+        outcome: Reached<DrainOutcome>,
     ) -> Verdict<wire::DrainConnectionsResponse> {
         let mut pause = Duration::from_millis(100);
         loop {
             let (op, mut key, draft) = (op.clone(), admitted.key.clone(), admitted.draft.clone());
+            let outcome = outcome.clone();
             if let Some(key) = &mut key {
                 key.namespace = op.scope.namespace.clone().map(String::from);
             }
             let written = self.services.store.write(move |tx| {
                 tx.end_drain(id)?;
-                let done = op.describe(Done::new(answer(outcome)));
-                let done = done.detail("drained_count", outcome.drained).detail("remaining_count", outcome.remaining);
+                let done = op.describe(Done::new(answer(&outcome)));
+                let done = done
+                    .detail("drained_count", outcome.answer.drained)
+                    .detail("remaining_count", outcome.answer.remaining);
+                let done = match outcome.named() {
+                    Some(nodes) => done.detail("unreachable_nodes", nodes),
+                    None => done,
+                };
                 conclude(tx, key.as_ref(), draft, Ok(done))
             });
             match written.await {

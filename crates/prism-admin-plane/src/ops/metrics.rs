@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use prism_core::control::{NodeFigures, RequestFigures};
+use prism_core::nodes::Nodes as _;
 use prism_core::{Error, NodeId, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::{duration, from_duration, timestamp};
 use prism_store::Tx;
 
-use crate::convert;
+use crate::convert::{self, names};
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// Window when the request does not say.
@@ -28,6 +29,7 @@ pub struct GetMetrics {
     node: NodeId,
     figures: NodeFigures,
     process: ProcessFigures,
+    unreachable: Vec<String>,
 }
 
 #[async_trait]
@@ -61,14 +63,17 @@ impl Op for GetMetrics {
             namespace: request.namespace,
             window: window?,
             started_at: services.started_at,
-            node: services.node.node_id().clone(),
+            node: services.fleet.own_id().clone(),
             figures: NodeFigures::default(),
             process: ProcessFigures::default(),
+            unreachable: Vec::new(),
         })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.figures = services.node.figures(self.window);
+        let reached = services.fleet.figures(self.window).await;
+        self.unreachable = names(&reached);
+        self.figures = reached.answer;
         self.process = ProcessFigures::read(services.now().since(services.started_at));
         Ok(())
     }
@@ -112,6 +117,7 @@ impl Op for GetMetrics {
                 resident_bytes: if sees_all { self.process.resident_bytes } else { 0 },
                 cpu_percent: if sees_all { self.process.cpu_percent } else { 0.0 },
             }),
+            unreachable_nodes: self.unreachable,
         }))
     }
 }

@@ -15,6 +15,7 @@ pub mod drain;
 mod held;
 pub mod join_token;
 pub mod lineage;
+pub mod link;
 pub mod maintenance;
 pub mod metrics;
 pub mod namespace;

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use prism_core::control::{NamespaceStatus, Quota};
+use prism_core::nodes::Nodes as _;
 use prism_core::page::Page;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
@@ -29,7 +30,7 @@ async fn fill(info: Option<&mut wire::NamespaceInfo>, services: &Services) {
     if let Some(info) = info
         && let Ok(name) = NamespaceName::try_from(info.name.clone())
     {
-        convert::fill(info, services.node.namespace_figures(&name).await);
+        convert::fill(info, services.fleet.namespace_figures(&name).await.answer);
     }
 }
 
@@ -282,7 +283,7 @@ impl Op for DeleteNamespace {
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.stored_bytes = services.node.namespace_figures(&self.name).await.storage_bytes_used;
+        self.stored_bytes = services.fleet.namespace_figures(&self.name).await.answer.storage_bytes_used;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     access, api_key, audit, backend, binding, bootstrap, certificate, checkpoint, client_binding, client_key, config,
-    drain, join_token, lineage, maintenance, metrics, namespace, node, role, session,
+    drain, join_token, lineage, link, maintenance, metrics, namespace, node, role, session,
 };
 use crate::op::{Op, Scope};
 
@@ -63,6 +63,7 @@ scopes! {
     join_token::ListJoinTokens,
     bootstrap::ExchangeJoinToken,
     bootstrap::RenewCertificate,
+    link::OpenLink,
     node::ListNodes,
     node::GetNode,
     node::RevokeNode,

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use prism_core::limits::{MAX_TEXT_BYTES, SessionPolicy};
+use prism_core::nodes::Nodes as _;
 use prism_core::page::Page;
 use prism_core::session::{EndReason, SessionId, SessionStatus};
 use prism_core::{Error, Result, UnixMillis};
@@ -10,6 +11,7 @@ use prism_store::{SessionSummary, Tx};
 use serde_json::{Value, json};
 
 use crate::convert;
+use crate::convert::names;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(id: &str) -> String {
@@ -175,7 +177,7 @@ impl Op for TerminateSession {
         };
         let after = tx.session(self.id)?;
         let shown = |row: &SessionSummary| state(row, &self.policy, tx.now);
-        let mut done = Done::new(wire::TerminateSessionResponse { success: true, pending_operations: 0 })
+        let mut done = Done::new(wire::TerminateSessionResponse { success: true, ..Default::default() })
             .detail("force", self.force)
             .detail("reason", self.reason)
             .changed(Some(&shown(&before)), after.as_ref().map(shown).as_ref());
@@ -187,8 +189,9 @@ impl Op for TerminateSession {
 
     async fn follow_up(request: &Self::Request, response: &mut Self::Response, services: &Services) {
         if let Some(id) = SessionId::parse(&request.session_id) {
-            let outcome = services.node.terminate(id, request.force, &request.reason).await;
-            response.pending_operations = outcome.pending_operations;
+            let reached = services.fleet.terminate(id, request.force, &request.reason).await;
+            response.pending_operations = reached.answer.pending_operations;
+            response.unreachable_nodes = names(&reached);
         }
     }
 }

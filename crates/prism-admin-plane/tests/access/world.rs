@@ -4,22 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use prism_admin_plane::door::Call;
 use prism_admin_plane::identity::{Identity, Presented};
 use prism_admin_plane::op::{Enrolment, Op};
 use prism_admin_plane::ops::{access, api_key, binding, certificate, namespace, role};
 use prism_admin_plane::{AdminOptions, AdminPlane};
-use prism_core::config::{Catalog, Config};
-use prism_core::control::{
-    BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceDemand, NamespaceFigures, NodeFigures, Termination,
-};
+use prism_core::config::Catalog;
 use prism_core::limits::SessionPolicy;
 use prism_core::permission::Reach;
 use prism_core::secret::Random;
-use prism_core::session::{SessionId, SessionRecord, SessionReport};
-use prism_core::{Clock, Error, Kind, NamespaceName, NodeId, Result, UnixMillis};
+use prism_core::{Clock, Error, Kind, NodeId, Result, UnixMillis};
 use prism_identity::{ClientTrust, Issuers};
+use prism_link::{Fleet, FleetOptions};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
@@ -33,54 +29,6 @@ use tempfile::TempDir;
 
 pub const MINUTE: Duration = Duration::from_mins(1);
 pub const DAY: Duration = Duration::from_hours(24);
-
-/// A data plane with nothing on it.
-struct Idle(NodeId);
-
-#[async_trait]
-impl DataNode for Idle {
-    fn node_id(&self) -> &NodeId {
-        &self.0
-    }
-    async fn caught_up(&self, _: u64) {}
-    fn take_reports(&self) -> Vec<SessionReport> {
-        Vec::new()
-    }
-    async fn check_config(&self, _: &Config) -> Result<()> {
-        Ok(())
-    }
-    async fn prepare_config(&self, _: &Config) -> Result<()> {
-        Ok(())
-    }
-    async fn terminate(&self, _: SessionId, _: bool, _: &str) -> Termination {
-        Termination::default()
-    }
-    async fn drain(&self, _: &DrainScope, _: Duration, _: bool) -> DrainOutcome {
-        DrainOutcome::default()
-    }
-    fn drain_preview(&self, _: &DrainScope) -> DrainOutcome {
-        DrainOutcome::default()
-    }
-    fn figures(&self, _: Duration) -> NodeFigures {
-        NodeFigures::default()
-    }
-    async fn namespace_figures(&self, _: &NamespaceName) -> NamespaceFigures {
-        NamespaceFigures::default()
-    }
-    async fn backends(&self) -> Vec<BackendReport> {
-        Vec::new()
-    }
-    async fn remove_namespace(&self, _: &NamespaceName) -> Result<()> {
-        Ok(())
-    }
-    async fn take_up(&self, _: SessionRecord) {}
-    fn extend(&self, _: SessionId, _: UnixMillis) {}
-    fn demand(&self) -> Vec<NamespaceDemand> {
-        Vec::new()
-    }
-    fn share_rates(&self, _: bool) {}
-    fn share(&self, _: &NamespaceName, _: u64) {}
-}
 
 /// What somebody shows.
 #[derive(Clone)]
@@ -108,10 +56,19 @@ impl World {
         let authority = CertificateAuthority::load_or_create_at(folder.path(), clock.clone()).unwrap();
         let own = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes()).unwrap();
         let trust = ClientTrust::new(store.cluster(), vec![own], Vec::new()).unwrap();
+        let fleet = FleetOptions {
+            control: Arc::clone(&store) as _,
+            id: NodeId::parse("node", "n").unwrap(),
+            cluster: store.cluster().to_owned(),
+            epoch: 1,
+            clock: clock.clone(),
+        };
+        // Without a single node.
+        let fleet = Fleet::start(fleet).await.unwrap();
         let (_, shutdown) = Shutdown::new();
         let plane = AdminPlane::new(AdminOptions {
             store: Arc::clone(&store),
-            node: Arc::new(Idle(NodeId::parse("node", "n").unwrap())),
+            fleet: Arc::new(fleet),
             catalog: Catalog { instances: Vec::new() },
             metrics: Metrics::new(),
             table: Arc::new(Table::load().unwrap()),

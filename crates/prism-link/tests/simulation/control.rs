@@ -217,7 +217,9 @@ impl ControlPlane for Control {
     }
 
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
-        reports.iter().for_each(|report| self.apply(None, report));
+        for report in &reports {
+            self.apply(None, report);
+        }
         Ok(())
     }
 
@@ -246,7 +248,9 @@ impl ClusterState for Control {
 
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
         self.pause().await;
-        reports.iter().for_each(|report| self.apply(Some(node), report));
+        for report in &reports {
+            self.apply(Some(node), report);
+        }
         Ok(())
     }
 

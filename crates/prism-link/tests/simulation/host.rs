@@ -116,7 +116,7 @@ impl Host {
                 link.ready(PATIENCE).await;
                 let plane = Plane::start(host.node.clone(), host.clock.clone(), host.dice.clone(), &link).await;
                 link.attach(plane.clone());
-                host.log.line(format!("{} serves {} sessions", host.node, plane.held().len()));
+                host.log.line(format_args!("{} serves {} sessions", host.node, plane.held().len()));
                 *host.running.lock().unwrap() = Some(Running { link, plane, crash: crash.clone() });
             };
             tokio::select! {

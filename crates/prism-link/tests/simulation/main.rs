@@ -31,7 +31,9 @@ fn run(seed: u64) -> Vec<String> {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(world.run())));
     if let Err(failed) = outcome {
         let lines = log.lines();
-        lines[lines.len().saturating_sub(150)..].iter().for_each(|line| eprintln!("{line}"));
+        for line in &lines[lines.len().saturating_sub(150)..] {
+            eprintln!("{line}");
+        }
         eprintln!("seed {seed} fails; PRISM_LINK_SEED={seed} cargo test -p prism-link --test simulation replays it");
         std::panic::resume_unwind(failed);
     }
@@ -41,7 +43,9 @@ fn run(seed: u64) -> Vec<String> {
 #[test]
 fn what_was_acknowledged_holds_whatever_fails() {
     if let Some(seed) = number("PRISM_LINK_SEED") {
-        run(seed).iter().for_each(|line| eprintln!("{line}"));
+        for line in run(seed) {
+            eprintln!("{line}");
+        }
         return;
     }
     let seeds = number("PRISM_LINK_SEEDS").unwrap_or(SEEDS);

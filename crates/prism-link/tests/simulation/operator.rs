@@ -31,7 +31,7 @@ pub async fn operate(world: Arc<World>) {
             if reached.unreachable.is_empty() {
                 world.terminated(id);
             } else {
-                world.log().line(format!("{id} was terminated, and {:?} does not know", reached.unreachable));
+                world.log().line(format_args!("{id} was terminated, and {:?} does not know", reached.unreachable));
             }
         });
     }
@@ -45,7 +45,7 @@ pub async fn fate(world: Arc<World>) {
         let long = Duration::from_millis(dice.below(if dice.below(4) == 0 { 30_000 } else { 6000 }));
         match dice.below(6) {
             0 | 1 => {
-                world.log().line(format!("{} is cut off for {long:?}", host.node));
+                world.log().line(format_args!("{} is cut off for {long:?}", host.node));
                 world.network.block(&host.node, true);
                 let world = Arc::clone(&world);
                 tokio::spawn(async move {
@@ -54,23 +54,23 @@ pub async fn fate(world: Arc<World>) {
                 });
             }
             2 => {
-                world.log().line(format!("the connection of {} breaks", host.node));
+                world.log().line(format_args!("the connection of {} breaks", host.node));
                 world.network.cut(&host.node);
             }
             3 => {
-                world.log().line(format!("{} crashes", host.node));
+                world.log().line(format_args!("{} crashes", host.node));
                 host.crash();
                 world.pause(Duration::from_millis(dice.below(4000))).await;
                 host.start();
             }
             4 => {
-                world.log().line("the controller crashes".to_owned());
+                world.log().line("the controller crashes");
                 world.stop_controller();
                 world.pause(long).await;
                 world.start_controller().await;
             }
             _ => {
-                world.log().line(format!("everybody is cut off for {long:?}"));
+                world.log().line(format_args!("everybody is cut off for {long:?}"));
                 for host in &world.hosts {
                     world.network.block(&host.node, true);
                 }

@@ -64,7 +64,7 @@ impl Dice {
 pub struct Log(Arc<Mutex<(Option<Instant>, Vec<String>)>>);
 
 impl Log {
-    pub fn line(&self, what: String) {
+    pub fn line(&self, what: impl std::fmt::Display) {
         let mut log = self.0.lock().unwrap();
         let began = *log.0.get_or_insert_with(Instant::now);
         log.1.push(format!("{:>8.3} {what}", began.elapsed().as_secs_f64()));
@@ -176,7 +176,7 @@ impl World {
             tokio::spawn(async move { fleet.serve(node, end).await });
         })));
         *self.fleet.lock().unwrap() = Some(fleet);
-        self.log.line("the controller is there".to_owned());
+        self.log.line("the controller is there");
     }
 
     pub fn stop_controller(&self) {
@@ -187,19 +187,19 @@ impl World {
     }
 
     pub fn opened(&self, id: SessionId) {
-        self.log.line(format!("{id} is opened"));
+        self.log.line(format_args!("{id} is opened"));
         self.seen.lock().unwrap().opened.insert(id, Instant::now());
     }
 
     /// The end of a session was acknowledged to its client.
     pub fn ended(&self, id: SessionId) {
-        self.log.line(format!("the end of {id} is acknowledged"));
+        self.log.line(format_args!("the end of {id} is acknowledged"));
         self.seen.lock().unwrap().dead.insert(id);
     }
 
     /// A termination was acknowledged to its operator by the node of the session.
     pub fn terminated(&self, id: SessionId) {
-        self.log.line(format!("the termination of {id} is acknowledged"));
+        self.log.line(format_args!("the termination of {id} is acknowledged"));
         self.seen.lock().unwrap().dead.insert(id);
     }
 
@@ -249,7 +249,9 @@ impl World {
     async fn tick(clocks: Vec<Clock>) {
         loop {
             tokio::time::sleep(TICK).await;
-            clocks.iter().for_each(|clock| clock.advance(TICK));
+            for clock in &clocks {
+                clock.advance(TICK);
+            }
         }
     }
 
@@ -272,7 +274,7 @@ impl World {
             failed = always.join_next() => panicked(failed),
             () = tokio::time::sleep(TROUBLE) => {}
         }
-        self.log.line("the trouble is over".to_owned());
+        self.log.line("the trouble is over");
         self.over.cancel();
         tokio::select! {
             biased;
@@ -294,7 +296,7 @@ impl World {
             assert!(healed.elapsed() < HEALING, "after {HEALING:?} {differs}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.log.line("everything is equal".to_owned());
+        self.log.line("everything is equal");
         self.keeps_its_word();
     }
 

@@ -12,6 +12,8 @@ use x509_parser::prelude::FromDer as _;
 pub struct CertificateFacts {
     /// Whom it names, for people.
     pub subject: String,
+    /// When it begins.
+    pub begins_at: UnixMillis,
     /// When it ends.
     pub expires_at: UnixMillis,
     /// The first URI of its subject alternative name.
@@ -38,6 +40,7 @@ impl CertificateFacts {
         Ok(Self {
             uri,
             subject: certificate.subject().to_string(),
+            begins_at: UnixMillis(certificate.validity().not_before.timestamp().saturating_mul(1000)),
             expires_at: UnixMillis(certificate.validity().not_after.timestamp().saturating_mul(1000)),
             public_key: certificate.public_key().raw.to_vec(),
         })

@@ -17,7 +17,7 @@ const RENEW_BY_HAND: Duration = Duration::from_hours(30 * 24);
 /// The certificates that the server depends on.
 pub struct Certificates {
     authority: CertificateAuthority,
-    admin: ServerTls,
+    admin: Option<ServerTls>,
     data: Option<ServerTls>,
     trust: Arc<Trust>,
 }
@@ -36,7 +36,7 @@ impl Certificates {
     pub fn new(authority: &CertificateAuthority, security: &Security, trust: &Arc<Trust>) -> Arc<Self> {
         Arc::new(Self {
             authority: authority.clone(),
-            admin: security.admin.tls.clone(),
+            admin: security.admin.as_ref().map(|plane| plane.tls.clone()),
             data: security.data.as_ref().map(|plane| plane.tls.clone()),
             trust: trust.clone(),
         })
@@ -74,7 +74,7 @@ impl Certificates {
         let by_hand = |name, at: Option<UnixMillis>| at.map(|at| Ending { name, at, told_below: RENEW_BY_HAND });
         [
             by_hand("ca", Some(self.authority.expires_at())),
-            Some(of("admin", &self.admin)),
+            self.admin.as_ref().map(|tls| of("admin", tls)),
             self.data.as_ref().map(|tls| of("data", tls)),
             by_hand("admin_client_ca", self.trust.admin_bundle_ends()),
             by_hand("data_client_ca", self.trust.data_bundle_ends()),
@@ -140,7 +140,7 @@ mod tests {
         let plane = |tls| PlaneTls { tls, own_authority: true };
         let security = Security {
             data: Some(plane(authority.server_tls(&[]).unwrap())),
-            admin: plane(ServerTls::from_files(&cert, &key).unwrap()),
+            admin: Some(plane(ServerTls::from_files(&cert, &key).unwrap())),
         };
         let certificates = Certificates::new(&authority, &security, &Arc::new(trust));
         let metrics = Metrics::new();

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::Router;
+use prism_admin_plane::AdminPlane;
 use prism_core::secret::Random;
 use prism_core::source::PlaceBounds;
+use prism_data_plane::DataService;
 use prism_rpc::{
     BoundListener, CertificateAuthority, Connections, Metrics, RequestIdService, RequestIds, ServeOptions, ServerTls,
     Shutdown, ShutdownTrigger, serve,
@@ -13,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
-use super::planes::Planes;
+use crate::cli::Role;
 use crate::endpoints::Endpoints;
 use crate::monitoring;
 use crate::settings::{Certificate, Settings};
@@ -39,8 +41,8 @@ fn admin_places(all: usize) -> PlaceBounds {
 
 /// Bound sockets that nobody serves yet.
 pub struct Listeners {
-    data: BoundListener,
-    admin: BoundListener,
+    data: Option<BoundListener>,
+    admin: Option<BoundListener>,
     metrics: BoundListener,
 }
 
@@ -48,8 +50,8 @@ pub struct Listeners {
 pub struct Security {
     /// `None` = clear text.
     pub data: Option<PlaneTls>,
-    /// Always there.
-    pub admin: PlaneTls,
+    /// `None` = there is no admin plane.
+    pub admin: Option<PlaneTls>,
 }
 
 /// TLS of one plane.
@@ -62,28 +64,38 @@ pub struct PlaneTls {
 }
 
 impl Security {
-    /// Loads or makes the certificates that `settings` ask for.
-    pub fn load(settings: &Settings, authority: &CertificateAuthority) -> Result<Self, String> {
+    /// Loads or makes the certificates that `settings` ask for; without an authority, from files only.
+    pub fn load(settings: &Settings, authority: Option<&CertificateAuthority>) -> Result<Self, String> {
         let load = |certificate: &Certificate| {
             let tls = match certificate {
-                Certificate::Auto => authority.server_tls(&settings.names),
+                Certificate::Auto => match authority {
+                    Some(authority) => authority.server_tls(&settings.names),
+                    None => return Err("a data node has no CA of its own".to_owned()),
+                },
                 Certificate::Files { cert, key } => ServerTls::from_files(cert, key),
             };
             let tls = tls.map_err(|error| error.message().to_owned())?;
             Ok::<_, String>(PlaneTls { tls, own_authority: *certificate == Certificate::Auto })
         };
-        let mut data = settings.data_tls.as_ref().map(load).transpose()?;
+        let mut data = match settings.role {
+            Role::Admin => None,
+            _ => settings.data_tls.as_ref().map(load).transpose()?,
+        };
         if let Some(data) = &mut data {
             data.tls = data.tls.http2_only();
-        } else if !settings.bind.is_loopback() {
+        } else if settings.role != Role::Admin && !settings.bind.is_loopback() {
             tracing::warn!(bind = %settings.bind, "the data plane is served in clear text to the network");
         }
-        Ok(Self { data, admin: load(&settings.admin_tls)? })
+        let admin = match settings.role {
+            Role::Data => None,
+            _ => Some(load(&settings.admin_tls)?),
+        };
+        Ok(Self { data, admin })
     }
 
     /// Keeps the certificates up to date until the end is announced.
     pub fn spawn_renewal(&self, until: &Shutdown) {
-        for plane in self.data.iter().chain([&self.admin]) {
+        for plane in self.data.iter().chain(&self.admin) {
             tokio::spawn(plane.tls.clone().keep_fresh(until.clone()));
         }
     }
@@ -95,14 +107,16 @@ pub struct Parts<'a> {
     pub settings: &'a Settings,
     /// TLS.
     pub security: &'a Security,
-    /// The services.
-    pub planes: &'a Planes,
+    /// The data plane and the connections of its listener.
+    pub data: Option<(DataService, Connections)>,
+    /// The admin plane and the connections of its listener.
+    pub admin: Option<(&'a AdminPlane, Connections)>,
     /// Figures.
     pub metrics: &'a Metrics,
 }
 
 impl Listeners {
-    /// Binds all three, or none; the error names the port and the flag.
+    /// Binds those of the role, or none; the error names the port and the flag.
     pub async fn bind(settings: &Settings) -> Result<Self, String> {
         let bind = async |what: &str, port: u16, flag: &str, variable: &str| {
             let address = settings.address(port);
@@ -111,41 +125,48 @@ impl Listeners {
             })
         };
         Ok(Self {
-            data: bind("data plane", settings.data_port, "--data-port", "PRISM_DATA_PORT").await?,
-            admin: bind("admin plane", settings.admin_port, "--admin-port", "PRISM_ADMIN_PORT").await?,
+            data: match settings.role {
+                Role::Admin => None,
+                _ => Some(bind("data plane", settings.data_port, "--data-port", "PRISM_DATA_PORT").await?),
+            },
+            admin: match settings.role {
+                Role::Data => None,
+                _ => Some(bind("admin plane", settings.admin_port, "--admin-port", "PRISM_ADMIN_PORT").await?),
+            },
             metrics: bind("metrics listener", settings.metrics_port, "--metrics-port", "PRISM_METRICS_PORT").await?,
         })
     }
 
     /// Where they are.
     pub fn endpoints(&self) -> Endpoints {
-        Endpoints { data: self.data.local_addr(), admin: self.admin.local_addr(), metrics: self.metrics.local_addr() }
+        let address = |listener: &Option<BoundListener>| listener.as_ref().map(BoundListener::local_addr);
+        Endpoints { data: address(&self.data), admin: address(&self.admin), metrics: self.metrics.local_addr() }
     }
 
     /// Serves all three; the data plane on the runtime `data`, the others on the caller's until `admin_end`.
     pub async fn serve(
         self,
-        parts: &Parts<'_>,
+        parts: Parts<'_>,
         monitoring_routes: Router,
         data: &Handle,
         admin_end: (ShutdownTrigger, Shutdown),
     ) -> Result<Serving, String> {
-        let Parts { settings, security, planes, metrics } = parts;
+        let Parts { settings, security, data: data_plane, admin: admin_plane, metrics } = parts;
         let ids = RequestIds::new(&Random::system());
         let refused =
             metrics.counter("prism_connections_refused_total", "Connections closed because there were too many.");
         let data_options = ServeOptions {
             tls: security.data.as_ref().map(|plane| plane.tls.config()),
             places: PlaceBounds::shared(settings.limits.max_connections),
-            connections: planes.connections().data.clone(),
+            connections: data_plane.as_ref().map(|(_, connections)| connections.clone()).unwrap_or_default(),
             refused: refused.clone(),
             ..ServeOptions::new("data")
         };
         let admin_options = ServeOptions {
-            tls: Some(security.admin.tls.config()),
+            tls: security.admin.as_ref().map(|plane| plane.tls.config()),
             http1: true,
             places: admin_places(settings.limits.max_connections),
-            connections: planes.connections().admin.clone(),
+            connections: admin_plane.as_ref().map(|(_, connections)| connections.clone()).unwrap_or_default(),
             idle_timeout: Some(ADMIN_IDLE_TIMEOUT),
             last_words: LAST_WORDS,
             refused: refused.clone(),
@@ -156,14 +177,25 @@ impl Listeners {
 
         let (data_trigger, data_shutdown) = Shutdown::new();
         let (admin_trigger, admin_shutdown) = admin_end;
-        let data_service = RequestIdService::new(planes.data_service(), ids.clone());
-        let admin_service = planes.admin().service().await;
-        let admin_service =
-            admin_service.map_err(|error| format!("the admin plane cannot start: {}", error.message()))?;
-        let admin_service = RequestIdService::new(admin_service, ids);
+        let data_task = match (self.data, data_plane) {
+            (Some(listener), Some((service, _))) => {
+                let service = RequestIdService::new(service, ids.clone());
+                Some(data.spawn(serve(listener, data_options, service, data_shutdown)))
+            }
+            _ => None,
+        };
+        let admin_task = match (self.admin, admin_plane) {
+            (Some(listener), Some((plane, _))) => {
+                let service = plane.service().await;
+                let service = service.map_err(|error| format!("the admin plane cannot start: {}", error.message()))?;
+                let service = RequestIdService::new(service, ids);
+                Some(tokio::spawn(serve(listener, admin_options, service, admin_shutdown.clone())))
+            }
+            _ => None,
+        };
         Ok(Serving {
-            data_task: data.spawn(serve(self.data, data_options, data_service, data_shutdown)),
-            admin_task: tokio::spawn(serve(self.admin, admin_options, admin_service, admin_shutdown.clone())),
+            data_task,
+            admin_task,
             metrics_task: tokio::spawn(serve(self.metrics, monitoring_options, monitoring_routes, admin_shutdown)),
             data_trigger,
             admin_trigger,
@@ -184,9 +216,9 @@ fn count_connections(metrics: &Metrics, listeners: [&ServeOptions; 3]) {
 
 /// The listeners at work.
 pub struct Serving {
-    data_task: JoinHandle<()>,
+    data_task: Option<JoinHandle<()>>,
     data_trigger: ShutdownTrigger,
-    admin_task: JoinHandle<()>,
+    admin_task: Option<JoinHandle<()>>,
     metrics_task: JoinHandle<()>,
     admin_trigger: ShutdownTrigger,
 }
@@ -195,8 +227,8 @@ impl Serving {
     /// Returns when a listener has ended though nobody asked for it: a defect, after which the process cannot go on.
     pub async fn broken(&mut self) -> String {
         let name = tokio::select! {
-            _ = &mut self.data_task => "data plane",
-            _ = &mut self.admin_task => "admin plane",
+            () = over(&mut self.data_task) => "data plane",
+            () = over(&mut self.admin_task) => "admin plane",
             _ = &mut self.metrics_task => "metrics listener",
         };
         format!("the {name} has stopped unexpectedly")
@@ -205,14 +237,26 @@ impl Serving {
     /// Closes the data plane's listener; calls may finish until `deadline`.
     pub async fn end_data(&mut self, deadline: Instant) {
         self.data_trigger.announce(deadline);
-        ended("data plane", (&mut self.data_task).await);
+        if let Some(task) = &mut self.data_task {
+            ended("data plane", task.await);
+        }
     }
 
     /// Closes the other two; calls may finish until `deadline`.
     pub async fn end_admin(&mut self, deadline: Instant) {
         self.admin_trigger.announce(deadline);
-        ended("admin plane", (&mut self.admin_task).await);
+        if let Some(task) = &mut self.admin_task {
+            ended("admin plane", task.await);
+        }
         ended("metrics listener", (&mut self.metrics_task).await);
+    }
+}
+
+/// Waits for the end of a listener; there is none to wait for where there is no listener.
+async fn over(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod expiry;
 mod listeners;
+pub mod node;
 mod planes;
 mod process;
 mod self_check;
@@ -56,6 +57,7 @@ pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data
     readiness.enter(Phase::Draining);
     planes.drain(Instant::now() + DRAIN_TIMEOUT).await;
     serving.end_data(Instant::now() + LINGER).await;
+    planes.end_links();
     serving.end_admin(Instant::now() + LINGER).await;
     background.now();
     planes.admin().close_audit_log().await;
@@ -84,15 +86,26 @@ async fn start(
     let planes = Planes::start(&ground, admin_shutdown.clone()).await?;
     let listeners = Listeners::bind(settings).await?;
     let addresses = listeners.endpoints();
-    let security = listeners::Security::load(settings, &authority)?;
+    let security = listeners::Security::load(settings, Some(&authority))?;
     let certificates = Certificates::new(&authority, &security, planes.trust());
     certificates.register(&metrics);
     register_key_ages(&metrics, issuers.clone());
     let routes = monitoring::routes(metrics.clone(), readiness.clone());
-    let parts = Parts { settings, security: &security, planes: &planes, metrics: &metrics };
-    let serving = listeners.serve(&parts, routes, data, (admin_trigger, admin_shutdown)).await?;
-    self_check::data_plane(addresses.data, &security, &authority).await?;
-    self_check::admin_plane(addresses.admin, &security, &authority).await?;
+    let connections = planes.connections();
+    let parts = Parts {
+        settings,
+        security: &security,
+        data: planes.data_service().map(|service| (service, connections.data.clone())),
+        admin: Some((planes.admin(), connections.admin.clone())),
+        metrics: &metrics,
+    };
+    let serving = listeners.serve(parts, routes, data, (admin_trigger, admin_shutdown)).await?;
+    if let Some(address) = addresses.data {
+        self_check::data_plane(address, &security, Some(&authority)).await?;
+    }
+    if let Some(address) = addresses.admin {
+        self_check::admin_plane(address, &security, &authority).await?;
+    }
     let (often, seldom) = SWEEP_EVERY;
     planes.spawn_sweeps(settings.session.retain_ended.clamp(often, seldom), until_the_end.clone());
     planes.admin().spawn_audit_upkeep(until_the_end.clone());
@@ -105,7 +118,7 @@ async fn start(
     }
     addresses.write(folder).map_err(|error| format!("endpoints.json cannot be written: {error}"))?;
     readiness.enter(Phase::Ready);
-    tracing::info!(data = %addresses.data, admin = %addresses.admin, metrics = %addresses.metrics, "ready");
+    tracing::info!(data = ?addresses.data, admin = ?addresses.admin, metrics = %addresses.metrics, "ready");
     if settings.dev {
         dev::print_next_steps(&addresses, folder);
     }

@@ -15,6 +15,7 @@ use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
 use prism_identity::Issuers;
+use prism_link::{Fleet, FleetOptions};
 use prism_rpc::tls::server_names;
 use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
 use prism_store::Store;
@@ -23,13 +24,18 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::trust::Trust;
 use crate::Failure;
+use crate::cli::Role;
 use crate::settings::{BackendKind, BackendSettings, Settings};
+
+/// Name of a controller without a data plane; no node may have it.
+const CONTROLLER: &str = "controller";
 
 /// The running planes.
 pub struct Planes {
     store: Arc<Store>,
     backends: Vec<Arc<dyn Backend>>,
-    data: Arc<DataPlane>,
+    data: Option<Arc<DataPlane>>,
+    fleet: Arc<Fleet>,
     admin: AdminPlane,
     trust: Arc<Trust>,
     connections: PlaneConnections,
@@ -72,31 +78,47 @@ impl Planes {
         let trust = Trust::load(store.cluster(), authority, &settings.client_ca).map_err(Failure::Usage)?;
         let trust = Arc::new(trust);
         let connections = PlaneConnections::default();
-        let node = NodeId::parse("node", LOCAL_NODE).map_err(|error| failed("no node", &error))?;
-
-        let (instances, opening) = (settings.backends.clone(), clock.clone());
-        let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
-        let options = DataPlaneOptions {
-            node,
+        let id = if settings.role == Role::Admin { CONTROLLER } else { LOCAL_NODE };
+        let node = NodeId::parse("node", id).map_err(|error| failed("no node", &error))?;
+        let fleet = FleetOptions {
             control: store.clone(),
-            backends: backends.clone(),
-            limits: settings.limits.clone(),
-            policy: settings.session.clone(),
-            clock,
-            metrics: metrics.clone(),
-            table: table.clone(),
-            reflection: settings.reflection,
-            health: settings.health,
-            issuers: issuers.clone(),
-            trust: settings.data_tls.is_some().then(|| trust.data()),
-            connections: connections.data.clone(),
-            auth_failures: settings.auth_failures,
+            id: node.clone(),
+            cluster: store.cluster().to_owned(),
+            epoch: epoch(),
+            clock: clock.clone(),
         };
-        let started = on(data, async move { DataPlane::start(options).await }).await?;
-        let data = started.map_err(|error| failed("the data plane cannot start", &error))?;
+        let fleet = Fleet::start(fleet).await.map_err(|error| failed("the nodes cannot be looked up", &error))?;
+        let fleet = Arc::new(fleet);
+
+        let (backends, data) = if settings.role == Role::Admin {
+            (Vec::new(), None)
+        } else {
+            let (instances, opening) = (settings.backends.clone(), clock.clone());
+            let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
+            let options = DataPlaneOptions {
+                node,
+                control: store.clone(),
+                backends: backends.clone(),
+                limits: settings.limits.clone(),
+                policy: settings.session.clone(),
+                clock,
+                metrics: metrics.clone(),
+                table: table.clone(),
+                reflection: settings.reflection,
+                health: settings.health,
+                issuers: issuers.clone(),
+                trust: settings.data_tls.is_some().then(|| trust.data()),
+                connections: connections.data.clone(),
+                auth_failures: settings.auth_failures,
+            };
+            let started = on(data, async move { DataPlane::start(options).await }).await?;
+            let plane = started.map_err(|error| failed("the data plane cannot start", &error))?;
+            fleet.attach(plane.clone());
+            (backends, Some(plane))
+        };
         let admin = AdminPlane::new(AdminOptions {
             store: store.clone(),
-            node: data.clone(),
+            fleet: fleet.clone(),
             catalog: settings.catalog(),
             metrics: metrics.clone(),
             table,
@@ -115,7 +137,7 @@ impl Planes {
                 server_names: server_names(&settings.names),
             },
         });
-        Ok(Self { store, backends, data, admin, trust, connections })
+        Ok(Self { store, backends, data, fleet, admin, trust, connections })
     }
 
     /// Whose client certificates may come in.
@@ -138,14 +160,21 @@ impl Planes {
         &self.admin
     }
 
-    /// What the data plane's listener serves.
-    pub fn data_service(&self) -> DataService {
-        self.data.service()
+    /// What the data plane's listener serves, if there is a data plane.
+    pub fn data_service(&self) -> Option<DataService> {
+        self.data.as_ref().map(|data| data.service())
     }
 
     /// Takes nothing new, and lets what runs finish until `deadline`. Sessions stay alive for the next start.
     pub async fn drain(&self, deadline: Instant) {
-        self.data.shutdown(deadline.into_std()).await;
+        if let Some(data) = &self.data {
+            data.shutdown(deadline.into_std()).await;
+        }
+    }
+
+    /// Ends the links to data nodes, which go on without this controller.
+    pub fn end_links(&self) {
+        self.fleet.end();
     }
 
     /// Writes what waits in the backends.
@@ -183,17 +212,27 @@ impl Planes {
     }
 }
 
-fn failed(what: &str, error: &prism_core::Error) -> String {
+/// A number that no other life of a controller has, for its revisions.
+fn epoch() -> u64 {
+    let mut bytes = [0; 8];
+    Random::system().fill(&mut bytes);
+    u64::from_be_bytes(bytes).max(1)
+}
+
+pub fn failed(what: &str, error: &prism_core::Error) -> String {
     let cause = error.cause().map(|cause| format!(" ({cause})")).unwrap_or_default();
     format!("{what}: {}{cause}", error.message())
 }
 
 /// Runs `work` on another runtime.
-async fn on<T: Send + 'static>(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Result<T, String> {
+pub async fn on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, String> {
     runtime.spawn(work).await.map_err(|error| format!("the server cannot start: {error}"))
 }
 
-async fn open_backends(instances: Vec<BackendSettings>, clock: &Clock) -> Result<Vec<Arc<dyn Backend>>, String> {
+pub async fn open_backends(instances: Vec<BackendSettings>, clock: &Clock) -> Result<Vec<Arc<dyn Backend>>, String> {
     let mut out: Vec<Arc<dyn Backend>> = Vec::new();
     for BackendSettings { name, kind } in instances {
         out.push(match kind {

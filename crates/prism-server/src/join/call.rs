@@ -51,6 +51,16 @@ impl Controller {
         Ok(Self { host: bare.to_owned(), port })
     }
 
+    /// Its host: a name, or an address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Exchanges a token. The request leaves this machine only after the server has proven who it is.
     pub async fn exchange(
         &self,

@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 pub const FOLDER: &str = "node";
 /// The cluster's CA.
 pub const CA: &str = "ca.pem";
-const KEY: &str = "key.pem";
-const CERTIFICATE: &str = "cert.pem";
+/// The node's key.
+pub const KEY: &str = "key.pem";
+/// The node's certificate.
+pub const CERTIFICATE: &str = "cert.pem";
 const IDENTITY: &str = "node.json";
 
 /// Who a node is.

@@ -3,7 +3,7 @@
 //! Key first, call after: whatever is lost on the way, a repeated call shows the same key and gets the same certificate.
 
 mod call;
-mod identity;
+pub mod identity;
 mod trust;
 
 use std::io::Read as _;
@@ -16,7 +16,8 @@ use prism_proto::cluster::v1::ExchangeJoinTokenRequest;
 use crate::Failure;
 use crate::cli::JoinArgs;
 use crate::data_dir::DataDir;
-use call::{Controller, Unanswered};
+pub use call::Controller;
+use call::Unanswered;
 use identity::{Identity, NodeFiles, Proven};
 use trust::ServerTrust;
 

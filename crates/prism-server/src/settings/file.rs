@@ -205,6 +205,8 @@ impl From<OnReadFailure> for prism_store::OnReadFailure {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
+    /// Controllers that a data node chooses from, `host:port`.
+    pub controllers: Vec<String>,
     /// Life of a node's certificate.
     pub certificate_ttl: Option<Span<10_000, { 7 * DAY }>>,
 }

@@ -13,9 +13,11 @@ use prism_core::config::{BackendInstance, BackendType, Catalog};
 use prism_core::limits::{Limits, SessionPolicy};
 use prism_core::{Clock, InstanceName};
 use prism_identity::Issuers;
+use prism_link::bounds::MAX_CONTROLLERS;
 use prism_store::AuditSettings;
 
-use crate::cli::ServeArgs;
+use crate::cli::{Role, ServeArgs};
+use crate::join::Controller;
 pub use file::File;
 use file::{AdminTlsMode, DataTlsMode, EmbeddedType};
 use oidc::Oidc;
@@ -63,6 +65,10 @@ pub struct Settings {
     pub admin_rps: u32,
     /// Life of a node's certificate.
     pub node_certificate_ttl: Duration,
+    /// Controllers that a data node chooses from; empty = those that it joined through.
+    pub controllers: Vec<String>,
+    /// What this process runs.
+    pub role: Role,
     /// Issuers of access tokens.
     oidc: Vec<Oidc>,
     /// Life of sessions.
@@ -181,6 +187,8 @@ impl Settings {
             auth_failures: file.limits.auth_failures.map_or(AUTH_FAILURES, |whole| whole.0 as u32),
             node_certificate_ttl: file.cluster.certificate_ttl.map_or(NODE_CERTIFICATE_TTL, |span| span.0),
             admin_rps: file.limits.admin_rps.map_or(0, |whole| whole.0 as u32),
+            controllers: controllers(file.cluster.controllers)?,
+            role: args.role,
             oidc: file.oidc.into_iter().map(Spanned::into_inner).collect(),
             session: session(&file.session)?,
             limits: limits(&file.limits),
@@ -193,7 +201,26 @@ impl Settings {
             return Err(format!("listen.names: more than {MAX_NAMES} names"));
         }
         settings.ports_differ()?;
+        settings.fits_its_role()?;
         Ok(settings)
+    }
+
+    /// What only one role can do is not asked of another.
+    fn fits_its_role(&self) -> Result<(), String> {
+        if self.dev && self.role != Role::All {
+            return Err("--dev is for both planes in one process; leave --role out".to_owned());
+        }
+        match self.role {
+            Role::Data if self.data_tls == Some(Certificate::Auto) => Err(
+                "tls.data.mode: a data node has no CA of its own; set mode = \"files\" with the certificate of its names, or \
+                 \"off\""
+                    .to_owned(),
+            ),
+            Role::All | Role::Admin if !self.controllers.is_empty() => {
+                Err("cluster.controllers: is for --role data; this process is a controller itself".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn ports_differ(&self) -> Result<(), String> {
@@ -234,6 +261,16 @@ impl BackendSettings {
             BackendKind::Memory => BackendType::Memory,
         }
     }
+}
+
+fn controllers(list: Vec<String>) -> Result<Vec<String>, String> {
+    if list.len() > MAX_CONTROLLERS {
+        return Err(format!("cluster.controllers: more than {MAX_CONTROLLERS} controllers"));
+    }
+    for controller in &list {
+        Controller::parse(controller).map_err(|error| format!("cluster.controllers: {error}"))?;
+    }
+    Ok(list)
 }
 
 fn bind(args: &ServeArgs, file: &File) -> Result<IpAddr, String> {

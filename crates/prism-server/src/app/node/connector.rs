@@ -1,0 +1,145 @@
+//! How a node reaches a controller: one TLS connection with its certificate, and one stream over it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use prism_core::{Error, Kind, Result};
+use prism_link::bounds::{CONNECT_TIMEOUT, MAX_FRAME_BYTES};
+use prism_link::{Closed, NodeEnd};
+use prism_proto::cluster::v1::NodeFrame;
+use prism_proto::cluster::v1::link_service_client::LinkServiceClient;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::join::Controller;
+use crate::join::identity::{CA, CERTIFICATE, KEY};
+
+/// Frames that the connection has not taken yet; the link has a queue of its own.
+const WAITING: usize = 16;
+/// How long a connection without traffic is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Connects with the identity in a folder, as it is there at that moment.
+pub struct Connector {
+    folder: PathBuf,
+}
+
+impl Connector {
+    /// With the identity in `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// A connection to `controller`, with the node's certificate.
+    pub async fn channel(&self, controller: &str) -> Result<Channel> {
+        let controller = Controller::parse(controller).map_err(|why| Error::invalid("cluster.controllers", why))?;
+        let tls = TlsConnector::from(Arc::new(client_config(&self.folder).map_err(identity_unusable)?));
+        let connector = service_fn(move |_: Uri| {
+            let (tls, controller) = (tls.clone(), controller.clone());
+            async move {
+                let name = ServerName::try_from(controller.host().to_owned()).map_err(std::io::Error::other)?;
+                let stream = TcpStream::connect((controller.host(), controller.port())).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://localhost").http2_keep_alive_interval(KEEP_ALIVE);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connector)).await;
+        match connected {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(unreachable_because(&root_of(&error))),
+            Err(_) => Err(unreachable_because("it does not answer")),
+        }
+    }
+}
+
+#[async_trait]
+impl prism_link::Connector for Connector {
+    async fn connect(&self, controller: &str) -> Result<NodeEnd> {
+        let channel = self.channel(controller).await?;
+        let mut client = LinkServiceClient::new(channel)
+            .max_decoding_message_size(MAX_FRAME_BYTES)
+            .max_encoding_message_size(MAX_FRAME_BYTES);
+        let (frames, taken) = mpsc::channel::<NodeFrame>(WAITING);
+        // The answer begins when the controller has seen the first frame, which comes after this returns.
+        let opening = async move { client.link(ReceiverStream::new(taken)).await };
+        let incoming = futures::stream::once(opening).flat_map(|opened| match opened {
+            Ok(response) => response.into_inner().map(|frame| frame.map_err(|status| failed(&status))).boxed(),
+            Err(status) => futures::stream::iter([Err(failed(&status))]).boxed(),
+        });
+        let outgoing = futures::sink::unfold(frames, |frames, frame| async move {
+            frames.send(frame).await.map_err(|_| Closed)?;
+            Ok(frames)
+        });
+        Ok(NodeEnd { incoming: incoming.boxed(), outgoing: Box::pin(outgoing) })
+    }
+}
+
+/// What a controller said, with its reason.
+fn failed(status: &Status) -> Error {
+    use tonic_types::StatusExt as _;
+    let reason = status.get_details_error_info().map_or_else(|| "LINK_FAILED".to_owned(), |info| info.reason);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == code_name(status.code()));
+    Error::new(kind.unwrap_or(Kind::Unavailable), reason, status.message())
+}
+
+fn code_name(code: tonic::Code) -> &'static str {
+    use tonic::Code;
+    match code {
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        _ => "UNAVAILABLE",
+    }
+}
+
+fn unreachable_because(why: &str) -> Error {
+    Error::unavailable("CONTROLLER_UNREACHABLE", format!("the controller cannot be reached: {why}"))
+}
+
+fn identity_unusable(why: String) -> Error {
+    Error::precondition("NODE_IDENTITY", why)
+}
+
+/// TLS with the node's certificate; the controller's must be of the cluster's CA.
+fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
+    let shown = |name: &str, error: &dyn std::fmt::Display| format!("{}: {error}", folder.join(name).display());
+    let mut roots = RootCertStore::empty();
+    for ca in CertificateDer::pem_file_iter(folder.join(CA)).map_err(|error| shown(CA, &error))? {
+        roots.add(ca.map_err(|error| shown(CA, &error))?).map_err(|error| shown(CA, &error))?;
+    }
+    let chain = CertificateDer::pem_file_iter(folder.join(CERTIFICATE)).map_err(|error| shown(CERTIFICATE, &error))?;
+    let chain = chain.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| shown(CERTIFICATE, &error))?;
+    let key = PrivateKeyDer::from_pem_file(folder.join(KEY)).map_err(|error| shown(KEY, &error))?;
+    let mut config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| shown(CERTIFICATE, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// The last cause of an error, which names what happened.
+fn root_of(error: &dyn std::error::Error) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
+}

@@ -1,0 +1,219 @@
+//! The life of a data node: its identity, the link to a controller, and a data plane over it.
+
+mod connector;
+mod renewal;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use prism_backends::driver::Backend;
+use prism_core::secret::Random;
+use prism_core::{Clock, NodeId};
+use prism_data_plane::{DataPlane, DataPlaneOptions};
+use prism_identity::{ClientTrust, Issuers, read_bundle};
+use prism_link::{BackendIdentity, Files, NodeLink, NodeLinkOptions};
+use prism_rpc::{Connections, Metrics, Shutdown, Table};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::listeners::{Listeners, Parts, Security, Serving};
+use super::planes::{failed, on, open_backends};
+use super::{DRAIN_TIMEOUT, LINGER, process, self_check};
+use crate::data_dir::DataDir;
+use crate::join::identity::{CA, Identity, NodeFiles};
+use crate::monitoring::{Phase, Readiness};
+use crate::settings::Settings;
+use crate::signals::Signals;
+use crate::{Failure, endpoints, monitoring};
+use connector::Connector;
+
+/// How long a controller may take until the node starts by what is on its disk.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What runs.
+struct Node {
+    link: Arc<NodeLink>,
+    plane: Arc<DataPlane>,
+    backends: Vec<Arc<dyn Backend>>,
+}
+
+/// Serves until a signal asks for the end. The data plane and its link run on `data`.
+pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data: Handle) -> Result<(), Failure> {
+    let mut signals = Signals::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
+    let folder = directory.path();
+    endpoints::remove(folder).map_err(|error| format!("a stale endpoints.json cannot be removed: {error}"))?;
+    let readiness = Readiness::default();
+    let (background, until_the_end) = Shutdown::new();
+    let start = start(&settings, issuers, folder, &data, &readiness, until_the_end);
+    let (node, mut serving) = tokio::select! {
+        started = start => started?,
+        received = signals.next() => {
+            tracing::info!(signal = ?received, "asked to stop while starting");
+            return Ok(());
+        }
+    };
+    let received = tokio::select! {
+        received = signals.next() => received,
+        fault = serving.broken() => return Err(fault.into()),
+    };
+    tracing::info!(signal = ?received, "draining; a second signal ends at once");
+    signals.end_at_the_next();
+    readiness.enter(Phase::Draining);
+    let Node { link, plane, backends } = node;
+    plane.shutdown((Instant::now() + DRAIN_TIMEOUT).into_std()).await;
+    serving.end_data(Instant::now() + LINGER).await;
+    serving.end_admin(Instant::now() + LINGER).await;
+    background.now();
+    if let Err(error) = link.flush().await {
+        tracing::error!(%error, "the node's state was not written for the last time");
+    }
+    link.end();
+    let closed = on(&data, async move {
+        for backend in backends {
+            backend.close().await;
+        }
+    });
+    if let Err(error) = closed.await {
+        tracing::error!(error, "the backends were not closed in order");
+    }
+    endpoints::remove(folder).map_err(|error| format!("endpoints.json cannot be removed: {error}"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Everything up to the moment when `/ready` says so.
+async fn start(
+    settings: &Settings,
+    issuers: Issuers,
+    folder: &Path,
+    data: &Handle,
+    readiness: &Readiness,
+    until_the_end: Shutdown,
+) -> Result<(Node, Serving), Failure> {
+    let clock = Clock::system();
+    let files = NodeFiles::open(folder)?;
+    let identity = files.read()?.ok_or_else(|| {
+        let shown = folder.display();
+        Failure::Usage(format!(
+            "{shown} holds no identity of a node; run prism join with a token of prism-admin token create"
+        ))
+    })?;
+    let id = NodeId::parse("node_id", &identity.node_id).map_err(|error| failed("node.json", &error))?;
+    let trust = trust(settings, &files, &identity).map_err(Failure::Usage)?;
+    let metrics = Metrics::new();
+    process::register(&metrics);
+    metrics.spawn_history(until_the_end.clone());
+    let listeners = Listeners::bind(settings).await?;
+    let addresses = listeners.endpoints();
+    let security = Security::load(settings, None)?;
+    let table = Arc::new(Table::load()?);
+
+    let connector = Arc::new(Connector::new(files.folder().to_owned()));
+    let options = NodeLinkOptions {
+        node: id.clone(),
+        controllers: controllers(settings, &identity),
+        connector: connector.clone(),
+        storage: Arc::new(Files::new(files.folder())),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backends: identities(settings, &id),
+        clock: clock.clone(),
+        jitter: jitter(),
+    };
+    let started = on(data, async move { NodeLink::start(options).await }).await?;
+    let link = Arc::new(started.map_err(|error| failed("the node cannot start", &error))?);
+    tokio::spawn(renewal::keep_fresh(
+        folder.to_owned(),
+        connector,
+        controllers(settings, &identity),
+        until_the_end.clone(),
+    ));
+    tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
+    link.ready(PATIENCE).await;
+
+    let (instances, opening) = (settings.backends.clone(), clock.clone());
+    let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
+    let connections = Connections::default();
+    let options = DataPlaneOptions {
+        node: id,
+        control: link.clone(),
+        backends: backends.clone(),
+        limits: settings.limits.clone(),
+        policy: settings.session.clone(),
+        clock,
+        metrics: metrics.clone(),
+        table,
+        reflection: settings.reflection,
+        health: settings.health,
+        issuers: issuers.clone(),
+        trust: settings.data_tls.is_some().then_some(trust),
+        connections: connections.clone(),
+        auth_failures: settings.auth_failures,
+    };
+    let started = on(data, async move { DataPlane::start(options).await }).await?;
+    let plane = started.map_err(|error| failed("the data plane cannot start", &error))?;
+    link.attach(plane.clone());
+
+    let routes = monitoring::routes(metrics.clone(), readiness.clone());
+    let parts = Parts {
+        settings,
+        security: &security,
+        data: Some((plane.service(), connections)),
+        admin: None,
+        metrics: &metrics,
+    };
+    let serving = listeners.serve(parts, routes, data, Shutdown::new()).await?;
+    if let Some(address) = addresses.data {
+        self_check::data_plane(address, &security, None).await?;
+    }
+    security.spawn_renewal(&until_the_end);
+    tokio::spawn(async move { issuers.keep_fresh(until_the_end.announced()).await });
+    addresses.write(folder).map_err(|error| format!("endpoints.json cannot be written: {error}"))?;
+    readiness.enter(Phase::Ready);
+    tracing::info!(data = ?addresses.data, metrics = %addresses.metrics, "ready");
+    Ok((Node { link, plane, backends }, serving))
+}
+
+/// Those of the settings, else those that the node joined through.
+fn controllers(settings: &Settings, identity: &Identity) -> Vec<String> {
+    if settings.controllers.is_empty() { identity.controllers.clone() } else { settings.controllers.clone() }
+}
+
+/// Whose client certificates open sessions: the cluster's own CA, and the operator's bundle.
+fn trust(settings: &Settings, files: &NodeFiles, identity: &Identity) -> Result<Arc<ArcSwap<ClientTrust>>, String> {
+    let path = files.folder().join(CA);
+    let ca = CertificateDer::from_pem_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let others = match &settings.client_ca.data {
+        None => Vec::new(),
+        Some(path) => {
+            let shown = path.display();
+            let pem = std::fs::read(path).map_err(|error| format!("tls.data.client_ca: {shown}: {error}"))?;
+            read_bundle(&pem).map_err(|error| format!("tls.data.client_ca: {shown}: {}", error.message()))?
+        }
+    };
+    let trust = ClientTrust::new(&identity.cluster, vec![ca], others).map_err(|error| error.message().to_owned())?;
+    Ok(Arc::new(ArcSwap::from_pointee(trust)))
+}
+
+/// An embedded backend is this node's own; nobody else has its data.
+fn identities(settings: &Settings, node: &NodeId) -> Vec<BackendIdentity> {
+    let of = |backend: &crate::settings::BackendSettings| BackendIdentity {
+        instance: backend.name.to_string(),
+        kind: backend.kind().name().to_owned(),
+        identity: format!("embedded:{node}:{}", backend.name),
+    };
+    settings.backends.iter().map(of).collect()
+}
+
+/// Up to a fifth more or less.
+fn jitter() -> prism_link::Jitter {
+    let random = Random::system();
+    Box::new(move |pause| {
+        let mut byte = [0; 1];
+        random.fill(&mut byte);
+        pause.mul_f64(0.8 + 0.4 * f64::from(byte[0]) / 255.0)
+    })
+}
