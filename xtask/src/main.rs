@@ -24,6 +24,7 @@ usage: cargo xtask <command>
   deps               the dependency rules and the licences
   tour FILE          your file through a queue and key-value, while an operator watches
   bench [PART]       what Prism costs; data: beside a bare echo and one-row commits, admin: beside etcd
+  link [--seeds N]   the link between nodes and controller under a simulation, with N seeds (1000)
   crash [--rounds N] kill -9 under load, N times (50), and nothing acknowledged may be missing
 ";
 
@@ -53,6 +54,11 @@ fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
         ("crash", [flag, rounds]) if flag == "--rounds" => match rounds.parse() {
             Ok(rounds) if rounds > 0 => test::crash(&workspace, rounds),
             _ => anyhow::bail!("--rounds takes a number from 1 up, not {rounds:?}"),
+        },
+        ("link", []) => test::link(&workspace, 1000),
+        ("link", [flag, seeds]) if flag == "--seeds" => match seeds.parse() {
+            Ok(seeds) if seeds > 0 => test::link(&workspace, seeds),
+            _ => anyhow::bail!("--seeds takes a number from 1 up, not {seeds:?}"),
         },
         ("tour", [_]) => programs::tour(&workspace, rest),
         ("bench", rest) => programs::bench(&workspace, rest),

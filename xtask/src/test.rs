@@ -50,6 +50,16 @@ pub fn crash(workspace: &Workspace, rounds: u32) -> anyhow::Result<ExitCode> {
     close(workspace, summary)
 }
 
+/// The simulation of the link with a number of seeds; one that fails says how to replay it.
+pub fn link(workspace: &Workspace, seeds: u64) -> anyhow::Result<ExitCode> {
+    let mut summary = Summary::default();
+    let mut command = cargo_test(workspace)?;
+    command.env("PRISM_LINK_SEEDS", seeds.to_string());
+    command.args(["--package", "prism-link", "--test", "simulation", "--", "--nocapture"]);
+    count(&mut command, &mut summary)?;
+    close(workspace, summary)
+}
+
 fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
     tools::promtool(workspace)?;
     tools::node()?;

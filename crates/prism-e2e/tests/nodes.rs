@@ -5,7 +5,7 @@ use std::path::Path;
 use prism_e2e::data::{self, Session, named};
 use prism_e2e::node::join;
 use prism_e2e::site::{Pattern, config};
-use prism_e2e::{Admin, Failure, Options, Prism, dial, wait};
+use prism_e2e::{Admin, Failure, Options, Prism, dial, keys, wait};
 use prism_proto::admin::v1::{
     DrainConnectionsRequest, GetMetricsRequest, ListBackendsRequest, ListSessionsRequest, NamespaceQuota,
     SetMaintenanceModeRequest,
@@ -35,11 +35,11 @@ impl Node {
     }
 
     fn options(data_dir: &Path) -> Options {
-        Options::new().arg("--role").arg("data").config("[tls.data]\nmode = \"off\"\n").data_dir(data_dir)
+        Options::new().arg("--role").arg("data").data_dir(data_dir)
     }
 
     fn channel(&self) -> Channel {
-        dial::clear(&self.prism.endpoints().data)
+        dial::tls(&self.prism.endpoints().data, &self.prism.data_dir().join("node").join("ca.pem"))
     }
 
     async fn open(&self, key: &str) -> Result<Session, Failure> {
@@ -127,6 +127,12 @@ async fn a_cluster_of_three_processes() {
     })
     .await;
     assert!(refusal.code == Code::Unavailable && refusal.message.contains("sessions that exist go on"), "{refusal:?}");
+    let state = one.prism.data_dir().join("node").join("state");
+    wait::until("the session is written down", || async {
+        let bytes = std::fs::read(&state).unwrap_or_default();
+        bytes.windows(16).any(|id| id == keys::id(&first.token).as_bytes()).then_some(())
+    })
+    .await;
     one.prism.crash_and_restart().await;
     let first = first.on(&one.channel());
     assert_eq!(first.get("greeting").await.unwrap().value, b"still here".as_slice(), "a start without a controller");
@@ -166,10 +172,11 @@ async fn a_node_says_what_it_lacks() {
     alone.spawn();
     assert_eq!(alone.exit().await.code(), Some(2));
     wait::until("the reason", || async { alone.log().contains("prism join").then_some(()) }).await;
-    let auto = Prism::prepared(Options::new().arg("--role").arg("data"));
-    auto.spawn();
-    assert_eq!(auto.exit().await.code(), Some(2));
-    wait::until("the reason", || async { auto.log().contains("tls.data.mode").then_some(()) }).await;
+    let names = Options::new().arg("--role").arg("data").config("[listen]\nnames = [\"other.example\"]\n");
+    let names = Prism::prepared(names);
+    names.spawn();
+    assert_eq!(names.exit().await.code(), Some(2));
+    wait::until("the reason", || async { names.log().contains("tls.data.mode").then_some(()) }).await;
     let wrong = "[cluster]\ncontrollers = [\"nowhere\"]\n[tls.data]\nmode = \"off\"\n";
     let wrong = Prism::prepared(Options::new().arg("--role").arg("data").config(wrong));
     wrong.spawn();

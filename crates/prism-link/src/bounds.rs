@@ -50,8 +50,8 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// What a client is told to wait when there is no controller.
 pub const RETRY: Duration = Duration::from_secs(2);
-/// How long a node waits for a change before it is written down, so that many changes are one write.
-pub const PERSIST_AFTER: Duration = Duration::from_millis(500);
+/// How soon a change of a node's state is written down, and the shortest pause between two states: many changes are one write.
+pub const PERSIST_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// How often a node tells its demand.
 pub const DEMAND_EVERY: Duration = Duration::from_secs(1);
 /// For how long a share of a rate holds; see [`crate::shares`].

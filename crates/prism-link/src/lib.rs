@@ -17,7 +17,7 @@ mod signal;
 mod storage;
 mod transport;
 
-pub use fleet::{Fleet, FleetOptions, NodeStatus};
+pub use fleet::{Certifier, Fleet, FleetOptions, NodeStatus};
 pub use node::{BackendIdentity, Jitter, NodeLink, NodeLinkOptions};
 pub use storage::{Encode, Files, Storage, Stored};
 pub use transport::{Closed, Connector, ControllerEnd, Incoming, NodeEnd, Outgoing, Transport};

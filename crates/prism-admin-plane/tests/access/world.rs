@@ -62,6 +62,7 @@ impl World {
             cluster: store.cluster().to_owned(),
             epoch: 1,
             clock: clock.clone(),
+            certifier: None,
         };
         // Without a single node.
         let fleet = Fleet::start(fleet).await.unwrap();

@@ -89,6 +89,17 @@ impl Shared {
                 control.report_of(node, reports).await?;
                 Answered::Done(wire::Done {})
             }
+            Ask::Certify(ask) => {
+                let certifier = self.options.certifier.as_ref().ok_or_else(|| {
+                    Error::precondition(
+                        "NO_CA",
+                        "this controller makes no certificates for data ports; give the node files",
+                    )
+                })?;
+                let chain = certifier.server_certificate(node, &ask.csr_pem)?;
+                tracing::info!(node.id = %node, "a certificate for a data port was made");
+                Answered::Certified(wire::Certified { chain_pem: chain.into() })
+            }
             Ask::Resolve(ask) => {
                 let token = proof_from_wire(&need("token", ask.token)?)?;
                 let record = self.resolve(node, &token).await?;

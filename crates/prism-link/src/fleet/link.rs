@@ -146,7 +146,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
     };
     link.close();
     shared.unregister(&link);
-    tracing::info!(node.id = %link.node, link = id, reason = ended.reason(), message = ended.message(), "the link of a node has ended");
+    tracing::info!(node.id = %link.node, link = id, reason = ended.reason(), why = ended.message(), "the link of a node has ended");
     ended
 }
 

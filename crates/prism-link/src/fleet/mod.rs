@@ -38,6 +38,14 @@ pub struct FleetOptions {
     pub epoch: u64,
     /// Where the time comes from.
     pub clock: Clock,
+    /// Who makes certificates for data ports; `None` = nobody.
+    pub certifier: Option<Arc<dyn Certifier>>,
+}
+
+/// Makes certificates for the data ports of nodes.
+pub trait Certifier: Send + Sync + 'static {
+    /// A certificate for `node` and for nobody else's name; PEM, the CA last. `csr_pem` gives the key and nothing else.
+    fn server_certificate(&self, node: &NodeId, csr_pem: &[u8]) -> Result<Vec<u8>>;
 }
 
 /// What is known of a node.

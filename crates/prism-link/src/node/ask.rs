@@ -165,6 +165,13 @@ impl Shared {
         }
     }
 
+    pub(super) async fn certify(&self, csr_pem: Vec<u8>) -> Result<Vec<u8>> {
+        match self.ask(Ask::Certify(wire::CertifyAsk { csr_pem: csr_pem.into() })).await? {
+            Answered::Certified(certified) => Ok(certified.chain_pem.to_vec()),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Ends a session: with the controller, or without it for now. Durable on return, one way or the other.
     pub(super) async fn end(&self, last: SessionReport, reason: EndReason) -> Result<()> {
         match self.ask_end(&last, reason).await {

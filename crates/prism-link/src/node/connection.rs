@@ -134,11 +134,11 @@ pub async fn run(shared: Arc<Shared>) {
         if was_connected {
             pause = BACKOFF.0;
         }
-        let (reason, message) = (ended.reason(), ended.message());
+        let (reason, why) = (ended.reason(), ended.message());
         if was_connected || shared.connected_before.get().is_none() {
-            tracing::warn!(controller, reason, message, "no link to the controller");
+            tracing::warn!(controller, reason, why, "no link to the controller");
         } else {
-            tracing::debug!(controller, reason, message, "no link to the controller");
+            tracing::debug!(controller, reason, why, "no link to the controller");
         }
         turn += 1;
         tokio::time::sleep((shared.options.jitter)(pause)).await;

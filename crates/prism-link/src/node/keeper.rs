@@ -89,12 +89,12 @@ pub async fn keep(shared: Arc<Shared>, storage: Arc<dyn Storage>, mut waiting: m
             },
             () = shared.keeper.dirty.notified(), if !dirty => {
                 dirty = true;
-                next_state = next_state.max(Instant::now() + PERSIST_AFTER);
+                next_state = next_state.max(Instant::now() + PERSIST_AFTER.0);
             }
             () = tokio::time::sleep_until(next_state), if dirty => {
                 let started = Instant::now();
                 dirty = !replace(&shared, &*storage).await;
-                let pause = (started.elapsed() * REST).clamp(PERSIST_AFTER, LONGEST);
+                let pause = (started.elapsed() * REST).clamp(PERSIST_AFTER.1, LONGEST);
                 next_state = Instant::now() + pause;
             }
         }

@@ -175,6 +175,13 @@ impl NodeLink {
         memory.state.ends.len() + memory.state.reports.len()
     }
 
+    /// A certificate for this node's data port, PEM with the CA last, for the key that signed `csr_pem`.
+    ///
+    /// UNAVAILABLE `NO_CONTROLLER` without a controller, and what the controller refuses with.
+    pub async fn server_certificate(&self, csr_pem: Vec<u8>) -> Result<Vec<u8>> {
+        self.shared.certify(csr_pem).await
+    }
+
     /// Ends the link: nothing is sent and nothing is written down any more.
     pub fn end(&self) {
         for task in &self.tasks {

@@ -1,7 +1,7 @@
 //! The link under a simulation: one controller, three nodes, clients, an operator, and a network and machines that fail. Time is
 //! simulated, every choice comes from a seed, and the same seed makes the same run.
 //!
-//! `PRISM_LINK_SEEDS=1000 cargo test -p prism-link --test simulation` runs as many seeds; `PRISM_LINK_SEED=n` runs one and prints
+//! `cargo xtask link --seeds 1000` runs as many seeds (`PRISM_LINK_SEEDS` for `cargo test`); `PRISM_LINK_SEED=n` runs one and prints
 //! what happened.
 
 mod client;

@@ -168,6 +168,7 @@ impl World {
             cluster: "prism".to_owned(),
             epoch,
             clock: self.controller_clock.clone(),
+            certifier: None,
         };
         let fleet = Arc::new(Fleet::start(options).await.unwrap());
         let serving = Arc::clone(&fleet);

@@ -1,5 +1,6 @@
 //! Certificates for clients and nodes, of Prism's own CA, for a key that Prism never sees.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -19,6 +20,8 @@ use x509_parser::x509;
 use super::authority::{BACKDATE, CertificateAuthority, parameters};
 use super::{fault, fingerprint};
 
+/// Life of a certificate of a node's data port.
+const NODE_SERVER_LIFE: Duration = Duration::from_hours(30 * 24);
 /// Largest signing request, in bytes of PEM.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Longest common name that X.509 has room for, in characters.
@@ -111,6 +114,39 @@ impl CertificateAuthority {
         let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let names = (request.node_id.as_str(), request.uri.as_str(), Some(request.node_id.as_str()));
         self.issue_for(key, names, usages, request.life)
+    }
+
+    /// Issues a certificate for a node's data port, in PEM with this CA behind it: for this machine's own names and addresses
+    /// and the node's id, as no node may pass for another host. Nothing is stored.
+    ///
+    /// INVALID_ARGUMENT when the id cannot stand in a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
+    pub fn issue_node_server(&self, node_id: &str, key: &SigningRequest) -> Result<String> {
+        let inner = &self.0;
+        let now = inner.clock.now();
+        let expires_at = (now + NODE_SERVER_LIFE).min(inner.expires_at);
+        if expires_at <= now {
+            let message = "the CA has expired; it has to be made anew before it can issue a certificate";
+            return Err(Error::precondition("CA_EXPIRED", message));
+        }
+        let key = SubjectPublicKeyInfo::from_der(&key.key).map_err(|error| fault(format!("a proven key: {error}")))?;
+        let mut params = parameters(node_id, now, expires_at, &inner.random);
+        let dns = |name: &str| {
+            let name = name.try_into().map_err(|_| Error::invalid("node_id", "must be of ASCII characters"))?;
+            Ok::<_, Error>(SanType::DnsName(name))
+        };
+        params.subject_alt_names = vec![
+            dns("localhost")?,
+            SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
+            SanType::IpAddress(Ipv6Addr::LOCALHOST.into()),
+            dns(node_id)?,
+        ];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let issued = params.signed_by(&key, &inner.issuer);
+        let issued = issued.map_err(|error| fault(format!("the CA cannot issue a certificate: {error}")))?;
+        Ok(format!("{}{}", issued.pem(), self.certificate_pem()))
     }
 
     fn issue_for(

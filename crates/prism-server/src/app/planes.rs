@@ -15,8 +15,8 @@ use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
 use prism_identity::Issuers;
-use prism_link::{Fleet, FleetOptions};
-use prism_rpc::tls::server_names;
+use prism_link::{Certifier, Fleet, FleetOptions};
+use prism_rpc::tls::{SigningRequest, server_names};
 use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
 use prism_store::Store;
 use tokio::runtime::Handle;
@@ -86,6 +86,7 @@ impl Planes {
             cluster: store.cluster().to_owned(),
             epoch: epoch(),
             clock: clock.clone(),
+            certifier: Some(Arc::new(DataPorts(authority.clone()))),
         };
         let fleet = Fleet::start(fleet).await.map_err(|error| failed("the nodes cannot be looked up", &error))?;
         let fleet = Arc::new(fleet);
@@ -209,6 +210,16 @@ impl Planes {
                 }
             }
         });
+    }
+}
+
+/// The cluster's CA, for the data ports of nodes.
+struct DataPorts(CertificateAuthority);
+
+impl Certifier for DataPorts {
+    fn server_certificate(&self, node: &NodeId, csr_pem: &[u8]) -> prism_core::Result<Vec<u8>> {
+        let key = SigningRequest::parse(csr_pem)?;
+        self.0.issue_node_server(node.as_str(), &key).map(String::into_bytes)
     }
 }
 

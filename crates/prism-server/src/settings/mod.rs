@@ -211,9 +211,9 @@ impl Settings {
             return Err("--dev is for both planes in one process; leave --role out".to_owned());
         }
         match self.role {
-            Role::Data if self.data_tls == Some(Certificate::Auto) => Err(
-                "tls.data.mode: a data node has no CA of its own; set mode = \"files\" with the certificate of its names, or \
-                 \"off\""
+            Role::Data if !self.names.is_empty() && self.data_tls == Some(Certificate::Auto) => Err(
+                "listen.names: a data node's own certificate is for localhost and its id; for other names set tls.data.mode = \
+                 \"files\""
                     .to_owned(),
             ),
             Role::All | Role::Admin if !self.controllers.is_empty() => {

@@ -1,6 +1,7 @@
 //! The life of a data node: its identity, the link to a controller, and a data plane over it.
 
 mod connector;
+mod data_port;
 mod renewal;
 
 use std::path::Path;
@@ -26,10 +27,11 @@ use super::{DRAIN_TIMEOUT, LINGER, process, self_check};
 use crate::data_dir::DataDir;
 use crate::join::identity::{CA, Identity, NodeFiles};
 use crate::monitoring::{Phase, Readiness};
-use crate::settings::Settings;
+use crate::settings::{Certificate, Settings};
 use crate::signals::Signals;
 use crate::{Failure, endpoints, monitoring};
 use connector::Connector;
+use data_port::DataPort;
 
 /// How long a controller may take until the node starts by what is on its disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -109,7 +111,6 @@ async fn start(
     metrics.spawn_history(until_the_end.clone());
     let listeners = Listeners::bind(settings).await?;
     let addresses = listeners.endpoints();
-    let security = Security::load(settings, None)?;
     let table = Arc::new(Table::load()?);
 
     let connector = Arc::new(Connector::new(files.folder().to_owned()));
@@ -133,6 +134,15 @@ async fn start(
     ));
     tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
     link.ready(PATIENCE).await;
+
+    let mut own = settings.clone();
+    if own.data_tls == Some(Certificate::Auto) {
+        let port = DataPort::new(files.folder(), &link);
+        own.data_tls = Some(port.certificate().await?);
+        tokio::spawn(port.keep_fresh(until_the_end.clone()));
+    }
+    let settings = &own;
+    let security = Security::load(settings, None)?;
 
     let (instances, opening) = (settings.backends.clone(), clock.clone());
     let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
