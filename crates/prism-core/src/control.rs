@@ -215,6 +215,10 @@ pub trait ClusterState: ControlPlane {
     /// The nodes that have live sessions.
     async fn serving_nodes(&self) -> Result<Vec<NodeId>>;
 
+    /// The nodes that may serve sessions, as far as is known here: those that have live ones, or have had one that was terminated
+    /// and of which they need not have heard.
+    async fn sharing_nodes(&self) -> Result<Vec<NodeId>>;
+
     /// Takes reports of a node's sessions; those of others change nothing.
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()>;
 

@@ -138,6 +138,12 @@ impl ClusterState for Store {
         self.read(|tx| tx.serving_nodes()).await
     }
 
+    async fn sharing_nodes(&self) -> Result<Vec<NodeId>> {
+        let max_age = self.policy.max_age;
+        // No session is older, whatever its node knows of it.
+        self.read(move |tx| tx.sharing_nodes(tx.now - max_age)).await
+    }
+
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
         let node = node.clone();
         self.write(move |tx| tx.apply_reports_of(&node, &reports)).await

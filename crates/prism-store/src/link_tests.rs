@@ -117,8 +117,11 @@ async fn a_node_that_goes_on_keeps_what_one_that_starts_loses() {
     let (record, _) = store.admit_session(request).await.unwrap();
     let id = record.id;
     store.write(move |tx| tx.mark_terminating(id, "enough")).await.unwrap();
+    assert_eq!(store.sharing_nodes().await.unwrap(), [node("one")]);
     let held = store.held_sessions(&node("one")).await.unwrap();
     assert_eq!(held[0].terminating.as_deref(), Some("enough"));
     assert!(store.live_sessions(&node("one")).await.unwrap().is_empty(), "nothing is left to wait for");
     assert!(store.held_sessions(&node("one")).await.unwrap().is_empty());
+    assert!(store.serving_nodes().await.unwrap().is_empty());
+    assert_eq!(store.sharing_nodes().await.unwrap(), [node("one")], "it need not know of the termination");
 }

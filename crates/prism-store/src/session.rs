@@ -288,6 +288,17 @@ impl Tx<'_> {
         names.into_iter().map(|name| NodeId::parse("node", &name)).collect()
     }
 
+    /// The same, with those that have had sessions that were terminated since `since`.
+    pub(crate) fn sharing_nodes(&self, since: UnixMillis) -> Result<Vec<NodeId>> {
+        let names: Vec<String> = self.all(
+            "SELECT node FROM sessions WHERE ended_at IS NULL
+             UNION SELECT node FROM sessions WHERE ended_at > ?1 AND end_reason = '\"terminated\"' ORDER BY node",
+            [since.0],
+            |row| row.get(0),
+        )?;
+        names.into_iter().map(|name| NodeId::parse("node", &name)).collect()
+    }
+
     /// The node of a session, live or ended.
     pub(crate) fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
         let sql = "SELECT node FROM sessions WHERE id = ?1";

@@ -100,7 +100,7 @@ impl Fleet {
         let serving: BTreeSet<NodeId> = options.control.serving_nodes().await?.into_iter().collect();
         let mut published = options.control.snapshot();
         let newest = Arc::clone(&published.borrow_and_update());
-        let ledger = Ledger::new(serving.iter().cloned(), Instant::now());
+        let ledger = Ledger::new(options.control.sharing_nodes().await?, Instant::now());
         let shared = Arc::new(Shared {
             snapshots: Snapshots::new(options.epoch),
             snapshot: Signal::new(newest),

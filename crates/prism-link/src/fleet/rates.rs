@@ -1,6 +1,6 @@
 //! Shares of rates: what the ledger says to nodes on links, and to the data plane of this process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prism_core::{NamespaceName, NodeId, Result};
@@ -38,18 +38,15 @@ struct LocalMeter {
 impl Shared {
     /// Learns which nodes have sessions. One that has none and is not connected has nothing to share, and nothing to be told.
     async fn look_for_members(&self) {
-        let serving: BTreeSet<NodeId> = match self.options.control.serving_nodes().await {
-            Ok(serving) => serving.into_iter().collect(),
+        let control = &self.options.control;
+        let (serving, sharing) = match tokio::try_join!(control.serving_nodes(), control.sharing_nodes()) {
+            Ok((serving, sharing)) => (serving.into_iter().collect(), sharing.into_iter().collect()),
             Err(error) => {
                 tracing::warn!(%error, "it could not be looked which nodes have sessions");
                 return;
             }
         };
-        {
-            let mut ledger = self.ledger();
-            ledger.remember(&serving);
-            ledger.forget(&serving);
-        }
+        self.ledger().forget(&sharing);
         self.nodes().serving = serving;
         self.share_with_local();
     }
@@ -59,7 +56,7 @@ impl Shared {
         let Some((local, node)) = self.local() else { return };
         let others = {
             let nodes = self.nodes();
-            !nodes.links.is_empty() || nodes.serving.iter().any(|serving| *serving != local)
+            !nodes.links.is_empty() || self.ledger().members().any(|member| *member != local)
         };
         node.share_rates(others);
     }
@@ -77,7 +74,7 @@ impl Shared {
             let before = meter.asked.get(&demand.namespace).copied().unwrap_or(demand.asked);
             let wanted = demand.asked.saturating_sub(before).saturating_mul(1000);
             asked.insert(demand.namespace.clone(), demand.asked);
-            wishes.insert(demand.namespace, Wish { wanted, held: 0 });
+            wishes.insert(demand.namespace, Wish { wanted, ..Wish::default() });
         }
         meter.asked = asked;
         meter.sequence += 1;
@@ -110,7 +107,7 @@ impl Shared {
         let mut wishes = BTreeMap::new();
         for wish in bounded("namespaces", demand.namespaces, MAX_GRANTS)? {
             let name = NamespaceName::try_from(wish.namespace).map_err(bad)?;
-            wishes.insert(name, Wish { wanted: wish.wanted_millis, held: wish.held_millis });
+            wishes.insert(name, Wish { wanted: wish.wanted_millis, held: wish.held_millis, alone: wish.alone_millis });
         }
         let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
         let now = Instant::now();

@@ -10,7 +10,7 @@ use wire::node_frame::Frame;
 
 use super::Shared;
 use super::connection::Link;
-use crate::bounds::{DEMAND_EVERY, MAX_GRANTS};
+use crate::bounds::{DEMAND_EVERY, LEASE, MAX_GRANTS};
 use crate::convert::{bad, bounded};
 use crate::shares::{Share, Wish, quota_of};
 
@@ -33,10 +33,16 @@ pub async fn tell(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut meter = Meter::default();
     loop {
+        let lasts = shared.memory().shares().lasts(shared.started, Instant::now());
         tokio::select! {
             biased;
             _ = ticks.tick() => {}
             () = shared.demand.notified() => {}
+            // A lease ends when it ends, not with the next tick.
+            () = tokio::time::sleep(lasts.unwrap_or(LEASE)) => {
+                shared.apply_shares();
+                continue;
+            }
         }
         if let Some(node) = shared.attached_now() {
             meter.read(&node.demand(), Instant::now());
@@ -95,14 +101,16 @@ impl Shared {
         let snapshot = Arc::clone(&self.snapshot.borrow());
         let mut memory = self.memory();
         memory.opening.retain(|_, since| now.saturating_duration_since(*since) < super::memory::OPENING);
+        let shares = memory.shares();
         let held: BTreeMap<NamespaceName, u64> =
-            memory.shares().in_force(self.started, now).map(|(name, rate)| (name.clone(), rate)).collect();
+            shares.in_force(self.started, now).map(|(name, rate)| (name.clone(), rate)).collect();
         let mut wishes: BTreeMap<NamespaceName, Wish> = BTreeMap::new();
         let wanted = rates.iter().map(|(name, rate)| (name, *rate));
         for (name, wanted) in memory.opening.keys().map(|name| (name, OPENING_WISH)).chain(wanted) {
             if quota_of(&snapshot, name).is_some() && wishes.len() < MAX_GRANTS {
                 let held = held.get(name).copied().unwrap_or(0);
-                wishes.insert(name.clone(), Wish { wanted, held });
+                let alone = shares.by_namespace.get(name).map_or(0, |share| share.alone);
+                wishes.insert(name.clone(), Wish { wanted, held, alone });
             }
         }
         // Nothing is served of what is not in the demand.
@@ -121,6 +129,7 @@ impl Shared {
             namespace: name.to_string(),
             wanted_millis: wish.wanted,
             held_millis: wish.held,
+            alone_millis: wish.alone,
         };
         wire::Demand { sequence, serves_by, namespaces: wishes.iter().map(entry).collect() }
     }

@@ -81,16 +81,9 @@ impl Ledger {
         }
     }
 
-    /// Forgets nodes that are not connected and have no sessions.
+    /// Forgets nodes that are not connected and are not among those that may have sessions.
     pub fn forget(&mut self, with_sessions: &BTreeSet<NodeId>) {
         self.members.retain(|node, member| member.connected || with_sessions.contains(node));
-    }
-
-    /// Adds nodes that have sessions and were never connected.
-    pub fn remember(&mut self, with_sessions: &BTreeSet<NodeId>) {
-        for node in with_sessions {
-            self.members.entry(node.clone()).or_default();
-        }
     }
 
     /// The nodes that share.
@@ -149,7 +142,7 @@ impl Ledger {
             holding.wanted = wish.wanted;
             if first {
                 // What was sent over an earlier link is in force, or it never will be.
-                holding.confirmed = Share { leased: wish.held, alone: holding.alone() };
+                holding.confirmed = Share { leased: wish.held, alone: holding.alone().max(wish.alone) };
                 holding.confirmed_at = now;
                 holding.sent.clear();
             } else if let Some(at) = holding.sent.iter().position(|sent| sent.sequence == serves_by) {
@@ -161,51 +154,60 @@ impl Ledger {
         }
     }
 
-    /// What is reserved for a node that is not connected.
-    fn reserved(&self, member: &Member, name: &NamespaceName, quota: u64, now: Instant) -> u64 {
-        match member.holdings.get(name) {
-            Some(holding) => holding.leased(now).max(holding.alone()),
-            None if member.known.is_some() => 0,
-            None => quota / self.members.len().max(1) as u64,
-        }
-    }
-
     fn share_of(&self, node: &NodeId, name: &NamespaceName, quota: u64, now: Instant) -> Share {
-        let mut absent = 0u64;
-        let mut in_force = 0u64;
-        let mut alone = 0u64;
+        let mut seen = Seen::default();
         let mut wanted = Vec::new();
-        let mut own = (0, 0);
-        let mut unknown = false;
+        let mut own = (0, Share::default());
         for (other, member) in &self.members {
-            if !member.is_present(now) {
-                absent = absent.saturating_add(self.reserved(member, name, quota, now));
-                unknown |= member.known.is_none();
-                alone = alone.saturating_add(match member.holdings.get(name) {
-                    Some(holding) => holding.alone(),
-                    None if member.known.is_some() => 0,
-                    None => quota / self.members.len().max(1) as u64,
-                });
-                continue;
+            let holding = member.holdings.get(name);
+            match (member.is_present(now), holding) {
+                (true, Some(holding)) => {
+                    seen.present_alone += holding.alone();
+                    if other == node {
+                        own = (wanted.len(), holding.confirmed);
+                    } else {
+                        seen.in_force += holding.leased(now);
+                        seen.others_alone += holding.alone();
+                    }
+                    wanted.push(holding.wanted);
+                }
+                (false, Some(holding)) => {
+                    seen.absent += holding.leased(now).max(holding.alone());
+                    seen.absent_alone += holding.alone();
+                    seen.others_alone += holding.alone();
+                }
+                (_, None) => seen.unknown |= member.known.is_none(),
             }
-            let Some(holding) = member.holdings.get(name) else { continue };
-            if other == node {
-                own = (wanted.len(), holding.confirmed.leased);
-            } else {
-                in_force = in_force.saturating_add(holding.leased(now));
-                alone = alone.saturating_add(holding.alone());
-            }
-            wanted.push(holding.wanted);
         }
-        let free = quota.saturating_sub(absent);
+        let mut free = quota.saturating_sub(seen.absent);
+        let mut alone = (quota / self.members.len().max(1) as u64).min(quota.saturating_sub(seen.others_alone));
+        if seen.unknown {
+            // Those that nothing is known of may use all that the others may not.
+            free = free.min(seen.present_alone.saturating_sub(seen.absent - seen.absent_alone));
+            alone = alone.min(own.1.alone);
+        }
         let target = split(free, &wanted).get(own.0).copied().unwrap_or(0);
-        let mut leased = target.min(free.saturating_sub(in_force));
-        if unknown && now.saturating_duration_since(self.started) < LEASE {
-            leased = leased.min(own.1);
+        let mut leased = target.min(free.saturating_sub(seen.in_force));
+        if seen.unknown && now.saturating_duration_since(self.started) < LEASE {
+            leased = leased.min(own.1.leased);
         }
-        let equal = quota / self.members.len().max(1) as u64;
-        Share { leased, alone: equal.min(quota.saturating_sub(alone)) }
+        Share { leased, alone }
     }
+}
+
+/// What is in force at all nodes in one namespace; at most a few times the quota, which is far from what a number holds.
+#[derive(Default)]
+struct Seen {
+    /// Leased to other nodes that are connected.
+    in_force: u64,
+    /// Reserved for known nodes that are not, and how much of it they may use alone.
+    absent: u64,
+    absent_alone: u64,
+    /// What connected nodes may use alone, the one that asks included; and what all known others may.
+    present_alone: u64,
+    others_alone: u64,
+    /// There are nodes of which nothing is known.
+    unknown: bool,
 }
 
 #[cfg(test)]
@@ -248,7 +250,7 @@ mod tests {
         fn ask(&mut self, who: &str, wanted: u64, held: u64) -> Share {
             let serves_by = self.sequence;
             self.sequence += 1;
-            let wishes = [(name(), Wish { wanted, held })].into();
+            let wishes = [(name(), Wish { wanted, held, alone: 0 })].into();
             self.ledger.demand(&node(who), (self.sequence, serves_by), &wishes, &snapshot(), self.now)[&name()]
         }
 
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!(all.leased, Q);
         // Nothing is free until the first node has confirmed less.
         assert_eq!(world.ask("b", Q, 0).leased, 0);
-        let wishes = [(name(), Wish { wanted: Q, held: Q })].into();
+        let wishes = [(name(), Wish { wanted: Q, held: Q, alone: Q })].into();
         let less = world.ledger.demand(&node("a"), (10, 1), &wishes, &snapshot(), world.now)[&name()];
         assert_eq!(less.leased, Q / 2);
         assert_eq!(world.ask("b", Q, 0).leased, 0);
@@ -294,11 +296,22 @@ mod tests {
     #[test]
     fn a_controller_that_starts_reserves_for_those_it_does_not_know() {
         let mut world = World::new(&["a", "b"]);
-        assert_eq!(world.ask("a", Q, 30_000).leased, 30_000, "b may have the rest");
-        for _ in 0..10 {
+        let ask = |world: &mut World| {
             world.pass(1);
-            world.ask("a", Q, 30_000);
+            world.sequence += 1;
+            let wishes = [(name(), Wish { wanted: Q, held: 30_000, alone: 40_000 })].into();
+            let numbers = (world.sequence, world.sequence - 1);
+            world.ledger.demand(&node("a"), numbers, &wishes, &snapshot(), world.now)[&name()]
+        };
+        assert_eq!(ask(&mut world), Share { leased: 30_000, alone: 40_000 }, "b may have the rest");
+        for _ in 0..10 {
+            ask(&mut world);
         }
-        assert_eq!(world.ask("a", Q, 30_000).leased, Q / 2);
+        assert_eq!(ask(&mut world).leased, 40_000, "b may use what a may not");
+        world.ledger.forget(&BTreeSet::new());
+        for _ in 0..2 {
+            ask(&mut world);
+        }
+        assert_eq!(ask(&mut world), Share { leased: Q, alone: Q });
     }
 }

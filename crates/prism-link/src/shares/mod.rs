@@ -14,13 +14,14 @@
 //! **The controller** keeps for each node what may be in force there: what the node said it serves by, and every share that was
 //! sent since and whose lease runs. It gives a node no more than `Q` less what is in force or reserved for all the others. So a
 //! share moves in two steps: one node confirms the smaller one, then another gets the larger. From the moment at which a node
-//! is silent, what it may use alone is reserved for it too, until it has no sessions any more. As silence is noticed well
+//! is silent, what it may use alone is reserved for it too, until it can have no sessions any more, those included that were
+//! terminated without its knowledge. As silence is noticed well
 //! within `L`, and a share that was given before that is over when the silent node begins to use what it has alone, shares in
 //! use never add up to more than `Q`. What nodes may use alone is given by the same rule: it adds up to no more than `Q`.
 //!
 //! A controller that starts does not know what the one before it gave to nodes that are not connected. While there are such
-//! nodes, and for `L` at most, nobody gets more than it says it has; after that they have no more than what they may use alone,
-//! of which an equal part is reserved for each.
+//! nodes, and for `L` at most, nobody gets more than it says it has. After that they use no more than what they may use alone:
+//! all of `Q` that the connected nodes may not. So these share what they may use alone together, and nobody gets more of that.
 //!
 //! A bucket lets a second's worth through at once, and a changed rate adds nothing to it ([`TokenBucket::set_share`]). So all
 //! nodes together pass at most `Q·t + Q` operations in any time `t`: over 10 s, 1.1 times the quota, with or without partitions.
@@ -57,6 +58,8 @@ pub struct Wish {
     pub wanted: u64,
     /// What it serves by now.
     pub held: u64,
+    /// What it may serve when it is alone.
+    pub alone: u64,
 }
 
 /// What a node may serve of one namespace.
@@ -80,12 +83,22 @@ pub struct Shares {
 impl Shares {
     /// What may be served at `now` in a process that started at `started`.
     pub fn in_force(&self, started: Instant, now: Instant) -> impl Iterator<Item = (&NamespaceName, u64)> {
-        let age = match self.since {
+        let age = self.age(started, now);
+        self.by_namespace.iter().map(move |(name, share)| (name, in_force(*share, age)))
+    }
+
+    fn age(&self, started: Instant, now: Instant) -> Duration {
+        match self.since {
             Some(since) => now.saturating_duration_since(since),
             // The lease is over: who knows how long ago it was given.
             None => LEASE.saturating_add(now.saturating_duration_since(started)),
-        };
-        self.by_namespace.iter().map(move |(name, share)| (name, in_force(*share, age)))
+        }
+    }
+
+    /// How long what is in force at `now` stays so; `None` = until there are others.
+    pub fn lasts(&self, started: Instant, now: Instant) -> Option<Duration> {
+        let age = self.age(started, now);
+        [LEASE, LEASE * 2].into_iter().find(|end| age < *end).map(|end| end - age)
     }
 }
 
@@ -110,6 +123,16 @@ mod tests {
         assert_eq!([at(0), at(9), at(10), at(19), at(20), at(9999)], [10, 10, 10, 10, 30, 30]);
         let large = Share { leased: 90, alone: 30 };
         assert_eq!(in_force(large, LEASE), 30);
+    }
+
+    #[test]
+    fn what_is_in_force_lasts_to_the_end_of_its_lease() {
+        let now = Instant::now();
+        let shares = Shares { since: Some(now), ..Shares::default() };
+        assert_eq!(shares.lasts(now, now + LEASE / 2), Some(LEASE / 2));
+        assert_eq!(shares.lasts(now, now + LEASE), Some(LEASE));
+        assert_eq!(shares.lasts(now, now + LEASE * 2), None);
+        assert_eq!(Shares::default().lasts(now, now), Some(LEASE));
     }
 
     #[test]

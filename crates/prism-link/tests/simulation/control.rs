@@ -246,6 +246,14 @@ impl ClusterState for Control {
         Ok(nodes.into_iter().collect())
     }
 
+    async fn sharing_nodes(&self) -> Result<Vec<NodeId>> {
+        let tables = self.tables.lock().unwrap();
+        let terminated = tables.ended.iter().filter(|(_, reason)| **reason == EndReason::Terminated);
+        let terminated = terminated.filter_map(|(id, _)| tables.nodes.get(id));
+        let nodes: BTreeSet<NodeId> = tables.live.values().map(|(node, _)| node).chain(terminated).cloned().collect();
+        Ok(nodes.into_iter().collect())
+    }
+
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
         self.pause().await;
         for report in &reports {

@@ -48,6 +48,7 @@ pub struct Plane {
     me: Weak<Plane>,
     sessions: Mutex<Sessions>,
     bucket: TokenBucket,
+    share: AtomicU64,
     asked: AtomicU64,
     origin: (std::time::Instant, tokio::time::Instant),
 }
@@ -64,6 +65,7 @@ impl Plane {
             me: me.clone(),
             sessions: Mutex::default(),
             bucket: TokenBucket::since(origin, 0, 0),
+            share: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             origin: (origin, tokio::time::Instant::now()),
         });
@@ -81,6 +83,11 @@ impl Plane {
 
     pub fn held(&self) -> BTreeSet<SessionId> {
         self.sessions.lock().unwrap().live.keys().copied().collect()
+    }
+
+    /// What it may serve, in thousandths of an operation per second: nothing without a session.
+    pub fn share(&self) -> u64 {
+        if self.held().is_empty() { 0 } else { self.share.load(Ordering::Relaxed) }
     }
 
     /// Adds a session that was admitted; `false` when it was terminated meanwhile.
@@ -282,10 +289,12 @@ impl DataNode for Plane {
     }
 
     fn share_rates(&self, _: bool) {
+        self.share.store(0, Ordering::Relaxed);
         self.bucket.set_share(0, self.now());
     }
 
     fn share(&self, _: &NamespaceName, millis: u64) {
+        self.share.store(millis, Ordering::Relaxed);
         self.bucket.set_share(millis, self.now());
     }
 }
