@@ -98,7 +98,7 @@ impl Shares {
     /// How long what is in force at `now` stays so; `None` = until there are others.
     pub fn lasts(&self, started: Instant, now: Instant) -> Option<Duration> {
         let age = self.age(started, now);
-        [LEASE, LEASE * 2].into_iter().find(|end| age < *end).map(|end| end - age)
+        [LEASE, LEASE * 2].into_iter().find(|end| age < *end).map(|end| end.saturating_sub(age))
     }
 }
 
