@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Shared;
 use crate::bounds::{DEMAND_EVERY, LEASE, MAX_GRANTS, MEMBERS_EVERY};
 use crate::convert::{bad, bounded};
-use crate::shares::{Share, Wish, quota_of};
+use crate::shares::{MAX_MILLIS, Share, Wish, quota_of};
 
 /// Looks after what changes with time: who shares, and what the data plane of this process may use.
 pub async fn tend(shared: Arc<Shared>) {
@@ -107,7 +107,14 @@ impl Shared {
         let mut wishes = BTreeMap::new();
         for wish in bounded("namespaces", demand.namespaces, MAX_GRANTS)? {
             let name = NamespaceName::try_from(wish.namespace).map_err(bad)?;
-            wishes.insert(name, Wish { wanted: wish.wanted_millis, held: wish.held_millis, alone: wish.alone_millis });
+            wishes.insert(
+                name,
+                Wish {
+                    wanted: wish.wanted_millis.min(MAX_MILLIS),
+                    held: wish.held_millis.min(MAX_MILLIS),
+                    alone: wish.alone_millis.min(MAX_MILLIS),
+                },
+            );
         }
         let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
         let now = Instant::now();

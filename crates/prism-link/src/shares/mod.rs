@@ -51,6 +51,9 @@ pub fn quota_of(snapshot: &Snapshot, name: &NamespaceName) -> Option<u64> {
     Some(max_rps.min(MAX_RATE) * 1000)
 }
 
+/// The largest rate that a node may tell of: what it says is added up.
+pub const MAX_MILLIS: u64 = MAX_RATE * 1000;
+
 /// What a node would like to serve of one namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
