@@ -16,9 +16,10 @@ use prost::Message as _;
 
 use crate::identity::{Authenticator, Identity};
 use crate::op::{Answer, Caller, Done, Op, Place, Services};
-use crate::ops::bootstrap;
+use crate::ops::bootstrap::ALARM;
 use crate::ops::drain::Unended;
 use crate::refused::Suppressed;
+use crate::tally::TokenTally;
 use crate::to_the_end::ToTheEnd;
 use crate::unrecorded::{Unrecorded, cannot_record, is_storage_failure};
 
@@ -50,6 +51,8 @@ pub struct Door {
     pub(crate) suppressed: Suppressed,
     /// Calls that were one too many.
     pub(crate) excess: Suppressed,
+    /// Exchanges of each join token.
+    pub(crate) exchanges: TokenTally,
     /// Reads that were carried out while the log could not be written.
     pub(crate) unrecorded: Unrecorded,
     /// Drains that are over and not yet written down as such.
@@ -98,6 +101,7 @@ impl Door {
             unended: Unended::default(),
             suppressed: Suppressed::credentials(&services.metrics),
             excess: Suppressed::calls(&services.metrics),
+            exchanges: TokenTally::default(),
             services,
             authenticator,
             under_way: Mutex::default(),
@@ -462,15 +466,15 @@ pub(crate) fn conclude<R: Answer>(
     }
 }
 
-fn note(draft: &mut EntryDraft, error: &Error) {
+/// Has an entry say what went wrong.
+pub(crate) fn note(draft: &mut EntryDraft, error: &Error) {
     draft.error = Some(error.message().to_owned());
-    if let Some(permission) = error.metadata().get("permission") {
-        draft.metadata.insert("permission".to_owned(), permission.clone());
+    for known in ["permission", ALARM] {
+        if let Some(value) = error.metadata().get(known) {
+            draft.metadata.insert(known.to_owned(), value.clone());
+        }
     }
     draft.metadata.insert("reason".to_owned(), error.reason().to_owned());
-    if let Some(alarm) = bootstrap::alarm(error.reason()) {
-        draft.metadata.insert("alarm".to_owned(), alarm.to_owned());
-    }
 }
 
 /// What the entry of an operation says before it is known how that ends.

@@ -3,22 +3,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use prism_core::secret::parse_join_token;
+use prism_core::error::QuotaViolation;
+use prism_core::secret::{SecretId, parse_join_token};
 use prism_core::{Error, Result};
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
 use prism_rpc::tls::NodeKey;
+use prism_store::EntryDraft;
 use prost::bytes::Bytes;
 
-use crate::door::{Call, Door, draft, method_name};
+use crate::door::{Call, Door, draft_of};
 use crate::identity::{Identity, Refused};
 use crate::op::Op as _;
-use crate::ops::bootstrap::{ExchangeJoinToken, resource_of_presented, token_invalid};
+use crate::ops::bootstrap::{ALARM, ExchangeJoinToken, token_invalid};
+use crate::tally::EXCHANGES_PER_MINUTE;
+use crate::unrecorded::is_storage_failure;
 
 /// What a token proves before anything else is looked at.
 enum Proof {
-    /// The secret is right.
-    Good,
+    /// The secret is right, under this public id.
+    Good(SecretId),
     /// There is none.
     Absent,
     /// It is wrong, under this public id if it has the form of a token.
@@ -34,16 +39,18 @@ impl Door {
         call: Call,
         request: ExchangeJoinTokenRequest,
     ) -> Result<ExchangeJoinTokenResponse> {
-        self.run::<ExchangeJoinToken, _, _>(identity, call, request, |door, identity, call, request| async move {
-            let refused = match door.prove(&request.join_token).await? {
-                Proof::Good => return door.exchange_proven(identity, call, request).await,
-                // Nothing was tried, so nothing failed.
-                Proof::Absent => Error::invalid("join_token", "must be set").into(),
-                Proof::Bad(id) => door.authenticator.failed(token_invalid(), source_of(&call), id.as_deref()),
-            };
-            Err(door.refuse_exchange(&call, &request, refused).await)
-        })
-        .await
+        let made =
+            self.run::<ExchangeJoinToken, _, _>(identity, call, request, |door, identity, call, request| async move {
+                let refused = match door.prove(&request.join_token).await {
+                    Ok(Proof::Good(id)) => return door.exchange_proven(identity, call, request, id).await,
+                    // Nothing was tried, so nothing failed.
+                    Ok(Proof::Absent) => Error::invalid("join_token", "must be set").into(),
+                    Ok(Proof::Bad(id)) => door.authenticator.failed(token_invalid(), source_of(&call), id.as_deref()),
+                    Err(failed) => failed.into(),
+                };
+                Err(door.refuse_exchange(&call, &request, refused).await)
+            });
+        made.await.map_err(without_alarm)
     }
 
     async fn prove(&self, token: &str) -> Result<Proof> {
@@ -56,20 +63,55 @@ impl Door {
         let stored = self.services.store.read(move |tx| tx.join_token(id.as_str())).await?;
         // Compared whatever the rest says, so that the time tells nothing.
         let proven = stored.is_some_and(|stored| stored.hash.is(&hash));
-        Ok(if proven && own { Proof::Good } else { Proof::Bad(Some(id.to_string())) })
+        Ok(if proven && own { Proof::Good(id) } else { Proof::Bad(Some(id.to_string())) })
     }
 
     /// Leaves the entry of a call whose token proves nothing, in bounded number, and gives the refusal when it is time.
     async fn refuse_exchange(&self, call: &Call, request: &ExchangeJoinTokenRequest, mut refused: Refused) -> Error {
-        let resource = resource_of_presented(&request.join_token);
-        let mut draft = draft(call, method_name(ExchangeJoinToken::RPC), resource, String::new());
-        draft.metadata = ExchangeJoinToken::told(request);
         let wait = refused.wait.take();
-        let error = self.refuse_anonymous(draft, refused).await.unwrap_or_else(|failed| failed);
+        let error =
+            self.refuse_anonymous(draft_of_exchange(call, request), refused).await.unwrap_or_else(|failed| failed);
         if let Some(wait) = wait {
             wait.over().await;
         }
         error
+    }
+
+    /// Whoever has the token may show it as often as they like, but not have as many entries: beyond
+    /// [`EXCHANGES_PER_MINUTE`] it is looked at first what would come of it.
+    async fn exchange_counted(
+        &self,
+        identity: Arc<Identity>,
+        call: Call,
+        request: ExchangeJoinTokenRequest,
+        token_id: SecretId,
+    ) -> Result<ExchangeJoinTokenResponse> {
+        let (id, now) = (token_id.as_str(), Instant::now());
+        if !self.exchanges.has_entry(id, now) {
+            let op = ExchangeJoinToken::parse(request.clone(), &self.services);
+            let outcome = match op {
+                Ok(op) => self.services.store.read(move |tx| op.rehearse(tx)).await,
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => {
+                    if let Err(wait) = self.exchanges.has_entry_if_good(id, now) {
+                        return Err(self
+                            .refuse_excess(draft_of_exchange(&call, &request), too_often(id, wait))
+                            .await?);
+                    }
+                }
+                Err(error) if error.metadata().contains_key(ALARM) && self.exchanges.is_first_alarm(id, now) => {}
+                Err(error) if is_storage_failure(&error) => {
+                    return Err(self.refuse_exchange(&call, &request, error.into()).await);
+                }
+                Err(error) => {
+                    let refused = self.authenticator.failed(error, source_of(&call), Some(id));
+                    return Err(self.refuse_exchange(&call, &request, refused).await);
+                }
+            }
+        }
+        self.call_as::<ExchangeJoinToken>(identity, call, request).await
     }
 
     /// Without a signing request the key is made here, goes out in a keystore, and is kept nowhere.
@@ -78,14 +120,15 @@ impl Door {
         identity: Arc<Identity>,
         call: Call,
         mut request: ExchangeJoinTokenRequest,
+        token_id: SecretId,
     ) -> Result<ExchangeJoinTokenResponse> {
         if !request.csr_pem.is_empty() {
-            return self.call_as::<ExchangeJoinToken>(identity, call, request).await;
+            return self.exchange_counted(identity, call, request, token_id).await;
         }
         let key = NodeKey::generate()?;
         request.csr_pem = key.signing_request()?.into_bytes().into();
         let name = request.node_id.clone();
-        let mut response = self.call_as::<ExchangeJoinToken>(identity, call, request).await?;
+        let mut response = self.exchange_counted(identity, call, request, token_id).await?;
         let (certificate, ca) = (response.certificate_pem.clone(), response.ca_certificate_pem.clone());
         let random = self.services.random().clone();
         // Tens of milliseconds of hashing that no other call should wait for.
@@ -94,6 +137,25 @@ impl Door {
         response.pkcs12 = Bytes::from(keystore);
         response.pkcs12_password = password;
         Ok(response)
+    }
+}
+
+fn draft_of_exchange(call: &Call, request: &ExchangeJoinTokenRequest) -> EntryDraft {
+    draft_of::<ExchangeJoinToken>(&Identity::stranger(), call, request)
+}
+
+fn too_often(token_id: &str, wait: Duration) -> Error {
+    let limit = i64::from(EXCHANGES_PER_MINUTE);
+    let subject = format!("token:{token_id}");
+    Error::quota(QuotaViolation { subject, quota: "exchanges_per_minute", limit, usage: limit }).retry_after(wait)
+}
+
+/// An alarm is for the operators.
+fn without_alarm(error: Error) -> Error {
+    if error.metadata().contains_key(ALARM) {
+        Error::new(error.kind(), error.reason().to_owned(), error.message())
+    } else {
+        error
     }
 }
 

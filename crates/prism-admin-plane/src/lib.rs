@@ -18,6 +18,7 @@ mod record;
 mod refused;
 mod rest;
 mod services;
+mod tally;
 mod to_the_end;
 mod trailers;
 mod unrecorded;

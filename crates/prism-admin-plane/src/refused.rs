@@ -9,7 +9,7 @@ use prism_core::{Error, Result};
 use prism_rpc::metrics::{Counter, Metrics};
 use prism_store::EntryDraft;
 
-use crate::door::Door;
+use crate::door::{Door, note};
 use crate::identity::Refused;
 use crate::unrecorded::cannot_record;
 
@@ -89,8 +89,7 @@ impl Door {
 
     async fn refuse_counted(&self, suppressed: &Suppressed, mut draft: EntryDraft, refused: Error) -> Result<Error> {
         let Some(counted) = suppressed.counted() else { return Ok(refused) };
-        draft.error = Some(refused.message().to_owned());
-        draft.metadata.insert("reason".to_owned(), refused.reason().to_owned());
+        note(&mut draft, &refused);
         self.record_refused(suppressed, draft, (counted, 1)).await.map(|()| refused).map_err(cannot_record)
     }
 

@@ -164,7 +164,8 @@ fn load(file: &Path) -> Result<Content, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
         Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
     };
-    serde_json::from_slice(&text).map_err(|error| format!("cannot understand {}: {error}; move it away to begin anew", file.display()))
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("cannot understand {}: {error}; move it away to begin anew", file.display()))
 }
 
 fn checked(file: &Path, checkpoint: &Value) -> Result<Checkpoint, String> {

@@ -18,13 +18,12 @@ use super::node::{cut_revoked, free_id};
 use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
-/// Reason of a token that another key has redeemed.
-const TOKEN_REDEEMED: &str = "TOKEN_REDEEMED";
-
-/// What the entry of a refusal warns of, by its reason.
-pub(crate) fn alarm(reason: &str) -> Option<&'static str> {
-    (reason == TOKEN_REDEEMED).then_some("token_reuse")
-}
+/// In the metadata of a refusal, what its entry warns of. Whoever tries is not warned: see [`Door::exchange`].
+///
+/// [`Door::exchange`]: crate::door::Door::exchange
+pub(crate) const ALARM: &str = "alarm";
+/// The alarm of a second key for a token.
+const TOKEN_REUSE: &str = "token_reuse";
 
 /// What is told of a join token that is not one, or not of this cluster, or not with this secret.
 pub(crate) fn token_invalid() -> Error {
@@ -73,9 +72,20 @@ pub struct ExchangeJoinToken {
     token: SecretId,
     /// SHA-256 of the secret that was presented.
     secret: SecretHash,
-    node_id: NodeId,
-    key: SigningRequest,
+    /// The name that was asked for, as it came.
+    named: String,
+    /// What the token says comes before what is wrong with these.
+    node_id: Result<NodeId>,
+    key: Result<SigningRequest>,
     issuer: Issuer,
+}
+
+/// What an exchange comes to.
+enum Outcome<'a> {
+    /// The certificate that the same key has got before.
+    Again(CertificateRow),
+    /// A new one.
+    New { token: JoinTokenRow, node_id: &'a NodeId, key: &'a SigningRequest },
 }
 
 #[async_trait]
@@ -99,48 +109,35 @@ impl Op for ExchangeJoinToken {
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
         let presented = parse_join_token(&request.join_token).ok_or_else(token_invalid)?;
-        let node_id = free_id("node_id", &request.node_id, &services.enrolment);
-        let key = SigningRequest::parse(&request.csr_pem);
-        convert::all_of([convert::outcome(&node_id), convert::outcome(&key)])?;
         Ok(Self {
             token: presented.secret.id,
             secret: presented.secret.hash(),
-            node_id: node_id?,
-            key: key?,
+            node_id: free_id("node_id", &request.node_id, &services.enrolment),
+            key: SigningRequest::parse(&request.csr_pem),
+            named: request.node_id,
             issuer: Issuer::of(services),
         })
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        let token = tx.join_token(self.token.as_str())?.filter(|token| token.hash.is(&self.secret));
-        let token = token.ok_or_else(token_invalid)?;
-        self.may_redeem(&token, tx)?;
-        if let Some(redemption) = &token.redemption {
-            let row = tx.certificate(&redemption.certificate)?;
-            return self.again(&row.ok_or_else(|| Error::internal("a redeemed token without its certificate"))?);
-        }
-        let known = tx.node(self.node_id.as_str())?;
-        if known.as_ref().is_some_and(|node| node.revoked_at.is_none()) && token.node_id.is_none() {
-            let message = format!(
-                "there is a node {0} already; to take its place, use a token that is bound to it: prism-admin token create --node {0}",
-                self.node_id
-            );
-            return Err(Error::precondition("NODE_EXISTS", message));
-        }
+        let (token, node_id, key) = match self.decide(tx)? {
+            Outcome::Again(row) => return Ok(describe(Done::new(self.answer(&row)), &row).detail("repeated", true)),
+            Outcome::New { token, node_id, key } => (token, node_id, key),
+        };
         // Whoever held the name before loses it with the same commit.
-        let replaced = tx.revoke_node_certificates(self.node_id.as_str())?;
-        let issued = self.issuer.issue(&self.node_id, &self.key)?;
+        let replaced = tx.revoke_node_certificates(node_id.as_str())?;
+        let issued = self.issuer.issue(node_id, key)?;
         let redemption = Redemption {
             at: tx.now,
-            node_id: self.node_id.to_string(),
-            key_hash: self.key.key_hash(),
+            node_id: node_id.to_string(),
+            key_hash: key.key_hash(),
             certificate: issued.fingerprint.clone(),
         };
         if !tx.redeem_join_token(self.token, &redemption)? {
             return Err(Error::aborted("TOKEN_CHANGED", "the join token changed meanwhile; retry"));
         }
-        tx.enrol_node(&self.node_id, self.token.as_str())?;
-        let row = row(&issued, &self.node_id, (&token.created_by, self.token.as_str()), &self.key, None, tx);
+        tx.enrol_node(node_id, self.token.as_str())?;
+        let row = row(&issued, node_id, (&token.created_by, self.token.as_str()), key, None, tx);
         tx.insert_certificate(&row)?;
         Ok(describe(Done::new(self.answer(&row)), &row).detail("certificates_replaced", replaced.len()))
     }
@@ -151,33 +148,62 @@ impl Op for ExchangeJoinToken {
 }
 
 impl ExchangeJoinToken {
+    /// What it would come to now; changes nothing.
+    pub(crate) fn rehearse(&self, tx: &Tx<'_>) -> Result<()> {
+        self.decide(tx).map(drop)
+    }
+
+    fn decide(&self, tx: &Tx<'_>) -> Result<Outcome<'_>> {
+        let token = tx.join_token(self.token.as_str())?.filter(|token| token.hash.is(&self.secret));
+        let token = token.ok_or_else(token_invalid)?;
+        self.may_redeem(&token, tx)?;
+        convert::all_of([convert::outcome(&self.node_id), convert::outcome(&self.key)])?;
+        let (node_id, key) = (self.node_id.as_ref().map_err(Error::clone)?, self.key.as_ref().map_err(Error::clone)?);
+        if let Some(redemption) = &token.redemption {
+            let row = tx.certificate(&redemption.certificate)?;
+            let row = row.ok_or_else(|| Error::internal("a redeemed token without its certificate"))?;
+            if row.revoked_at.is_some() {
+                let message = "the certificate that this join token was redeemed for is revoked; ask for another token";
+                return Err(Error::precondition("CERTIFICATE_REVOKED", message));
+            }
+            // The first answer may have been lost.
+            return Ok(Outcome::Again(row));
+        }
+        let known = tx.node(node_id.as_str())?;
+        if known.as_ref().is_some_and(|node| node.revoked_at.is_none()) && token.node_id.is_none() {
+            let message = format!(
+                "there is a node {node_id} already; to take its place, use a token that is bound to it: prism-admin token create --node {node_id}"
+            );
+            return Err(Error::precondition("NODE_EXISTS", message));
+        }
+        Ok(Outcome::New { token, node_id, key })
+    }
+
     /// The order is the contract's (§9 "exchange").
     fn may_redeem(&self, token: &JoinTokenRow, tx: &Tx<'_>) -> Result<()> {
-        if token.revoked_at.is_some() {
-            return Err(Error::precondition("TOKEN_REVOKED", "the join token is revoked; ask for another one"));
-        }
         let redemption = token.redemption.as_ref();
-        if redemption.is_some_and(|redemption| redemption.key_hash != self.key.key_hash()) {
+        let another = match (redemption, &self.key) {
+            (Some(redemption), Ok(key)) => redemption.key_hash != key.key_hash(),
+            _ => false,
+        };
+        let alarmed = |error: Error| if another { error.with(ALARM, TOKEN_REUSE) } else { error };
+        if token.revoked_at.is_some() {
+            let error = Error::precondition("TOKEN_REVOKED", "the join token is revoked; ask for another one");
+            return Err(alarmed(error));
+        }
+        if another {
             let message = "the join token was redeemed by another key; if that was not you, tell your operator";
-            return Err(Error::precondition(TOKEN_REDEEMED, message));
+            return Err(alarmed(Error::precondition("TOKEN_REDEEMED", message)));
         }
         if token.is_expired(tx.now) {
             return Err(Error::precondition("TOKEN_EXPIRED", "the join token has expired; ask for another one"));
         }
         let bound = token.node_id.as_ref().map(NodeId::as_str).or(redemption.map(|done| done.node_id.as_str()));
-        if bound.is_some_and(|bound| bound != self.node_id.as_str()) {
+        // Who gives no name has not asked for another's.
+        if !self.named.is_empty() && bound.is_some_and(|bound| bound != self.named) {
             return Err(Error::precondition("NODE_MISMATCH", "the join token is for another node"));
         }
         Ok(())
-    }
-
-    /// The answer to the same key once more, whose first one may have been lost.
-    fn again(&self, row: &CertificateRow) -> Result<Done<wire::ExchangeJoinTokenResponse>> {
-        if row.revoked_at.is_some() {
-            let message = "the certificate that this join token was redeemed for is revoked; ask for another token";
-            return Err(Error::precondition("CERTIFICATE_REVOKED", message));
-        }
-        Ok(describe(Done::new(self.answer(row)), row).detail("repeated", true))
     }
 
     fn answer(&self, row: &CertificateRow) -> wire::ExchangeJoinTokenResponse {
