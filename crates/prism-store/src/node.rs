@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use prism_core::limits::MAX_NODES;
 use prism_core::page::Page;
+use prism_core::session::EndReason;
 use prism_core::{Error, Kind, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
@@ -74,6 +75,11 @@ impl Tx<'_> {
 
     /// Takes a node in, or in again under another token; RESOURCE_EXHAUSTED `TOO_MANY_NODES` when there are too many.
     pub fn enrol_node(&mut self, id: &NodeId, token_id: &str) -> Result<()> {
+        let live = self.count("SELECT count(*) FROM nodes WHERE id = ?1 AND revoked_at IS NULL", [id.as_str()])? > 0;
+        if !live && self.count("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", [])? >= MAX_NODES {
+            let message = format!("a cluster has at most {MAX_NODES} nodes; revoke those that are gone");
+            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
+        }
         let again = self.execute(
             "UPDATE nodes SET token_id = ?2, joined_at = ?3, last_seen_at = ?3, revoked_at = NULL, revoked_by = NULL,
                 version = NULL, data_endpoint = NULL
@@ -82,10 +88,6 @@ impl Tx<'_> {
         )?;
         if again > 0 {
             return Ok(());
-        }
-        if self.count("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", [])? >= MAX_NODES {
-            let message = format!("a cluster has at most {MAX_NODES} nodes; revoke those that are gone");
-            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
         }
         self.execute(
             "INSERT INTO nodes (id, token_id, joined_at, last_seen_at) VALUES (?1, ?2, ?3, ?3)",
@@ -118,6 +120,16 @@ impl Tx<'_> {
             |row| row.get(0),
         )?;
         Ok((ids, self.count("SELECT count(*) FROM sessions WHERE node = ?1 AND node <> 'local'", [id])?))
+    }
+
+    /// Ends the live sessions of a node, and returns how many that were.
+    pub fn end_sessions_of_node(&mut self, id: &str, reason: EndReason) -> Result<usize> {
+        let reason = serde_json::to_string(&reason).map_err(Error::internal)?;
+        self.execute(
+            "UPDATE sessions SET ended_at = ?2, end_reason = ?3, active_streams = 0
+             WHERE node = ?1 AND node <> 'local' AND ended_at IS NULL",
+            (id, self.now.0, reason),
+        )
     }
 
     /// The node that a session is on; `None` when there is no such session.

@@ -169,10 +169,10 @@ impl ExchangeJoinToken {
             // The first answer may have been lost.
             return Ok(Outcome::Again(row));
         }
-        let known = tx.node(node_id.as_str())?;
-        if known.as_ref().is_some_and(|node| node.revoked_at.is_none()) && token.node_id.is_none() {
+        // Also one that is revoked: its name is in bindings and in the log.
+        if token.node_id.is_none() && tx.node(node_id.as_str())?.is_some() {
             let message = format!(
-                "there is a node {node_id} already; to take its place, use a token that is bound to it: prism-admin token create --node {node_id}"
+                "there is a node {node_id} already, or there was; to take its place, use a token that is bound to it: prism-admin token create --node {node_id}"
             );
             return Err(Error::precondition("NODE_EXISTS", message));
         }

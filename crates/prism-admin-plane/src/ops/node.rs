@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use prism_core::limits::LOCAL_NODE;
 use prism_core::page::Page;
+use prism_core::session::EndReason;
 use prism_core::{Error, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_rpc::convert::timestamp;
@@ -141,7 +142,7 @@ impl Op for GetNode {
     }
 }
 
-/// `RevokeNode`: the node and all its certificates; connections that stand on them are cut. Revoking a revoked node changes
+/// `RevokeNode`: the node, all its certificates and its live sessions; connections that stand on them are cut. Revoking a revoked node changes
 /// nothing.
 #[derive(Clone)]
 pub struct RevokeNode {
@@ -171,12 +172,15 @@ impl Op for RevokeNode {
         let before = tx.node(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         let certificates = tx.revoke_node_certificates(&self.id)?;
         tx.revoke_node(&self.id, &caller.identity.actor)?;
+        // Whoever takes the name next does not get them with it.
+        let sessions = tx.end_sessions_of_node(&self.id, EndReason::CredentialRevoked)?;
         let after = tx.node(&self.id)?.unwrap_or_else(|| before.clone());
         let response = wire::RevokeNodeResponse {
             node: Some(node(&after)),
             certificates_revoked: i32::try_from(certificates.len()).unwrap_or(i32::MAX),
         };
-        let done = Done::new(response).detail("certificates_revoked", certificates.len());
+        let done =
+            Done::new(response).detail("certificates_revoked", certificates.len()).detail("sessions_ended", sessions);
         Ok(done.changed(Some(&state(&before)), Some(&state(&after))))
     }
 
