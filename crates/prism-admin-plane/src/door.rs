@@ -484,7 +484,7 @@ pub(crate) fn draft_of<O: Op>(identity: &Identity, call: &Call, request: &O::Req
         auth_method: identity.auth_method.to_owned(),
         credential_id: identity.credential_id.clone(),
         metadata: O::told(request),
-        ..draft(call, method_name(O::RPC), O::resource(request), O::namespace(request))
+        ..draft(call, method_name(O::RPC), O::resource_of_call(request, identity), O::namespace(request))
     }
 }
 

@@ -249,6 +249,11 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
     /// The audit entry's resource, from the request as it came.
     fn resource(request: &Self::Request) -> String;
 
+    /// As [`Op::resource`], for operations that are about who calls.
+    fn resource_of_call(request: &Self::Request, _identity: &Identity) -> String {
+        Self::resource(request)
+    }
+
     /// The audit entry's namespace, from the request as it came; where it is stored only, see [`Op::place`].
     fn namespace(_request: &Self::Request) -> String {
         String::new()

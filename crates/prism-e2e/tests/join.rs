@@ -75,6 +75,11 @@ async fn the_printed_line_makes_a_node() {
     let node = Machine::new();
     let refused = node.renew(&server, &holder).await.unwrap_err();
     refused.is(tonic::Code::Unauthenticated, "CREDENTIAL_INVALID");
+    // It joins anew, with another key.
+    let bound = server.admin().create_join_token("db-1").await.join_token;
+    let key = files.read("key.pem");
+    join_at(&server, &data_dir, &bound, &["--node-id", "db-1"]).ok();
+    assert_ne!(files.read("key.pem"), key);
     cli.run("node revoke nobody").fails(4, "nobody");
     cli.run("lineage nobody").fails(4, "nobody");
     cli.run("node drain local --dry-run").ok();

@@ -234,9 +234,19 @@ async fn a_revoked_node_is_out_at_once_and_comes_back_with_a_token() {
     assert_eq!(again.certificates_revoked, 0);
     let retried = machine.exchange(&channel, &token.join_token, "n1").await.unwrap_err();
     retried.is(Code::FailedPrecondition, "CERTIFICATE_REVOKED");
-    // A name that is free again takes any token.
-    let fresh = admin.create_join_token("").await.join_token;
+    // It comes back with a token that is bound to its name, and with a new key.
+    let unbound = admin.create_join_token("").await.join_token;
+    let retried = Machine::new().exchange(&channel, &unbound, "n1").await.unwrap_err();
+    retried.is(Code::FailedPrecondition, "NODE_EXISTS");
+    let fresh = admin.create_join_token("n1").await.join_token;
+    let retried = machine.exchange(&channel, &fresh, "n1").await.unwrap_err();
+    retried.is(Code::FailedPrecondition, "KEY_REVOKED");
+    let (old, machine) = (machine, Machine::new());
     let back = machine.exchange(&channel, &fresh, "n1").await.unwrap();
+    let with_old_key = BootstrapServiceClient::new(server.admin_channel_as(&machine.holding(&back.certificate_pem)))
+        .renew_certificate(RenewCertificateRequest { csr_pem: old.signing_request().into() })
+        .await;
+    with_old_key.refused().is(Code::FailedPrecondition, "KEY_REVOKED");
     machine.renew(&server, &machine.holding(&back.certificate_pem)).await.unwrap();
     machine.renew(&server, &next).await.unwrap_err().is(Code::Unauthenticated, "CREDENTIAL_INVALID");
     // All of it survives a restart.

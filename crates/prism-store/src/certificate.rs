@@ -193,6 +193,45 @@ impl Tx<'_> {
         Ok(revoked)
     }
 
+    /// Revokes the certificates of a node that are for other keys than this one, and returns their fingerprints.
+    pub fn revoke_other_keys_of_node(&mut self, node_id: &str, key_hash: [u8; 32]) -> Result<Vec<String>> {
+        let revoked = self.all(
+            "UPDATE certificates SET revoked_at = ?3 WHERE node_id = ?1 AND key_hash <> ?2 AND revoked_at IS NULL
+             RETURNING fingerprint",
+            (node_id, key_hash, self.now.0),
+            |row| row.get(0),
+        )?;
+        if !revoked.is_empty() {
+            self.certificates_changed();
+        }
+        Ok(revoked)
+    }
+
+    /// Revokes what a node's certificate was renewed for, and what that was, and so on; returns their fingerprints.
+    pub fn revoke_renewals(&mut self, node_id: &str, fingerprint: &str) -> Result<Vec<String>> {
+        let revoked = self.all(
+            "WITH RECURSIVE renewed(fingerprint) AS (
+                SELECT ?2
+                UNION SELECT c.fingerprint FROM renewed JOIN certificates c
+                    ON c.node_id = ?1 AND c.renewed_from = renewed.fingerprint)
+             UPDATE certificates SET revoked_at = ?3
+             WHERE node_id = ?1 AND revoked_at IS NULL AND fingerprint <> ?2 AND fingerprint IN (SELECT fingerprint FROM renewed)
+             RETURNING fingerprint",
+            (node_id, fingerprint, self.now.0),
+            |row| row.get(0),
+        )?;
+        if !revoked.is_empty() {
+            self.certificates_changed();
+        }
+        Ok(revoked)
+    }
+
+    /// Whether a certificate of this node for this key was revoked, as far as is remembered.
+    pub fn is_node_key_revoked(&self, node_id: &str, key_hash: [u8; 32]) -> Result<bool> {
+        let sql = "SELECT count(*) FROM certificates WHERE node_id = ?1 AND key_hash = ?2 AND revoked_at IS NOT NULL";
+        Ok(self.count(sql, (node_id, key_hash))? > 0)
+    }
+
     /// Revokes a certificate; one that is revoked already stays as it was. `false` when it is unknown.
     pub fn revoke_certificate(&mut self, fingerprint: &str) -> Result<bool> {
         let sql = "UPDATE certificates SET revoked_at = coalesce(revoked_at, ?2) WHERE fingerprint = ?1";

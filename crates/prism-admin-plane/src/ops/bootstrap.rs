@@ -16,6 +16,7 @@ use prism_store::{CertificateOrigin, CertificateRow, JoinTokenRow, Redemption, T
 use super::join_token::resource_of;
 use super::node::{cut_revoked, free_id};
 use crate::convert;
+use crate::identity::Identity;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// In the metadata of a refusal, what its entry warns of. Whoever tries is not warned: see [`Door::exchange`].
@@ -33,6 +34,11 @@ pub(crate) fn token_invalid() -> Error {
 /// The audit log's name for a join token that somebody presents.
 pub(crate) fn resource_of_presented(token: &str) -> String {
     parse_join_token(token).map_or_else(|| "token".to_owned(), |token| resource_of(token.secret.id.as_str()))
+}
+
+/// The audit log's name for what a renewal is about: which node it is, its certificate says.
+pub(crate) fn resource_of_renewal(identity: &Identity) -> String {
+    identity.node().map_or_else(|| "nodes".to_owned(), |(node_id, _)| super::node::resource_of(node_id))
 }
 
 /// Issues certificates of nodes.
@@ -124,8 +130,8 @@ impl Op for ExchangeJoinToken {
             Outcome::Again(row) => return Ok(describe(Done::new(self.answer(&row)), &row).detail("repeated", true)),
             Outcome::New { token, node_id, key } => (token, node_id, key),
         };
-        // Whoever held the name before loses it with the same commit.
-        let replaced = tx.revoke_node_certificates(node_id.as_str())?;
+        // Whoever held the name before loses it with the same commit; who comes again with the same key is no other.
+        let replaced = tx.revoke_other_keys_of_node(node_id.as_str(), key.key_hash())?;
         let issued = self.issuer.issue(node_id, key)?;
         let redemption = Redemption {
             at: tx.now,
@@ -176,6 +182,7 @@ impl ExchangeJoinToken {
             );
             return Err(Error::precondition("NODE_EXISTS", message));
         }
+        not_revoked(node_id, key, tx)?;
         Ok(Outcome::New { token, node_id, key })
     }
 
@@ -232,8 +239,11 @@ impl Op for RenewCertificate {
     const SCOPE: Scope = Scope::Installation;
 
     fn resource(_: &Self::Request) -> String {
-        // Which node it is, its certificate says; see `execute`.
         "nodes".to_owned()
+    }
+
+    fn resource_of_call(_: &Self::Request, identity: &Identity) -> String {
+        resource_of_renewal(identity)
     }
 
     fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
@@ -260,6 +270,7 @@ impl Op for RenewCertificate {
             let message = "the certificate is not one that this cluster remembers; join again with a token";
             Error::precondition("CERTIFICATE_UNKNOWN", message)
         })?;
+        not_revoked(&node_id, &self.key, tx)?;
         tx.node_seen(node_id.as_str())?;
         if let Some(earlier) = self.earlier(&node_id, fingerprint, tx)? {
             return Ok(self.done(&earlier).detail("repeated", true));
@@ -304,10 +315,18 @@ impl RenewCertificate {
             row,
         );
         let from = row.origin.as_ref().and_then(|origin| origin.renewed_from.clone()).unwrap_or_default();
-        let mut done = done.detail("renewed_from", from);
-        done.resource = Some(super::node::resource_of(&row.name));
-        done
+        done.detail("renewed_from", from)
     }
+}
+
+/// A key whose certificate was revoked may be in other hands; no other certificate makes it good.
+fn not_revoked(node_id: &NodeId, key: &SigningRequest, tx: &Tx<'_>) -> Result<()> {
+    if !tx.is_node_key_revoked(node_id.as_str(), key.key_hash())? {
+        return Ok(());
+    }
+    let message =
+        format!("a certificate of node {node_id} for this key is revoked, and the key with it; make a new key");
+    Err(Error::precondition("KEY_REVOKED", message))
 }
 
 fn row(

@@ -16,6 +16,7 @@ use prism_store::{CertificateRow, Tx};
 use serde_json::{Value, json};
 
 use super::held::require_held;
+use super::node::cut_revoked;
 use crate::convert;
 use crate::identity::is_reserved;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -31,7 +32,7 @@ const FINGERPRINT_DIGITS: usize = 64;
 /// Most digits of a serial number: those of 20 bytes, the most that X.509 allows.
 const MAX_SERIAL_DIGITS: usize = 40;
 
-fn resource_of(id: &str) -> String {
+pub(super) fn resource_of(id: &str) -> String {
     format!("certificate:{id}")
 }
 
@@ -286,7 +287,7 @@ impl Which {
     }
 }
 
-/// `RevokeCertificate`; connections that stand on it are cut. A fingerprint that nobody knows is that of another CA. Revoking a
+/// `RevokeCertificate`: of a node's, also what it was renewed for; connections that stand on it are cut. A fingerprint that nobody knows is that of another CA. Revoking a
 /// revoked certificate changes nothing.
 #[derive(Clone)]
 pub struct RevokeCertificate {
@@ -327,7 +328,12 @@ impl Op for RevokeCertificate {
                 row
             }
         };
-        let done = Done::new(wire::RevokeCertificateResponse {}).detail("fingerprint", &row.fingerprint);
+        let mut done = Done::new(wire::RevokeCertificateResponse {}).detail("fingerprint", &row.fingerprint);
+        if let Some(origin) = &row.origin {
+            // Whoever had it could renew it, for another key too.
+            let renewals = tx.revoke_renewals(&origin.node_id, &row.fingerprint)?;
+            done = done.detail("renewals_revoked", renewals.len());
+        }
         let mut done = done.changed(before.as_ref().map(state).as_ref(), Some(&state(&row)));
         if let Some(serial) = &row.serial {
             done = done.detail("serial_number", serial).detail("kind", &row.kind).detail("uri", &row.uri);
@@ -346,6 +352,9 @@ impl Op for RevokeCertificate {
                     connections,
                     "a certificate was revoked and its connections cut"
                 );
+                if let Some(origin) = &row.origin {
+                    cut_revoked(&origin.node_id, services).await;
+                }
             }
             Ok(None) => {}
             // Its connections stay open, but every call on them is refused.

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 use tower::service_fn;
 
 use super::trust::ServerTrust;
@@ -34,6 +35,8 @@ pub struct Controller {
 pub enum Unanswered {
     /// A controller has said no, and another one would say the same.
     Refused(String),
+    /// The key was revoked; another one may do.
+    KeyRevoked(String),
     /// This one could not be reached, or was not the right one.
     Failed(String),
 }
@@ -101,6 +104,9 @@ impl Controller {
             Code::Unauthenticated => Unanswered::Refused(format!(
                 "{at} refuses: {said}; a token is of one cluster, and is forgotten a month after its end"
             )),
+            Code::FailedPrecondition if reason_of(status).as_deref() == Some("KEY_REVOKED") => {
+                Unanswered::KeyRevoked(format!("{at} refuses: {said}"))
+            }
             Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied => {
                 Unanswered::Refused(format!("{at} refuses: {said}"))
             }
@@ -108,6 +114,11 @@ impl Controller {
             _ => Unanswered::Failed(format!("{at}: {said} ({code:?})")),
         }
     }
+}
+
+/// The reason that a refusal gives.
+fn reason_of(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
 }
 
 /// The last cause of an error, which names what happened.

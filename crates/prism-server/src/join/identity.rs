@@ -141,13 +141,17 @@ impl NodeFiles {
                 NodeKey::from_pem(&pem)
                     .map_err(|error| format!("{shown} {}; remove the folder to join anew", error.message()))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = NodeKey::generate().map_err(|error| error.message().to_owned())?;
-                let written = write_atomically(&path, key.to_pem().as_bytes(), 0o600);
-                written.map(|()| key).map_err(|error| format!("{shown} cannot be written: {error}"))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.new_key(),
             Err(error) => Err(format!("{shown}: {error}")),
         }
+    }
+
+    /// A new key in place of the one that is there, on the disk before this returns.
+    pub fn new_key(&self) -> Result<NodeKey, String> {
+        let path = self.path(KEY);
+        let key = NodeKey::generate().map_err(|error| error.message().to_owned())?;
+        let written = write_atomically(&path, key.to_pem().as_bytes(), 0o600);
+        written.map(|()| key).map_err(|error| format!("{} cannot be written: {error}", path.display()))
     }
 
     /// Writes what was proven; whole is what has a `node.json`.

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use prism_core::secret::{AuthorityFingerprint, JOIN_TOKEN_LENGTH, parse_join_token};
 use prism_core::{Clock, Error, NodeId};
-use prism_proto::cluster::v1::ExchangeJoinTokenRequest;
+use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
+use prism_rpc::tls::NodeKey;
 
 use crate::Failure;
 use crate::cli::JoinArgs;
@@ -45,15 +46,21 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
             return Ok(());
         }
     }
-    let key = files.key().map_err(Failure::Start)?;
-    let request = ExchangeJoinTokenRequest {
-        join_token: token.clone(),
-        node_id: node_id.to_string(),
-        csr_pem: key.signing_request().map_err(|error| Failure::Start(error.message().to_owned()))?.into_bytes().into(),
-    };
+    let mut key = files.key().map_err(Failure::Start)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Start(format!("no threads: {error}")))?;
-    let answer = runtime.block_on(ask(&controllers, &trust, request))?;
+    let exchange = |key: &NodeKey| {
+        let request = request(&token, &node_id, key)?;
+        runtime.block_on(ask(&controllers, &trust, request))
+    };
+    let answer = match exchange(&key)? {
+        Ok(answer) => answer,
+        Err(KeyRevoked(_)) => {
+            println!("the key of this machine was revoked; it makes a new one");
+            key = files.new_key().map_err(Failure::Start)?;
+            exchange(&key)?.map_err(|KeyRevoked(message)| Failure::Start(message))?
+        }
+    };
     let proven = Proven::check(&answer, &key, &node_id, presented.authority, Clock::system().now());
     let proven = proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {why}")))?;
     let identity = Identity {
@@ -68,16 +75,29 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A refusal of the key that was shown.
+struct KeyRevoked(String);
+
+fn request(token: &str, node_id: &NodeId, key: &NodeKey) -> Result<ExchangeJoinTokenRequest, Failure> {
+    let csr = key.signing_request().map_err(|error| Failure::Start(error.message().to_owned()))?;
+    Ok(ExchangeJoinTokenRequest {
+        join_token: token.to_owned(),
+        node_id: node_id.to_string(),
+        csr_pem: csr.into_bytes().into(),
+    })
+}
+
 /// The first controller that answers decides; the others are for when one does not.
 async fn ask(
     controllers: &[Controller],
     trust: &ServerTrust,
     request: ExchangeJoinTokenRequest,
-) -> Result<prism_proto::cluster::v1::ExchangeJoinTokenResponse, Failure> {
+) -> Result<Result<ExchangeJoinTokenResponse, KeyRevoked>, Failure> {
     let mut unanswered = Vec::new();
     for controller in controllers {
         match controller.exchange(trust, request.clone()).await {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => return Ok(Ok(answer)),
+            Err(Unanswered::KeyRevoked(message)) => return Ok(Err(KeyRevoked(message))),
             Err(Unanswered::Refused(message)) => return Err(Failure::Start(message)),
             Err(Unanswered::Failed(message)) => unanswered.push(message),
         }
