@@ -1,4 +1,4 @@
-//! How many admin calls a second one credential may make, if the operator set a bound.
+//! How many admin calls a second one credential may make, if the operator set a bound, and how many a node may.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,16 +8,21 @@ use prism_core::error::QuotaViolation;
 use prism_core::rate::TokenBucket;
 use prism_core::{Error, Result};
 
-/// Most credentials whose calls are counted. Whoever was quiet for a second is as new and forgotten first; when as many as this
-/// call within one second, the count of all of them begins anew.
+/// Most credentials whose calls are counted. Whoever was quiet until its bucket is full is as new and forgotten first; when as many as this
+/// call meanwhile, the count of all of them begins anew.
 const MAX_TRACKED: usize = 10_000;
-/// After this a bucket is full again, for it holds the calls of one second.
-const FULL_AFTER: Duration = Duration::from_secs(1);
+/// Calls of a node per second, whichever of its certificates it shows; it has little to ask.
+const NODE_CALLS_PER_SECOND: u32 = 10;
+/// And how many at once.
+const NODE_CALLS_BURST: u32 = 50;
 
 /// The calls of each credential.
 #[derive(Debug)]
 pub(crate) struct Rates {
+    kind: &'static str,
+    quota: &'static str,
     per_second: u32,
+    burst: u32,
     buckets: Mutex<HashMap<String, Bucket>>,
 }
 
@@ -30,7 +35,18 @@ struct Bucket {
 impl Rates {
     /// A bound of so many calls per second, and as many at once; 0 = none, at no cost.
     pub(crate) fn new(per_second: u32) -> Self {
-        Self { per_second, buckets: Mutex::default() }
+        Self { kind: "credential", quota: "admin_rps", per_second, burst: per_second, buckets: Mutex::default() }
+    }
+
+    /// The bound on each node's calls, which no setting lifts: they all have entries.
+    pub(crate) fn of_nodes() -> Self {
+        let (per_second, burst) = (NODE_CALLS_PER_SECOND, NODE_CALLS_BURST);
+        Self { kind: "node", quota: "node_rps", per_second, burst, buckets: Mutex::default() }
+    }
+
+    /// After this a bucket is full again.
+    fn full_after(&self) -> Duration {
+        Duration::from_secs(u64::from(self.burst.div_ceil(self.per_second.max(1))))
     }
 
     /// Counts a call of `credential` at `now`; RESOURCE_EXHAUSTED `QUOTA_EXCEEDED` when it is one too many.
@@ -40,23 +56,23 @@ impl Rates {
         }
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if !buckets.contains_key(credential) {
-            make_room(&mut buckets, now);
-            let calls = TokenBucket::new(u64::from(self.per_second), 0);
+            make_room(&mut buckets, self.full_after(), now);
+            let calls = TokenBucket::new(u64::from(self.per_second), u64::from(self.burst));
             buckets.insert(credential.to_owned(), Bucket { calls, last: now });
         }
         let Some(bucket) = buckets.get_mut(credential) else { return Ok(()) };
         bucket.last = now;
         bucket.calls.take(now).map_err(|wait| {
             let limit = i64::from(self.per_second);
-            let subject = format!("credential:{credential}");
-            Error::quota(QuotaViolation { subject, quota: "admin_rps", limit, usage: limit }).retry_after(wait)
+            let subject = format!("{}:{credential}", self.kind);
+            Error::quota(QuotaViolation { subject, quota: self.quota, limit, usage: limit }).retry_after(wait)
         })
     }
 }
 
-fn make_room(buckets: &mut HashMap<String, Bucket>, now: Instant) {
+fn make_room(buckets: &mut HashMap<String, Bucket>, full_after: Duration, now: Instant) {
     if buckets.len() >= MAX_TRACKED {
-        buckets.retain(|_, bucket| now.saturating_duration_since(bucket.last) < FULL_AFTER);
+        buckets.retain(|_, bucket| now.saturating_duration_since(bucket.last) < full_after);
     }
     if buckets.len() >= MAX_TRACKED {
         buckets.clear();
@@ -78,6 +94,19 @@ mod tests {
         assert_eq!(refused.reason(), "QUOTA_EXCEEDED");
         assert!(rates.count("a", now + refused.retry_delay().unwrap()).is_ok());
         assert_eq!(passed("a", now + Duration::from_secs(10)), 5);
+    }
+
+    #[test]
+    fn a_node_has_a_burst_and_little_more() {
+        let (rates, now) = (Rates::of_nodes(), Instant::now() + Duration::from_secs(1));
+        let passed = |at| (0..200).filter(|_| rates.count("n1", at).is_ok()).count();
+        assert_eq!(
+            (passed(now), passed(now + Duration::from_secs(1)), passed(now + Duration::from_mins(1))),
+            (50, 10, 50)
+        );
+        let refused = rates.count("n1", now + Duration::from_mins(1)).unwrap_err();
+        assert_eq!((refused.kind(), refused.retry_delay().is_some()), (prism_core::Kind::ResourceExhausted, true));
+        rates.count("n2", now).unwrap();
     }
 
     #[test]

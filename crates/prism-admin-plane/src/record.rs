@@ -22,6 +22,9 @@ use crate::calls::Calls;
 use crate::cluster::{self, canonical_path};
 use crate::door::{Call, Door, draft, method_name};
 use crate::identity::{Identity, Presented, Refused};
+use crate::op::Op as _;
+use crate::ops::bootstrap::{ExchangeJoinToken, RenewCertificate, resource_of_renewal};
+use crate::ops::join_token::{CreateJoinToken, ListJoinTokens};
 use crate::rates::Rates;
 use crate::rest::{self, Problem, Route};
 use crate::trailers::{AuditTrailers, CheckpointHeader};
@@ -71,6 +74,7 @@ pub struct RecordService<S> {
     calls: Calls,
     streams: Calls,
     rates: Arc<Rates>,
+    node_rates: Arc<Rates>,
     open_calls: Places,
     checkpoint: CheckpointHeader,
     exchanges: Places,
@@ -85,6 +89,7 @@ impl<S> RecordService<S> {
             calls: Calls::under_way(),
             streams: Calls::streams(),
             rates: Arc::new(Rates::new(calls_per_second)),
+            node_rates: Arc::new(Rates::of_nodes()),
             open_calls: Places::new(OPEN_CALLS),
             checkpoint: CheckpointHeader::default(),
             exchanges: Places::new(EXCHANGES),
@@ -139,6 +144,7 @@ where
         let (stray, presented) = (Stray::of(&request, route.as_ref()), presented(&request));
         let (door, exchanges, from) = (Arc::clone(&self.door), self.exchanges.clone(), address_of(&request));
         let (calls, rates, checkpoint) = (self.calls.clone(), Arc::clone(&self.rates), self.checkpoint.clone());
+        let node_rates = Arc::clone(&self.node_rates);
         let streams = (request.uri().path() == audit_stream::PATH).then(|| self.streams.clone());
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
@@ -168,8 +174,10 @@ where
                 return Ok(door.refuse_stray(stray, problem.into()).await);
             }
             let id = &identity.credential_id;
+            let now = Instant::now();
             let places = rates
-                .count(id, Instant::now())
+                .count(id, now)
+                .and_then(|()| identity.node().map_or(Ok(()), |(node_id, _)| node_rates.count(node_id, now)))
                 .and_then(|()| Ok((calls.begin(id)?, streams.map(|streams| streams.begin(id)).transpose()?)));
             let (place, stream) = match places {
                 Ok(places) => places,
@@ -321,6 +329,15 @@ impl Stray {
     }
 }
 
+/// What an RPC of join tokens is about, as far as that can be told without the request.
+fn resource_unread(rpc: &str) -> &'static str {
+    match rpc {
+        ExchangeJoinToken::RPC => "token",
+        CreateJoinToken::RPC | ListJoinTokens::RPC => "tokens",
+        _ => "",
+    }
+}
+
 impl Door {
     /// What a caller of `path` needs. What is served nowhere is for no stranger to know.
     fn permission_at(&self, route: Option<&Route>, path: &str) -> String {
@@ -339,7 +356,7 @@ impl Door {
         } else {
             format!("/{}", stray.path.chars().take(MAX_NAME_LENGTH).collect::<String>())
         };
-        draft(&stray.call, &operation, String::new(), String::new())
+        draft(&stray.call, &operation, resource_unread(&stray.path).to_owned(), String::new())
     }
 
     /// Answers a request that may not come in, with its entry. It is written also when the caller goes away, who may have to
@@ -363,6 +380,9 @@ impl Door {
         draft.actor.clone_from(&identity.actor);
         identity.auth_method.clone_into(&mut draft.auth_method);
         draft.credential_id.clone_from(&identity.credential_id);
+        if stray.path == RenewCertificate::RPC {
+            draft.resource = resource_of_renewal(identity);
+        }
         draft
     }
 
