@@ -14,6 +14,7 @@ use prism_rpc::convert::timestamp;
 use prism_store::{CertificateRow, EntryFilter, EntryQuery, Order, Store, Tx};
 use prost::Message as _;
 
+use super::certificate::resource_of as certificate_resource;
 use super::join_token::{info, resource_of as token_resource};
 use super::node::{node as node_on_wire, resource_of as node_resource};
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -23,8 +24,8 @@ const MAX_LISTED: usize = 100;
 /// Entries of each operation that are looked through, newest first.
 const SEARCHED: usize = 2000;
 /// Operations that are about nodes and tokens.
-const OPERATIONS: [&str; 5] =
-    ["CreateJoinToken", "RevokeJoinToken", "ExchangeJoinToken", "RenewCertificate", "RevokeNode"];
+const OPERATIONS: [&str; 6] =
+    ["CreateJoinToken", "RevokeJoinToken", "ExchangeJoinToken", "RenewCertificate", "RevokeNode", "RevokeCertificate"];
 /// Most digits of a fingerprint.
 const MAX_DIGITS: usize = 64;
 
@@ -124,7 +125,7 @@ fn resource_of(link: &Link) -> String {
     match link {
         Link::TokenId(id) => token_resource(id),
         Link::NodeId(id) => node_resource(id),
-        Link::Certificate(id) => format!("certificate:{id}"),
+        Link::Certificate(id) => certificate_resource(id),
         Link::SessionId(id) => format!("session:{id}"),
     }
 }
@@ -162,6 +163,12 @@ async fn entries_about(response: &wire::GetLineageResponse, store: &Store) -> Re
     let certificates = response.certificates.iter();
     let mut resources: BTreeSet<String> = response.tokens.iter().map(|token| token_resource(&token.token_id)).collect();
     resources.extend(certificates.clone().map(|certificate| token_resource(&certificate.token_id)));
+    resources.extend(
+        certificates
+            .clone()
+            .flat_map(|certificate| [&certificate.serial_number, &certificate.fingerprint])
+            .map(|id| certificate_resource(id)),
+    );
     resources.extend(response.node.iter().map(|node| node_resource(&node.node_id)));
     let serials: BTreeSet<&str> = certificates.map(|certificate| certificate.serial_number.as_str()).collect();
     let mut found = BTreeMap::new();

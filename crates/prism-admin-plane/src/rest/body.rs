@@ -3,7 +3,7 @@
 use std::fmt;
 
 use http::Request;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ORIGIN};
 use http_body_util::{BodyExt as _, Limited};
 use prism_core::error::FieldViolation;
 use prism_core::limits::MAX_JOIN_TOKEN_TTL;
@@ -42,14 +42,27 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 impl Fields {
-    /// Reads the body of a request. Its type must be said even of an empty one, so that no page of another site can have a browser
-    /// send it.
+    /// Reads the body of a request. Its type must be said, so that no page of another site can have a browser send it.
     pub(super) async fn read(request: Request<Body>) -> Result<Self> {
+        Self::read_as(request, false).await
+    }
+
+    /// As [`Fields::read`], where nothing at all stands for no fields. What a browser sends for a page has an `origin`; of that
+    /// the type must be said all the same.
+    pub(super) async fn read_if_any(request: Request<Body>) -> Result<Self> {
+        let may_be_empty = !request.headers().contains_key(ORIGIN);
+        Self::read_as(request, may_be_empty).await
+    }
+
+    async fn read_as(request: Request<Body>, may_be_empty: bool) -> Result<Self> {
         let (parts, body) = request.into_parts();
         let read = Limited::new(body, MAX_SMALL_REQUEST_BYTES).collect().await;
         let bytes = read.map_err(|failed| unreadable(failed.as_ref()))?.to_bytes();
         if parts.headers.contains_key(CONTENT_ENCODING) {
             return Err(Error::invalid("content-encoding", "must not be set: the body is read as it is"));
+        }
+        if bytes.is_empty() && may_be_empty {
+            return Ok(Self(Vec::new()));
         }
         let mut types = parts.headers.get_all(CONTENT_TYPE).iter();
         let is_json = types.next().and_then(|kind| kind.to_str().ok()).is_some_and(is_json) && types.next().is_none();
@@ -68,10 +81,10 @@ impl Fields {
         })
     }
 
-    /// Takes a field out; absent = `None`.
+    /// Takes a field out; absent = `None`, and so is null, which our own answers hold.
     fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.swap_remove(at).1)
+        Some(self.0.swap_remove(at).1).filter(|value| !value.is_null())
     }
 
     /// Takes a text out.
@@ -92,9 +105,9 @@ impl Fields {
         }
     }
 
-    /// Whether a field is there.
+    /// Whether a field is there, and not null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(known, _)| known == name)
+        self.0.iter().any(|(known, value)| known == name && !value.is_null())
     }
 
     /// Refuses whatever was not taken out; `known` is what could have been.

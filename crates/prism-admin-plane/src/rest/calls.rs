@@ -91,7 +91,7 @@ pub(super) async fn create_token(door: &Arc<Door>, request: Request<Body>) -> Re
         Ok(caller) => caller,
         Err(error) => return refusal(&error, ""),
     };
-    let read = Fields::read(request).await.and_then(create_request);
+    let read = Fields::read_if_any(request).await.and_then(create_request);
     let node_id = read.as_ref().map(|request| request.node_id.clone()).unwrap_or_default();
     let refused = wire::CreateJoinTokenRequest { node_id: String::new(), ttl_seconds: -1 };
     let created = caller.call::<CreateJoinToken>(door, read, refused, |made| {
