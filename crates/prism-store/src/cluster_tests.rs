@@ -5,6 +5,7 @@ use std::time::Duration;
 use prism_core::limits::{MAX_JOIN_TOKENS, MAX_NODES, SessionPolicy};
 use prism_core::page::Page;
 use prism_core::secret::{AuthorityFingerprint, Random, SecretId};
+use prism_core::session::EndReason;
 use prism_core::{Clock, Error, NodeId, Result, UnixMillis};
 use tempfile::TempDir;
 
@@ -196,6 +197,8 @@ async fn nodes_are_bounded_listed_and_come_back() {
     world.enrol("a", second).await.unwrap();
     world.write(|tx| tx.revoke_node("n00002", "root")).await;
     world.enrol("b", second).await.unwrap();
+    let again = world.token(None, HOUR).await;
+    assert_eq!(world.enrol("n00002", again).await.unwrap_err().reason(), "TOO_MANY_NODES", "also one that comes back");
     let revoked = world.write(|tx| tx.node("n00002")).await.unwrap();
     assert_eq!((revoked.revoked_at, revoked.revoked_by.as_deref()), (Some(world.clock.now()), Some("root")));
     world.clock.advance(HOUR);
@@ -244,6 +247,63 @@ async fn certificates_of_a_node_are_revoked_together() {
     assert!(!access.revoked_certificates.contains("n2 0"));
     assert_eq!(world.write(|tx| tx.live_node_certificates("n1")).await, 0);
     assert_eq!(world.write(|tx| tx.node("n1")).await.unwrap().certificate_expires_at, None);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_takes_along_what_was_renewed_from_it() {
+    let world = World::new().await;
+    world
+        .write(|tx| {
+            for node in ["n1", "n2"] {
+                (0..4).try_for_each(|number| tx.insert_certificate(&certificate(node, number, tx.now)))?;
+            }
+            // Another key, renewed from the second.
+            let mut branch = certificate("n1", 9, tx.now);
+            let origin = branch.origin.as_mut().unwrap();
+            (origin.key_hash, origin.renewed_from) = ([8; 32], Some("n1 1".to_owned()));
+            tx.insert_certificate(&branch)
+        })
+        .await;
+    assert!(!world.write(|tx| tx.is_node_key_revoked("n1", [7; 32])).await);
+    let mut revoked = world.write(|tx| tx.revoke_renewals("n1", "n1 1")).await;
+    revoked.sort();
+    assert_eq!(revoked, ["n1 2", "n1 3", "n1 9"]);
+    assert_eq!(world.write(|tx| tx.revoke_renewals("n1", "n1 1")).await, [""; 0]);
+    let access = world.store.access();
+    assert!(revoked.iter().all(|fingerprint| access.revoked_certificates.contains(fingerprint)));
+    assert_eq!(access.revoked_certificates.len(), 3);
+    for (node, key, is_revoked) in [("n1", 7, true), ("n1", 8, true), ("n1", 9, false), ("n2", 7, false)] {
+        assert_eq!(world.write(move |tx| tx.is_node_key_revoked(node, [key; 32])).await, is_revoked, "{node} {key}");
+    }
+    // Who comes again with the same key keeps what it has; any other loses it.
+    assert_eq!(world.write(|tx| tx.revoke_other_keys_of_node("n2", [7; 32])).await, [""; 0]);
+    assert_eq!(world.write(|tx| tx.revoke_other_keys_of_node("n2", [8; 32])).await.len(), 4);
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_node_end_together() {
+    let world = World::new().await;
+    let live = |node: &'static str| {
+        move |tx: &mut Tx<'_>| tx.count("SELECT count(*) FROM sessions WHERE node = ?1 AND ended_at IS NULL", [node])
+    };
+    world
+        .write(|tx| {
+            for (number, node) in ["n1", "n1", "n2", "local"].into_iter().enumerate() {
+                let sql = "INSERT INTO sessions (id, token_id, token_hash, namespace, node, client_id, client_version, metadata,
+                        config, may_read, may_write, credential_id, created_at, expires_at, last_activity)
+                    VALUES (?1, ?1, x'00', 'ns', ?2, '', '', '{}', '{}', 1, 1, '', 0, 1, 0)";
+                tx.execute(sql, (format!("session {number}"), node))?;
+            }
+            Ok(())
+        })
+        .await;
+    assert_eq!(world.write(|tx| tx.end_sessions_of_node("n1", EndReason::CredentialRevoked)).await, 2);
+    assert_eq!(world.write(|tx| tx.end_sessions_of_node("n1", EndReason::CredentialRevoked)).await, 0);
+    assert_eq!(world.write(|tx| tx.end_sessions_of_node("local", EndReason::CredentialRevoked)).await, 0);
+    let left = [world.write(live("n1")).await, world.write(live("n2")).await, world.write(live("local")).await];
+    assert_eq!(left, [0, 1, 1]);
+    let sql = "SELECT count(*) FROM sessions WHERE end_reason = '\"credential_revoked\"'";
+    assert_eq!(world.write(move |tx| tx.count(sql, [])).await, 2);
 }
 
 #[tokio::test]
