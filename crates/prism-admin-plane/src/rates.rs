@@ -14,7 +14,7 @@ const MAX_TRACKED: usize = 10_000;
 /// Calls of a node per second, whichever of its certificates it shows; it has little to ask.
 const NODE_CALLS_PER_SECOND: u32 = 10;
 /// And how many at once.
-const NODE_CALLS_BURST: u32 = 50;
+const NODE_CALLS_BURST: u32 = 100;
 
 /// The calls of each credential.
 #[derive(Debug)]
@@ -99,10 +99,10 @@ mod tests {
     #[test]
     fn a_node_has_a_burst_and_little_more() {
         let (rates, now) = (Rates::of_nodes(), Instant::now() + Duration::from_secs(1));
-        let passed = |at| (0..200).filter(|_| rates.count("n1", at).is_ok()).count();
+        let passed = |at| (0..300).filter(|_| rates.count("n1", at).is_ok()).count();
         assert_eq!(
             (passed(now), passed(now + Duration::from_secs(1)), passed(now + Duration::from_mins(1))),
-            (50, 10, 50)
+            (100, 10, 100)
         );
         let refused = rates.count("n1", now + Duration::from_mins(1)).unwrap_err();
         assert_eq!((refused.kind(), refused.retry_delay().is_some()), (prism_core::Kind::ResourceExhausted, true));

@@ -53,14 +53,13 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
         let request = request(&token, &node_id, key)?;
         runtime.block_on(ask(&controllers, &trust, request))
     };
-    let answer = match exchange(&key)? {
-        Ok(answer) => answer,
-        Err(KeyRevoked(_)) => {
-            println!("the key of this machine was revoked; it makes a new one");
-            key = files.new_key().map_err(Failure::Start)?;
-            exchange(&key)?.map_err(|KeyRevoked(message)| Failure::Start(message))?
-        }
-    };
+    let mut answer = exchange(&key)?;
+    if answer.is_err() {
+        println!("the key of this machine was revoked; it makes a new one");
+        key = files.new_key().map_err(Failure::Start)?;
+        answer = exchange(&key)?;
+    }
+    let answer = answer.map_err(|KeyRevoked(message)| Failure::Start(message))?;
     let proven = Proven::check(&answer, &key, &node_id, presented.authority, Clock::system().now());
     let proven = proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {why}")))?;
     let identity = Identity {
