@@ -6,6 +6,7 @@ use prism_core::Result;
 use prism_proto::cluster::v1 as wire;
 use prism_proto::cluster::v1::admin_service_server::AdminService;
 use prism_proto::cluster::v1::bootstrap_service_server::BootstrapService;
+use prism_proto::cluster::v1::ca_service_server::CaService;
 use prism_proto::cluster::v1::node_service_server::NodeService;
 use prism_rpc::to_status;
 use tonic::{Request, Response, Status};
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::door::Door;
 use crate::grpc::caller;
 use crate::op::Op;
-use crate::ops::{bootstrap, join_token, lineage, node};
+use crate::ops::{authority, bootstrap, join_token, lineage, node};
 
 /// ErrorInfo domain of these services, under whichever path they are called.
 pub(crate) const DOMAIN: &str = "prism.cluster.v1";
@@ -74,6 +75,14 @@ unary! {
         get_node(GetNodeRequest) -> GetNodeResponse => node::GetNode;
         revoke_node(RevokeNodeRequest) -> RevokeNodeResponse => node::RevokeNode;
         get_lineage(GetLineageRequest) -> GetLineageResponse => lineage::GetLineage;
+    }
+}
+
+unary! {
+    CaService {
+        get_ca_status(GetCaStatusRequest) -> GetCaStatusResponse => authority::GetCaStatus;
+        rotate_ca(RotateCaRequest) -> RotateCaResponse => authority::RotateCa;
+        retire_ca(RetireCaRequest) -> RetireCaResponse => authority::RetireCa;
     }
 }
 

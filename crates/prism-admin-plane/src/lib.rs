@@ -37,6 +37,7 @@ use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
 use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
 use prism_proto::cluster::v1::bootstrap_service_server::BootstrapServiceServer;
+use prism_proto::cluster::v1::ca_service_server::CaServiceServer;
 use prism_proto::cluster::v1::link_service_server::LinkServiceServer;
 use prism_proto::cluster::v1::node_service_server::NodeServiceServer;
 use prism_rpc::metrics::Metrics;
@@ -63,6 +64,19 @@ const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 const MAX_SMALL_REQUEST_BYTES: usize = 32 * 1024;
 /// Largest admin answer, in bytes: a page of 1000 configs with their schemas.
 const MAX_RESPONSE_BYTES: usize = 128 * 1024 * 1024;
+
+/// At the start, before anything is issued: takes over a change of the CA that was decided and cut short, and removes one that was
+/// not decided. What the files say then is what is remembered as decided.
+pub async fn recover_authority(store: &Store, authority: &CertificateAuthority) -> Result<()> {
+    let decided = store.read(|tx| tx.authority_state()).await?;
+    authority.recover(decided.as_deref())?;
+    let name = authority.state_name();
+    if decided.is_some_and(|decided| decided != name) {
+        tracing::warn!("the CA in the data directory is another than the one in prism.db; the files are believed");
+        store.write(move |tx| tx.set_authority_state(&name)).await?;
+    }
+    Ok(())
+}
 
 /// What an admin plane is made of.
 pub struct AdminOptions {
@@ -129,6 +143,7 @@ impl AdminPlane {
             connections: options.connections,
             enrolment: options.enrolment,
             removing: tokio::sync::Mutex::default(),
+            settling: tokio::sync::Mutex::default(),
         };
         Self {
             door: Arc::new(Door::new(services, authenticator, options.audit.on_read_failure)),
@@ -175,6 +190,7 @@ impl AdminPlane {
             .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES)
             .max_encoding_message_size(MAX_RESPONSE_BYTES);
         let nodes = NodeServiceServer::new(cluster.clone()).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
+        let ca = CaServiceServer::new(cluster.clone()).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
         let bootstrap = BootstrapServiceServer::new(cluster).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
         let mut routes = Routes::builder();
         routes.add_service(
@@ -189,6 +205,7 @@ impl AdminPlane {
             health.set_serving::<ClusterAdminServer<ClusterGrpc>>().await;
             health.set_serving::<BootstrapServiceServer<ClusterGrpc>>().await;
             health.set_serving::<NodeServiceServer<ClusterGrpc>>().await;
+            health.set_serving::<CaServiceServer<ClusterGrpc>>().await;
             routes.add_service(health_service);
         }
         if self.reflection {
@@ -198,6 +215,7 @@ impl AdminPlane {
                 ClusterAdminServer::<ClusterGrpc>::NAME,
                 BootstrapServiceServer::<ClusterGrpc>::NAME,
                 NodeServiceServer::<ClusterGrpc>::NAME,
+                CaServiceServer::<ClusterGrpc>::NAME,
             ];
             if self.health {
                 served.push(tonic_health::pb::health_server::SERVICE_NAME);
@@ -217,6 +235,7 @@ impl AdminPlane {
             access,
             tokens,
             nodes,
+            ca,
             bootstrap,
             rest: Rest::new(Arc::clone(&self.door)),
             audit: AuditStreamService(grpc),

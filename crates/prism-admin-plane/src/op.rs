@@ -113,6 +113,8 @@ pub struct Services {
     pub started_at: UnixMillis,
     /// Held while data of a deleted namespace is removed.
     pub removing: tokio::sync::Mutex<()>,
+    /// Held while a change of the CA takes effect.
+    pub settling: tokio::sync::Mutex<()>,
 }
 
 impl Services {
@@ -158,6 +160,15 @@ impl Services {
             self.remove_data(&name).await;
         }
         Ok(())
+    }
+
+    /// Puts in force what was decided about the CA. Nothing happens when it is already.
+    pub async fn settle_authority(&self) -> Result<()> {
+        let _turn = self.settling.lock().await;
+        let Some(committed) = self.store.read(|tx| tx.authority_state()).await? else { return Ok(()) };
+        let authority = self.authority.clone();
+        let settled = tokio::task::spawn_blocking(move || authority.settle(&committed)).await;
+        settled.map_err(prism_core::Error::internal)?
     }
 
     /// Takes over what the data planes have to report, so that what is read next is up to date.

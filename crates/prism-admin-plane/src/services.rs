@@ -10,6 +10,7 @@ use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
 use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
 use prism_proto::cluster::v1::bootstrap_service_server::BootstrapServiceServer;
+use prism_proto::cluster::v1::ca_service_server::CaServiceServer;
 use prism_proto::cluster::v1::node_service_server::NodeServiceServer;
 use prost::bytes::Bytes;
 use tonic::body::Body;
@@ -29,6 +30,7 @@ pub struct AdminServices {
     pub(crate) access: AccessServiceServer<Grpc>,
     pub(crate) tokens: ClusterAdminServer<ClusterGrpc>,
     pub(crate) nodes: NodeServiceServer<ClusterGrpc>,
+    pub(crate) ca: CaServiceServer<ClusterGrpc>,
     pub(crate) bootstrap: BootstrapServiceServer<ClusterGrpc>,
     pub(crate) rest: Rest,
     pub(crate) audit: AuditStreamService,
@@ -59,6 +61,7 @@ where
             AccessServiceServer::<Grpc>::NAME => self.access.call(request),
             ClusterAdminServer::<ClusterGrpc>::NAME => self.tokens.call(request),
             NodeServiceServer::<ClusterGrpc>::NAME => self.nodes.call(request),
+            CaServiceServer::<ClusterGrpc>::NAME => self.ca.call(request),
             BootstrapServiceServer::<ClusterGrpc>::NAME => self.bootstrap.call(request),
             _ if rest::is_below(path) => self.rest.call(request.map(Body::new)),
             _ => Box::pin(self.others.clone().call(request)),

@@ -93,6 +93,9 @@ pub enum Command {
     /// Machines that have joined
     #[command(subcommand)]
     Node(cmd::node::Command),
+    /// The CA of the cluster: whether it can be replaced, and how far a rotation is
+    #[command(subcommand)]
+    Ca(cmd::ca::Command),
     /// What hangs together: token, node, certificates, sessions, audit entries
     Lineage(cmd::lineage::Lineage),
     /// Who this credential is, and what it may do

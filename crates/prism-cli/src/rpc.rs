@@ -110,6 +110,11 @@ rpcs! {
         RevokeNodeRequest -> RevokeNodeResponse = "RevokeNode" change,
         GetLineageRequest -> GetLineageResponse = "GetLineage" read,
     }
+    cluster "CaService" {
+        GetCaStatusRequest -> GetCaStatusResponse = "GetCaStatus" read,
+        RotateCaRequest -> RotateCaResponse = "RotateCa" change,
+        RetireCaRequest -> RetireCaResponse = "RetireCa" change,
+    }
 }
 
 #[cfg(test)]

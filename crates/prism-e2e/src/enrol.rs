@@ -2,6 +2,7 @@
 
 use prism_proto::cluster::v1::admin_service_client::AdminServiceClient;
 use prism_proto::cluster::v1::bootstrap_service_client::BootstrapServiceClient;
+use prism_proto::cluster::v1::ca_service_client::CaServiceClient;
 use prism_proto::cluster::v1::node_service_client::NodeServiceClient;
 use prism_proto::cluster::v1::{
     CreateJoinTokenRequest, CreateJoinTokenResponse, ExchangeJoinTokenRequest, ExchangeJoinTokenResponse,
@@ -30,6 +31,11 @@ impl Admin {
     /// `prism.cluster.v1.NodeService`.
     pub fn nodes(&self) -> NodeServiceClient<Credentialed> {
         NodeServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
+    }
+
+    /// `prism.cluster.v1.CaService`.
+    pub fn authority(&self) -> CaServiceClient<Credentialed> {
+        CaServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     /// A join token for a node, or for any when `node_id` is empty, for an hour.

@@ -131,6 +131,7 @@ mod tests {
         assert_eq!(of("prism.cluster.v1.BootstrapService"), 2);
         assert_eq!(of("prism.cluster.v1.LinkService"), 1);
         assert_eq!(of("prism.cluster.v1.NodeService"), 4);
+        assert_eq!(of("prism.cluster.v1.CaService"), 3);
         assert_eq!(of("prism.config.v1.ConfigService"), 3);
         assert_eq!(of("prism.session.v1.SessionService"), 5);
         assert_eq!(of("prism.keyvalue.v1.KeyValueService"), 6);
@@ -138,7 +139,7 @@ mod tests {
         assert_eq!(of("prism.pubsub.v1.PubSubService"), 3);
         assert_eq!(of("prism.reader.v1.ReaderService"), 3);
         assert_eq!(of("prism.transact.v1.TransactService"), 3);
-        assert_eq!(rules.len(), 85);
+        assert_eq!(rules.len(), 88);
     }
 
     #[test]

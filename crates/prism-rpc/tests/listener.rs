@@ -204,7 +204,7 @@ async fn certified(served: &Served, authority: &CertificateAuthority) -> (SendRe
     let made = rcgen::generate_simple_self_signed(["client.example".to_owned()]).unwrap();
     let fingerprint = tls::fingerprint(made.cert.der());
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.certificate_der().clone()).unwrap();
+    roots.add(authority.certificate_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let mut config = rustls::ClientConfig::builder_with_provider(provider)

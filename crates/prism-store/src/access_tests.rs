@@ -337,6 +337,7 @@ fn certificate(world: &World, digit: &str, life: Duration) -> CertificateRow {
         created_by: "root".to_owned(),
         expires_at: Some(world.clock.now() + life),
         revoked_at: None,
+        authority: None,
         origin: None,
     }
 }

@@ -28,6 +28,9 @@ pub struct CertificateRow {
     pub expires_at: Option<UnixMillis>,
     /// When it was revoked.
     pub revoked_at: Option<UnixMillis>,
+    /// SHA-256 of the certificate of the CA that issued it, in hexadecimal; `None` when that is another's, or was the only one there
+    /// had been.
+    pub authority: Option<String>,
     /// Where a node's certificate comes from; `None` for all others.
     pub origin: Option<CertificateOrigin>,
 }
@@ -59,6 +62,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
         created_by: row.get("created_by")?,
         expires_at: time("expires_at")?,
         revoked_at: time("revoked_at")?,
+        authority: row.get("authority")?,
         origin: row.get::<_, Option<String>>("node_id")?.map(|node_id| origin(row, node_id)).transpose()?,
     })
 }
@@ -109,8 +113,8 @@ impl Tx<'_> {
         let origin = row.origin.as_ref();
         self.execute(
             "INSERT INTO certificates (fingerprint, serial, kind, name, uri, created_at, created_by, expires_at, revoked_at,
-                pem, key_hash, node_id, token_id, renewed_from)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                pem, key_hash, node_id, token_id, renewed_from, authority)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
             (
                 &row.fingerprint,
                 &row.serial,
@@ -126,6 +130,7 @@ impl Tx<'_> {
                 origin.map(|origin| &origin.node_id),
                 origin.map(|origin| &origin.token_id),
                 origin.and_then(|origin| origin.renewed_from.as_ref()),
+                &row.authority,
             ),
         )?;
         if row.revoked_at.is_some() {

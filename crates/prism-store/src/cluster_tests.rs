@@ -88,6 +88,7 @@ fn certificate(node: &str, number: u32, now: UnixMillis) -> CertificateRow {
         created_by: "root".to_owned(),
         expires_at: Some(now + DAY),
         revoked_at: None,
+        authority: None,
         origin: Some(CertificateOrigin {
             pem: "PEM".to_owned(),
             key_hash: [7; 32],

@@ -9,6 +9,7 @@ mod audit_query;
 #[cfg(test)]
 mod audit_tests;
 mod audit_verify;
+mod authority;
 mod binding;
 mod bootstrap;
 mod certificate;
@@ -57,6 +58,7 @@ use tx::{Guard, Touched};
 pub use administrators::OPERATOR_ON_THE_BOX;
 pub use audit::EntryDraft;
 pub use audit_query::{EntryChunk, EntryFilter, EntryQuery, Order};
+pub use authority::StandingCertificates;
 pub use binding::{BindingRow, ClientBindingRow};
 pub use certificate::{CertificateOrigin, CertificateRow};
 pub use checkpoint::{MAX_CHECKPOINTS, Witness};

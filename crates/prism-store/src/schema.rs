@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -293,4 +293,11 @@ CREATE INDEX certificates_by_node ON certificates (node_id, created_at) WHERE no
 CREATE INDEX certificates_by_end ON certificates (expires_at) WHERE revoked_at IS NULL;
 -- Not those of the node in the server's own process, which are all there are where nobody has joined.
 CREATE INDEX sessions_by_node ON sessions (node, id) WHERE node <> 'local';
+";
+
+/// Which CA a certificate is of, since there can be two.
+const AUTHORITIES: &str = "
+-- SHA-256 of the CA's certificate; NULL = of another CA, or issued when there was one CA only and none had been replaced.
+ALTER TABLE certificates ADD COLUMN authority TEXT;
+CREATE INDEX certificates_by_authority ON certificates (authority, expires_at) WHERE revoked_at IS NULL;
 ";

@@ -171,6 +171,7 @@ fn step_on_access(tx: &mut Tx<'_>, dice: &mut Dice) -> Result<()> {
             created_by,
             expires_at: None,
             revoked_at: None,
+            authority: None,
             origin: None,
         }),
         _ => tx.revoke_certificate(&format!("{which:064x}")).map(drop),

@@ -67,7 +67,7 @@ impl Issuer {
     }
 
     fn ca_pem(&self) -> prost::bytes::Bytes {
-        self.authority.certificate_pem().to_owned().into_bytes().into()
+        self.authority.certificate_pem().into_bytes().into()
     }
 }
 
@@ -294,6 +294,7 @@ impl RenewCertificate {
     /// been lost.
     fn earlier(&self, node_id: &NodeId, renewed_from: &str, tx: &Tx<'_>) -> Result<Option<CertificateRow>> {
         let hash = self.key.key_hash();
+        let issuing = self.issuer.authority.fingerprint().to_hex();
         let rows = tx.node_certificates(node_id.as_str(), MAX_NODE_CERTIFICATES as usize)?;
         Ok(rows.into_iter().find(|row| {
             let same = row
@@ -301,7 +302,9 @@ impl RenewCertificate {
                 .as_ref()
                 .is_some_and(|origin| origin.key_hash == hash && origin.renewed_from.as_deref() == Some(renewed_from));
             let fresh = row.expires_at.is_some_and(|end| tx.now + end.since(row.created_at) / 2 < end);
-            same && fresh && row.revoked_at.is_none()
+            // One of the old CA is not what a node needs that asks after a rotation.
+            let current = row.authority.as_ref().is_none_or(|authority| *authority == issuing);
+            same && fresh && current && row.revoked_at.is_none()
         }))
     }
 
@@ -347,6 +350,7 @@ fn row(
         created_by: created_by.to_owned(),
         expires_at: Some(issued.expires_at),
         revoked_at: None,
+        authority: Some(issued.authority.clone()),
         origin: Some(CertificateOrigin {
             pem: issued.pem.clone(),
             key_hash: key.key_hash(),

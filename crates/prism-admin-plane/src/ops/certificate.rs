@@ -175,13 +175,14 @@ impl Op for IssueCertificate {
             created_by: caller.identity.actor.clone(),
             expires_at: Some(issued.expires_at),
             revoked_at: None,
+            authority: Some(issued.authority),
             origin: None,
         };
         tx.insert_certificate(&row)?;
         let mut done = Done::new(wire::IssueCertificateResponse {
             certificate: Some(convert::certificate(&row)),
             certificate_pem: issued.pem.into_bytes().into(),
-            ca_certificate_pem: self.authority.certificate_pem().to_owned().into_bytes().into(),
+            ca_certificate_pem: self.authority.certificate_pem().into_bytes().into(),
         })
         .detail("serial_number", &issued.serial)
         .detail("kind", &row.kind)
@@ -376,6 +377,7 @@ fn of_another_ca(fingerprint: String, tx: &Tx<'_>, caller: &Caller) -> Certifica
         created_by: caller.identity.actor.clone(),
         expires_at: None,
         revoked_at: Some(tx.now),
+        authority: None,
         origin: None,
     }
 }

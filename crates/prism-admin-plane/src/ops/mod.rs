@@ -3,6 +3,7 @@
 pub mod access;
 pub mod api_key;
 pub mod audit;
+pub mod authority;
 pub mod backend;
 pub mod binding;
 pub mod bootstrap;

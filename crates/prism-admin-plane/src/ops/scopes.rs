@@ -1,8 +1,8 @@
 //! The scope of every RPC, for those who ask before they call.
 
 use super::{
-    access, api_key, audit, backend, binding, bootstrap, certificate, checkpoint, client_binding, client_key, config,
-    drain, join_token, lineage, link, maintenance, metrics, namespace, node, role, session,
+    access, api_key, audit, authority, backend, binding, bootstrap, certificate, checkpoint, client_binding,
+    client_key, config, drain, join_token, lineage, link, maintenance, metrics, namespace, node, role, session,
 };
 use crate::op::{Op, Scope};
 
@@ -68,6 +68,9 @@ scopes! {
     node::GetNode,
     node::RevokeNode,
     lineage::GetLineage,
+    authority::GetCaStatus,
+    authority::RotateCa,
+    authority::RetireCa,
 }
 
 /// The scope of an RPC by its full name. One that is not an operation of this plane concerns the whole installation.

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backend;
 pub mod binding;
+pub mod ca;
 pub mod can_i;
 pub mod cert;
 pub mod client_binding;
@@ -72,6 +73,7 @@ async fn carry_out(command: Command, console: &Console) -> Result<Exit> {
         Command::Cert(command) => command.run(console).await,
         Command::Token(command) => command.run(console).await,
         Command::Node(command) => command.run(console).await,
+        Command::Ca(command) => command.run(console).await,
         Command::Lineage(command) => command.run(console).await,
         Command::Whoami(command) => command.run(console).await,
         Command::CanI(command) => command.run(console).await,

@@ -152,7 +152,7 @@ impl Tls {
         let folder = tempfile::tempdir().unwrap();
         let authority = CertificateAuthority::load_or_create(folder.path()).unwrap();
         let server = authority.server_tls(&[]).unwrap().http2_only();
-        Self { server, ca: authority.certificate_der().clone() }
+        Self { server, ca: authority.certificate_der() }
     }
 
     /// A connection that shows the certificate of `holder`.

@@ -55,8 +55,8 @@ const PERMISSIONS: [(&str, &[&str]); 22] = [
     ("operational:drain", &["DrainConnections"]),
     ("audit:read", &["GetAuditLog", "CreateAuditCheckpoint", "ListAuditCheckpoints"]),
     ("tokens:manage", &["CreateJoinToken", "RevokeJoinToken", "ListJoinTokens"]),
-    ("nodes:read", &["ListNodes", "GetNode", "GetLineage"]),
-    ("nodes:manage", &["RevokeNode"]),
+    ("nodes:read", &["ListNodes", "GetNode", "GetLineage", "GetCaStatus"]),
+    ("nodes:manage", &["RevokeNode", "RotateCa", "RetireCa"]),
     (
         "access:manage",
         &[
@@ -130,6 +130,9 @@ const INSTALLATION: &[&str] = &[
     "GetNode",
     "GetLineage",
     "RevokeNode",
+    "GetCaStatus",
+    "RotateCa",
+    "RetireCa",
 ];
 const FILTERED: &[&str] = &[
     "ListNamespaces",

@@ -4,22 +4,22 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prism_core::secret::{AuthorityFingerprint, Random};
-use prism_core::{Clock, Result, UnixMillis};
+use prism_core::{Clock, Error, Result, UnixMillis};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
+use super::rotation::{Changes, State};
 use super::{CertificateFacts, ServerTls, Source, fault, provider};
 use crate::files::{is_open_to_others, write_atomically};
 
@@ -29,7 +29,7 @@ pub const CERTIFICATE_FILE: &str = "ca.pem";
 pub const KEY_FILE: &str = "ca.key";
 
 /// Life of the CA: ten years.
-const AUTHORITY_LIFE: Duration = Duration::from_hours(87648);
+pub(super) const AUTHORITY_LIFE: Duration = Duration::from_hours(87648);
 /// Life of a server certificate.
 const SERVER_LIFE: Duration = Duration::from_hours(2160);
 /// A server certificate is replaced when this much of its life is left.
@@ -39,21 +39,22 @@ pub(super) const ATTENTION: Duration = Duration::from_hours(696);
 /// Certificates begin in the past, for clients whose clock is slow.
 pub(super) const BACKDATE: Duration = Duration::from_hours(1);
 
-/// Prism's own certificate authority; a clone is the same one.
+/// Prism's own certificate authority; a clone is the same one. During a rotation it is two CAs: the new one issues, the old one is
+/// still trusted ([`super::rotation`]).
 #[derive(Clone)]
 pub struct CertificateAuthority(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    pub issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
-    pub expires_at: UnixMillis,
-    pem: String,
+    pub folder: PathBuf,
+    pub state: ArcSwap<State>,
+    pub changes: Changes,
     pub clock: Clock,
     pub random: Random,
 }
 
 impl CertificateAuthority {
-    /// Loads the CA of `data_dir`, or makes one when there is none: `ca.pem` (0644) and `ca.key` (0600).
+    /// Loads the CA of `data_dir`, or makes one when there is none: `ca.pem` (0644), the certificates that clients must trust, and
+    /// `ca.key` (0600). After a rotation `ca.key` holds the certificates as well, and `ca.pem` follows it.
     ///
     /// FAILED_PRECONDITION, naming the file and what to do, when a part is missing, unreadable, does not belong to the other,
     /// or when the key is open to others: a new CA would cut off every client that trusts the old one.
@@ -65,13 +66,33 @@ impl CertificateAuthority {
     pub fn load_or_create_at(data_dir: &Path, clock: Clock) -> Result<Self> {
         let (certificate_path, key_path) = (data_dir.join(CERTIFICATE_FILE), data_dir.join(KEY_FILE));
         let random = Random::system();
+        let with = |state: State| {
+            let (state, changes) = (ArcSwap::from_pointee(state), Changes::default());
+            let (folder, clock, random) = (data_dir.to_owned(), clock.clone(), random.clone());
+            Self(Arc::new(Inner { folder, state, changes, clock, random }))
+        };
+        let named = |path: &Path| {
+            let shown = path.display().to_string();
+            move |error: Error| fault(format!("{shown}: {}", error.message()))
+        };
         let key = match (read(&certificate_path)?, read(&key_path)?) {
-            (Some(pem), Some(key)) => {
+            (pem, Some(key)) => {
                 if is_open_to_others(&key_path).map_err(|error| fault(format!("{}: {error}", key_path.display())))? {
                     return Err(fault(format!("{0} can be read by others; run: chmod 600 {0}", key_path.display())));
                 }
-                return Self::load(pem, &parse_key(&key_path, &key)?, clock, random)
-                    .map_err(|error| fault(format!("{}: {}", certificate_path.display(), error.message())));
+                if let Some(state) = State::read_whole(&key).map_err(named(&key_path))? {
+                    let authority = with(state);
+                    authority.publish()?;
+                    return Ok(authority);
+                }
+                let key = parse_key(&key_path, &key)?;
+                match pem {
+                    Some(pem) => {
+                        return State::first(&pem, &key).map(with).map_err(named(&certificate_path));
+                    }
+                    // The key is written first, so this is a first start that was cut short.
+                    None => key,
+                }
             }
             (Some(_), None) => {
                 return Err(fault(format!(
@@ -81,8 +102,6 @@ impl CertificateAuthority {
                     key_path.display()
                 )));
             }
-            // The key is written first, so this is a first start that was cut short.
-            (None, Some(key)) => parse_key(&key_path, &key)?,
             (None, None) => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
                     .map_err(|error| fault(format!("no key: {error}")))?;
@@ -94,41 +113,27 @@ impl CertificateAuthority {
         let pem = self_signed(&key, &clock, &random)?;
         write_atomically(&certificate_path, pem.as_bytes(), 0o644)
             .map_err(|error| fault(format!("{}: {error}", certificate_path.display())))?;
-        Self::load(pem, &key, clock, random)
+        State::first(&pem, &key).map(with).map_err(named(&certificate_path))
     }
 
-    fn load(pem: String, key: &KeyPair, clock: Clock, random: Random) -> Result<Self> {
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|error| fault(format!("is not a certificate: {error}")))?;
-        certified(vec![certificate.clone()], key)?
-            .keys_match()
-            .map_err(|_| fault(format!("does not belong to the key in {KEY_FILE}")))?;
-        let key =
-            KeyPair::from_pem(&key.serialize_pem()).map_err(|error| fault(format!("has an unusable key: {error}")))?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| fault(format!("is not the certificate of a CA: {error}")))?;
-        let expires_at = CertificateFacts::of(&certificate)?.expires_at;
-        Ok(Self(Arc::new(Inner { issuer, certificate, expires_at, pem, clock, random })))
+    /// The CA certificates that clients must trust, in PEM: that of the CA that issues, then the old one if there is one.
+    pub fn certificate_pem(&self) -> String {
+        self.0.state.load().bundle()
     }
 
-    /// The CA certificate in PEM.
-    pub fn certificate_pem(&self) -> &str {
-        &self.0.pem
+    /// The certificate of the CA that issues.
+    pub fn certificate_der(&self) -> CertificateDer<'static> {
+        self.0.state.load().certificate.clone()
     }
 
-    /// The CA certificate.
-    pub fn certificate_der(&self) -> &CertificateDer<'static> {
-        &self.0.certificate
-    }
-
-    /// SHA-256 of the CA certificate, which join tokens carry.
+    /// SHA-256 of the certificate of the CA that issues, which new join tokens carry.
     pub fn fingerprint(&self) -> AuthorityFingerprint {
-        AuthorityFingerprint::of_certificate(&self.0.certificate)
+        AuthorityFingerprint::of_certificate(&self.0.state.load().certificate)
     }
 
-    /// When the CA certificate ends, and with it the trust in all it has issued.
+    /// When the certificate of the CA that issues ends, and with it the trust in all it has issued.
     pub fn expires_at(&self) -> UnixMillis {
-        self.0.expires_at
+        self.0.state.load().expires_at
     }
 
     /// TLS of a listener with a certificate for `localhost`, `127.0.0.1`, `::1`, the host's name and `names`, valid for 90 days
@@ -148,7 +153,7 @@ impl CertificateAuthority {
     }
 
     fn issue(&self, alternatives: &[SanType]) -> Result<Issued> {
-        let inner = &self.0;
+        let (inner, state) = (&self.0, self.0.state.load());
         let now = inner.clock.now();
         let failed = |error: rcgen::Error| fault(format!("the CA cannot issue a certificate: {error}"));
         let mut params = parameters("Prism server", now, now + SERVER_LIFE, &inner.random);
@@ -157,10 +162,10 @@ impl CertificateAuthority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let leaf = params.signed_by(&key, &inner.issuer).map_err(failed)?;
+        let leaf = params.signed_by(&key, &state.issuer).map_err(failed)?;
         let expires_at = CertificateFacts::of(leaf.der())?.expires_at;
-        let certified = certified(vec![leaf.der().clone(), inner.certificate.clone()], &key)?;
-        Ok(Issued { certified: Arc::new(certified), expires_at })
+        let certified = certified(state.chain(leaf.der().clone()), &key)?;
+        Ok(Issued { certified: Arc::new(certified), expires_at, by: state.name() })
     }
 }
 
@@ -174,6 +179,8 @@ impl fmt::Debug for CertificateAuthority {
 pub(super) struct Issued {
     certified: Arc<CertifiedKey>,
     pub expires_at: UnixMillis,
+    /// Name of the state of the CA that its chain shows.
+    by: String,
 }
 
 /// Hands out the current certificate, and replaces it before it expires.
@@ -187,7 +194,8 @@ pub(super) struct Renewing {
 impl Renewing {
     pub fn current(&self) -> Arc<Issued> {
         let issued = self.current.load_full();
-        if self.authority.0.clock.now() < issued.expires_at - SERVER_RENEWAL {
+        let rotated = issued.by != self.authority.state_name();
+        if !rotated && self.authority.0.clock.now() < issued.expires_at - SERVER_RENEWAL {
             return issued;
         }
         // One handshake renews, the others go on with what is still valid for a month.
@@ -223,7 +231,7 @@ impl fmt::Debug for Renewing {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>> {
+pub(super) fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -235,10 +243,18 @@ fn parse_key(path: &Path, pem: &str) -> Result<KeyPair> {
     KeyPair::from_pem(pem).map_err(|error| fault(format!("{} is not a private key: {error}", path.display())))
 }
 
-fn self_signed(key: &KeyPair, clock: &Clock, random: &Random) -> Result<String> {
-    let mut params = parameters("Prism CA", clock.now(), clock.now() + AUTHORITY_LIFE, random);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+/// What the certificate of a CA says. All CAs have one name: one that is signed by another counts as self-issued then (RFC 5280,
+/// 6.1), which the path length of earlier CAs, 0, leaves room for.
+pub(super) fn authority_parameters(now: UnixMillis, end: UnixMillis, random: &Random) -> CertificateParams {
+    let mut params = parameters("Prism CA", now, end, random);
+    // Room for the next CA's certificate of this one, for those who count it all the same.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn self_signed(key: &KeyPair, clock: &Clock, random: &Random) -> Result<String> {
+    let params = authority_parameters(clock.now(), clock.now() + AUTHORITY_LIFE, random);
     let certificate = params.self_signed(key).map_err(|error| fault(format!("no CA certificate: {error}")))?;
     Ok(certificate.pem())
 }
@@ -260,7 +276,7 @@ pub(super) fn parameters(common_name: &str, now: UnixMillis, end: UnixMillis, ra
     params
 }
 
-fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<CertifiedKey> {
+pub(super) fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<CertifiedKey> {
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let signing = provider()
         .key_provider

@@ -18,6 +18,7 @@ use x509_parser::public_key::PublicKey;
 use x509_parser::x509;
 
 use super::authority::{BACKDATE, CertificateAuthority, parameters};
+use super::rotation::to_pem;
 use super::{fault, fingerprint};
 
 /// Life of a certificate of a node's data port.
@@ -92,6 +93,8 @@ pub struct IssuedCertificate {
     pub expires_at: UnixMillis,
     /// Its identity.
     pub uri: String,
+    /// SHA-256 of the CA's certificate in lower-case hexadecimal.
+    pub authority: String,
 }
 
 impl CertificateAuthority {
@@ -121,9 +124,9 @@ impl CertificateAuthority {
     ///
     /// INVALID_ARGUMENT when the id cannot stand in a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
     pub fn issue_node_server(&self, node_id: &str, key: &SigningRequest) -> Result<String> {
-        let inner = &self.0;
+        let (inner, state) = (&self.0, self.0.state.load());
         let now = inner.clock.now();
-        let expires_at = (now + NODE_SERVER_LIFE).min(inner.expires_at);
+        let expires_at = (now + NODE_SERVER_LIFE).min(state.expires_at);
         if expires_at <= now {
             let message = "the CA has expired; it has to be made anew before it can issue a certificate";
             return Err(Error::precondition("CA_EXPIRED", message));
@@ -144,9 +147,9 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let issued = params.signed_by(&key, &inner.issuer);
+        let issued = params.signed_by(&key, &state.issuer);
         let issued = issued.map_err(|error| fault(format!("the CA cannot issue a certificate: {error}")))?;
-        Ok(format!("{}{}", issued.pem(), self.certificate_pem()))
+        Ok(state.chain(issued.der().clone()).iter().map(to_pem).collect())
     }
 
     fn issue_for(
@@ -156,10 +159,10 @@ impl CertificateAuthority {
         usages: Vec<ExtendedKeyUsagePurpose>,
         life: Duration,
     ) -> Result<IssuedCertificate> {
-        let inner = &self.0;
+        let (inner, state) = (&self.0, self.0.state.load());
         let now = inner.clock.now();
         let whole = |at: UnixMillis| UnixMillis(at.0.div_euclid(1000).saturating_mul(1000));
-        let expires_at = whole((now + life).min(inner.expires_at));
+        let expires_at = whole((now + life).min(state.expires_at));
         if expires_at <= now {
             let message = "the CA has expired; it has to be made anew before it can issue a certificate";
             return Err(Error::precondition("CA_EXPIRED", message));
@@ -177,7 +180,7 @@ impl CertificateAuthority {
         params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         let serial = params.serial_number.as_ref().map(|serial| hex::encode(serial.to_bytes())).unwrap_or_default();
-        let issued = params.signed_by(&key, &inner.issuer);
+        let issued = params.signed_by(&key, &state.issuer);
         let issued = issued.map_err(|error| fault(format!("the CA cannot issue a certificate: {error}")))?;
         Ok(IssuedCertificate {
             pem: issued.pem(),
@@ -186,6 +189,7 @@ impl CertificateAuthority {
             not_before: whole(now - BACKDATE),
             expires_at,
             uri: identity.to_owned(),
+            authority: fingerprint(&state.certificate),
         })
     }
 }

@@ -7,6 +7,7 @@ mod facts;
 mod files;
 mod issue;
 mod node_key;
+mod rotation;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use facts::{CertificateFacts, fingerprint, first_end};
 use files::Pair;
 pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES, NodeCertificate, SigningRequest};
 pub use node_key::NodeKey;
+pub use rotation::{Plan, Standing};
 
 /// How often a certificate of Prism's CA is looked at when nobody connects.
 const RENEWAL_CHECK: Duration = Duration::from_hours(1);

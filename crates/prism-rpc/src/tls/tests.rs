@@ -35,12 +35,12 @@ async fn clients_that_trust_the_ca_reach_every_name() {
     let names = ["prism.example".to_owned(), "*.wild.example".to_owned(), "10.1.2.3".to_owned()];
     let tls = authority.server_tls(&names).unwrap();
     for name in ["localhost", "127.0.0.1", "::1", "prism.example", "a.wild.example", "10.1.2.3"] {
-        seen(&tls, authority.certificate_pem(), name).await.unwrap();
+        seen(&tls, &authority.certificate_pem(), name).await.unwrap();
     }
-    assert!(seen(&tls, authority.certificate_pem(), "other.example").await.is_err());
+    assert!(seen(&tls, &authority.certificate_pem(), "other.example").await.is_err());
     let stranger = tempfile::tempdir().unwrap();
     let stranger = CertificateAuthority::load_or_create(stranger.path()).unwrap();
-    assert!(seen(&tls, stranger.certificate_pem(), "localhost").await.is_err());
+    assert!(seen(&tls, &stranger.certificate_pem(), "localhost").await.is_err());
     assert!(authority.server_tls(&["not a name".to_owned()]).unwrap_err().message().contains("listen.names"));
     assert_eq!(tls.http2_only().config().alpn_protocols, [b"h2"]);
 }
@@ -51,7 +51,7 @@ async fn a_certificate_is_replaced_before_it_expires() {
     let clock = Clock::manual(Clock::system().now());
     let authority = CertificateAuthority::load_or_create_at(directory.path(), clock.clone()).unwrap();
     let tls = authority.server_tls(&[]).unwrap();
-    let pem = authority.certificate_pem();
+    let pem = &authority.certificate_pem();
     let first = seen(&tls, pem, "localhost").await.unwrap();
     clock.advance(Duration::from_hours(1416));
     assert_eq!(seen(&tls, pem, "localhost").await.unwrap(), first);
@@ -128,7 +128,7 @@ fn showing(
     key: &rcgen::KeyPair,
 ) -> TlsConnector {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate_der().clone()).unwrap();
+    roots.add(authority.certificate_der()).unwrap();
     let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[version]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let config = builder.with_root_certificates(roots);
@@ -183,7 +183,7 @@ async fn any_client_certificate_comes_in_with_a_proven_key_and_none_without() {
     let directory = tempfile::tempdir().unwrap();
     let authority = CertificateAuthority::load_or_create(directory.path()).unwrap();
     let tls = authority.server_tls(&[]).unwrap();
-    let anonymous = shown(&tls, &trusting(authority.certificate_pem())).await.unwrap();
+    let anonymous = shown(&tls, &trusting(&authority.certificate_pem())).await.unwrap();
     assert!(anonymous.0.is_empty());
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         for valid in [2020..4096, 1999..2001, 3000..3001] {
@@ -222,10 +222,10 @@ async fn a_chain_is_bounded() {
 fn facts_are_those_of_the_certificate_and_of_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let authority = CertificateAuthority::load_or_create(directory.path()).unwrap();
-    let facts = CertificateFacts::of(authority.certificate_der()).unwrap();
+    let facts = CertificateFacts::of(&authority.certificate_der()).unwrap();
     assert_eq!((facts.subject.as_str(), facts.expires_at), ("CN=Prism CA", authority.expires_at()));
     let (short, _) = self_signed(2020..2030);
-    let chain = [authority.certificate_der().clone(), short.clone()];
+    let chain = [authority.certificate_der(), short.clone()];
     assert_eq!(first_end(&chain).unwrap(), CertificateFacts::of(&short).unwrap().expires_at);
     assert!(first_end(&[]).is_err());
     let mut longer = short.to_vec();

@@ -75,9 +75,17 @@ impl Planes {
         let table = Arc::new(Table::load()?);
         let store = Store::open(folder, settings.session.clone(), clock.clone(), Random::system()).await;
         let store = Arc::new(store.map_err(|error| failed("the control state cannot be opened", &error))?);
+        let recovered = prism_admin_plane::recover_authority(&store, authority).await;
+        recovered.map_err(|error| failed("a change of the CA that was cut short cannot be finished", &error))?;
         let trust = Trust::load(store.cluster(), authority, &settings.client_ca).map_err(Failure::Usage)?;
         let trust = Arc::new(trust);
         let connections = PlaneConnections::default();
+        let (followed, cut) = (Arc::downgrade(&trust), connections.admin.clone());
+        authority.on_change(move |own| {
+            if let Some(trust) = followed.upgrade() {
+                trust.rotate(own, &cut);
+            }
+        });
         let id = if settings.role == Role::Admin { CONTROLLER } else { LOCAL_NODE };
         let node = NodeId::parse("node", id).map_err(|error| failed("no node", &error))?;
         let fleet = FleetOptions {
@@ -204,6 +212,9 @@ impl Planes {
                 }
                 if let Err(error) = door.services.finish_removals().await {
                     tracing::warn!(%error, "data of deleted namespaces was not looked for");
+                }
+                if let Err(error) = door.services.settle_authority().await {
+                    tracing::error!(%error, "a change of the CA has not taken effect yet");
                 }
                 if let Err(error) = store.sweep().await {
                     tracing::warn!(%error, "what is past its time was not removed");

@@ -100,7 +100,7 @@ fn client_config(tls: &PlaneTls, authority: Option<&CertificateAuthority>) -> Re
     let own = authority.filter(|_| tls.own_authority);
     let verifier: Arc<dyn ServerCertVerifier> = if let Some(authority) = own {
         let mut roots = RootCertStore::empty();
-        roots.add(authority.certificate_der().clone()).map_err(|error| error.to_string())?;
+        roots.add(authority.certificate_der()).map_err(|error| error.to_string())?;
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
         built.map_err(|error| error.to_string())?
     } else {

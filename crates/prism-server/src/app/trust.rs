@@ -2,8 +2,8 @@
 //! change while the server runs.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use prism_core::{Clock, Error, Result, UnixMillis};
@@ -23,6 +23,9 @@ const DATA: &str = "tls.data.client_ca";
 pub struct Trust {
     admin: Side,
     data: Side,
+    ground: Ground,
+    /// Held while either side changes.
+    changing: Mutex<()>,
 }
 
 /// Whom one plane trusts.
@@ -39,6 +42,7 @@ type Keys = Vec<Vec<u8>>;
 /// A bundle, proven.
 struct Bundle {
     trust: Arc<ClientTrust>,
+    certificates: Vec<CertificateDer<'static>>,
     keys: Arc<Keys>,
     /// `None` = it holds no CA.
     expires_at: Option<UnixMillis>,
@@ -48,7 +52,8 @@ struct Bundle {
 #[derive(Clone)]
 struct Ground {
     cluster: String,
-    authority: CertificateAuthority,
+    /// Prism's own CAs.
+    own: Arc<ArcSwap<Vec<CertificateDer<'static>>>>,
 }
 
 impl Trust {
@@ -59,11 +64,11 @@ impl Trust {
         authority: &CertificateAuthority,
         bundles: &ClientCa,
     ) -> std::result::Result<Self, String> {
-        let ground = Ground { cluster: cluster.to_owned(), authority: authority.clone() };
+        let ground = Ground { cluster: cluster.to_owned(), own: Arc::new(ArcSwap::from_pointee(authority.trusted())) };
         let [admin_keys, data_keys]: [Arc<ArcSwap<Keys>>; 2] = Default::default();
         let admin = Side::load(&ground, (ADMIN, bundles.admin.as_deref(), &admin_keys), (DATA, &data_keys))?;
         let data = Side::load(&ground, (DATA, bundles.data.as_deref(), &data_keys), (ADMIN, &admin_keys))?;
-        Ok(Self { admin, data })
+        Ok(Self { admin, data, ground, changing: Mutex::default() })
     }
 
     /// Whom the admin plane trusts, as it changes.
@@ -108,18 +113,41 @@ impl Trust {
     /// One after the other, as each is proven against the other. A CA that moves from one to the other is taken over with the
     /// next look.
     fn look(&self, admin: &Connections) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = self.admin.look() {
-            let (now, after) = (Clock::system().now(), self.admin.current.load());
-            let cut =
-                admin.cut_where(|chain| before.identify(chain, now).is_ok() && after.identify(chain, now).is_err());
-            if cut > 0 {
-                tracing::info!(
-                    cut,
-                    "admin connections were cut, as the CA of their certificate is not trusted any more"
-                );
-            }
+            self.cut_distrusted(&before, admin);
         }
         self.data.look();
+    }
+
+    /// Trusts `own` as Prism's own CAs from now on, and no others. Connections of the admin plane that stand on another are cut; the
+    /// data plane sees to its own.
+    pub fn rotate(&self, own: &[CertificateDer<'static>], admin: &Connections) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ground.own.store(Arc::new(own.to_vec()));
+        for (side, cuts) in [(&self.admin, true), (&self.data, false)] {
+            let bundle = side.bundle.as_ref().map(Watched::current);
+            let external = bundle.map(|bundle| bundle.certificates.clone()).unwrap_or_default();
+            match self.ground.trust(external) {
+                Ok(trust) => {
+                    let before = side.current.swap(Arc::new(trust));
+                    if cuts {
+                        self.cut_distrusted(&before, admin);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the CAs of clients could not be replaced; the last good ones stay")
+                }
+            }
+        }
+    }
+
+    fn cut_distrusted(&self, before: &ClientTrust, admin: &Connections) {
+        let (now, after) = (Clock::system().now(), self.admin.current.load());
+        let cut = admin.cut_where(|chain| before.identify(chain, now).is_ok() && after.identify(chain, now).is_err());
+        if cut > 0 {
+            tracing::info!(cut, "admin connections were cut, as the CA of their certificate is not trusted any more");
+        }
     }
 }
 
@@ -166,20 +194,21 @@ impl Side {
 
 impl Ground {
     fn trust(&self, external: Vec<CertificateDer<'static>>) -> Result<ClientTrust> {
-        ClientTrust::new(&self.cluster, vec![self.authority.certificate_der().clone()], external)
+        ClientTrust::new(&self.cluster, self.own.load().to_vec(), external)
     }
 
     fn prove(&self, pem: &[u8], other: &str, other_keys: &Keys) -> Result<Bundle> {
         if pem.trim_ascii().is_empty() {
             let trust = Arc::new(self.trust(Vec::new())?);
-            return Ok(Bundle { trust, keys: Arc::default(), expires_at: None });
+            return Ok(Bundle { trust, certificates: Vec::new(), keys: Arc::default(), expires_at: None });
         }
         let certificates = read_bundle(pem)?;
         let facts = certificates.iter().map(CertificateFacts::of).collect::<Result<Vec<_>>>()?;
-        let own = CertificateFacts::of(self.authority.certificate_der())?.public_key;
+        let own =
+            self.own.load().iter().map(|own| Ok(CertificateFacts::of(own)?.public_key)).collect::<Result<Vec<_>>>()?;
         for fact in &facts {
             let whose = &fact.subject;
-            if fact.public_key == own {
+            if own.contains(&fact.public_key) {
                 let message = format!("{whose:?} is Prism's own CA, which is trusted already; remove it from the file");
                 return Err(Error::precondition("CLIENT_CA", message));
             }
@@ -190,7 +219,8 @@ impl Ground {
         }
         let expires_at = Some(first_end(&certificates)?);
         let keys = facts.into_iter().map(|fact| fact.public_key).collect();
-        Ok(Bundle { trust: Arc::new(self.trust(certificates)?), keys: Arc::new(keys), expires_at })
+        let trust = Arc::new(self.trust(certificates.clone())?);
+        Ok(Bundle { trust, certificates, keys: Arc::new(keys), expires_at })
     }
 }
 
@@ -290,7 +320,7 @@ mod tests {
         for part in ["tls.data.client_ca", "both.pem", "CN=one", "tls.admin.client_ca", "one plane only"] {
             assert!(said.contains(part), "{said}");
         }
-        let own = fixture.file("own.pem", &[&two.pem(), fixture.authority.certificate_pem()]);
+        let own = fixture.file("own.pem", &[&two.pem(), &fixture.authority.certificate_pem()]);
         for (admin, data, key) in [(Some(own.clone()), None, ADMIN), (Some(admin), Some(own), DATA)] {
             let said = fixture.refusal(admin, data);
             assert!(said.contains(key) && said.contains("own.pem") && said.contains("own CA"), "{said}");

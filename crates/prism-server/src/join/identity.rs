@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// Folder of the identity, in the data directory.
 pub const FOLDER: &str = "node";
-/// The cluster's CA.
+/// The cluster's CA, or the two of a rotation.
 pub const CA: &str = "ca.pem";
 /// The node's key.
 pub const KEY: &str = "key.pem";
@@ -49,7 +49,7 @@ pub struct Proven {
 }
 
 impl Proven {
-    /// Checks that the answer holds the CA that the token names, and a valid certificate of it for this key and this node; says
+    /// Checks that the answer holds the CA that the token names, and a valid certificate of its CAs for this key and this node; says
     /// what is wrong otherwise.
     pub fn check(
         answer: &ExchangeJoinTokenResponse,
@@ -58,8 +58,9 @@ impl Proven {
         authority: AuthorityFingerprint,
         now: UnixMillis,
     ) -> Result<Self, String> {
-        let ca = certificate(&answer.ca_certificate_pem).ok_or("its CA is not a certificate in PEM")?;
-        if fingerprint_of(&ca) != authority {
+        // During a rotation there are two.
+        let authorities = bundle(&answer.ca_certificate_pem).ok_or("its CA is not a certificate in PEM")?;
+        if !authorities.iter().any(|ca| fingerprint_of(ca) == authority) {
             return Err("its CA is not the one that the token names".to_owned());
         }
         let leaf = certificate(&answer.certificate_pem).ok_or("it holds no certificate in PEM")?;
@@ -71,7 +72,7 @@ impl Proven {
             return Err("its certificate has expired; check this machine's clock, or ask for another token".to_owned());
         }
         let cluster = cluster_of(&leaf).ok_or("its certificate names no cluster")?;
-        let trust = ClientTrust::new(&cluster, vec![ca], Vec::new()).map_err(|error| error.message().to_owned())?;
+        let trust = ClientTrust::new(&cluster, authorities, Vec::new()).map_err(|error| error.message().to_owned())?;
         let found =
             trust.identify(&[leaf], now).map_err(|refused| format!("its certificate is not good: {refused}"))?;
         if found.kind != CertificateKind::Node || found.name != node_id.as_str() {
@@ -178,11 +179,16 @@ pub fn fingerprint_of(certificate: &CertificateDer<'_>) -> AuthorityFingerprint 
     AuthorityFingerprint::of_certificate(certificate)
 }
 
-/// The fingerprint of the CA in a file.
-pub fn authority_of(path: &Path) -> Result<AuthorityFingerprint, String> {
+/// The CAs in a file.
+pub fn authorities_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let ca = certificate(&pem).ok_or_else(|| format!("{} is not a certificate in PEM", path.display()))?;
-    Ok(fingerprint_of(&ca))
+    bundle(&pem).ok_or_else(|| format!("{} is not one or two certificates in PEM", path.display()))
+}
+
+/// The certificates of a PEM text, at least one and at most those of a rotation.
+fn bundle(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_slice_iter(pem).take(3).collect::<Result<Vec<_>, _>>().ok()?;
+    (1..=2).contains(&found.len()).then_some(found)
 }
 
 /// The cluster in the URI of a certificate.

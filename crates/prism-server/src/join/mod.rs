@@ -9,10 +9,11 @@ mod trust;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use prism_core::secret::{AuthorityFingerprint, JOIN_TOKEN_LENGTH, parse_join_token};
+use prism_core::secret::{JOIN_TOKEN_LENGTH, parse_join_token};
 use prism_core::{Clock, Error, NodeId};
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
 use prism_rpc::tls::NodeKey;
+use rustls::pki_types::CertificateDer;
 
 use crate::Failure;
 use crate::cli::JoinArgs;
@@ -32,7 +33,7 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
         .iter()
         .map(|address| Controller::parse(address).map_err(Failure::Usage))
         .collect::<Result<_, _>>()?;
-    let trust = ServerTrust::new(presented.authority, args.ca.as_deref()).map_err(Failure::Usage)?;
+    let mut trust = ServerTrust::new(presented.authority, args.ca.as_deref()).map_err(Failure::Usage)?;
     let directory = DataDir::open(&data_dir(args.data_dir.as_deref())).map_err(Failure::Start)?;
     if directory.path().join(prism_rpc::tls::AUTHORITY_KEY_FILE).exists() {
         let shown = directory.path().display();
@@ -40,7 +41,11 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
     }
     let files = NodeFiles::open(directory.path()).map_err(Failure::Start)?;
     if let Some(known) = files.read().map_err(Failure::Start)? {
-        fits(&known, &node_id, presented.authority, directory.path())?;
+        let authorities = fits(&known, &node_id, directory.path())?;
+        if !authorities.iter().any(|ca| identity::fingerprint_of(ca) == presented.authority) {
+            // The token of another cluster, or of this one with a new CA: then a controller can prove it.
+            trust = trust.also(&authorities).map_err(Failure::Start)?;
+        }
         if known.token_id == presented.secret.id.as_str() && files.is_valid(Clock::system().now()) {
             println!("this machine is the node {} already; it joined with this token", known.node_id);
             return Ok(());
@@ -143,8 +148,8 @@ fn data_dir(given: Option<&Path>) -> PathBuf {
     given.map(Path::to_owned).or_else(from_environment).unwrap_or_else(|| "./prism-data".into())
 }
 
-/// A data directory holds one identity, and it does not become another's.
-fn fits(known: &Identity, node_id: &NodeId, authority: AuthorityFingerprint, folder: &Path) -> Result<(), Failure> {
+/// A data directory holds one identity, and it does not become another's. Gives the CAs of its cluster as it knows them.
+fn fits(known: &Identity, node_id: &NodeId, folder: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let shown = folder.display();
     if known.node_id != node_id.as_str() {
         return Err(Failure::Usage(format!(
@@ -152,15 +157,7 @@ fn fits(known: &Identity, node_id: &NodeId, authority: AuthorityFingerprint, fol
             known.node_id
         )));
     }
-    let ca = identity::authority_of(&folder.join(identity::FOLDER).join(identity::CA)).map_err(Failure::Start)?;
-    if ca != authority {
-        return Err(Failure::Usage(format!(
-            "{shown} holds the identity of a node of {}, and the token is of another cluster; use another --data-dir, or remove \
-             {shown}/node",
-            known.cluster
-        )));
-    }
-    Ok(())
+    identity::authorities_of(&folder.join(identity::FOLDER).join(identity::CA)).map_err(Failure::Start)
 }
 
 #[cfg(test)]

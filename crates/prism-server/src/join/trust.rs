@@ -28,6 +28,8 @@ struct Verifier {
     authority: AuthorityFingerprint,
     /// What the operator names beside it.
     given: Option<Arc<RootCertStore>>,
+    /// CAs that must vouch for it as well, directly or by a certificate for its own CA.
+    also: Option<Arc<RootCertStore>>,
     /// Why the last server was not the right one, in words for the operator.
     why: Mutex<Option<String>>,
 }
@@ -37,7 +39,21 @@ impl ServerTrust {
     pub fn new(authority: AuthorityFingerprint, ca: Option<&Path>) -> Result<Self, String> {
         let given = ca.map(read_roots).transpose()?;
         let provider = Arc::new(aws_lc_rs::default_provider());
-        Ok(Self { verifier: Arc::new(Verifier { provider, authority, given, why: Mutex::default() }) })
+        Ok(Self { verifier: Arc::new(Verifier { provider, authority, given, also: None, why: Mutex::default() }) })
+    }
+
+    /// Asks in addition that the server's CA is one of `authorities`, or has a certificate of one of them: that it is the same
+    /// cluster with a new CA.
+    pub fn also(&self, authorities: &[CertificateDer<'static>]) -> Result<Self, String> {
+        let Verifier { provider, authority, given, .. } = &*self.verifier;
+        let mut roots = RootCertStore::empty();
+        for certificate in authorities {
+            roots.add(certificate.clone()).map_err(|error| format!("the CA that this node knows: {error}"))?;
+        }
+        let (provider, given, also) = (provider.clone(), given.clone(), Some(Arc::new(roots)));
+        Ok(Self {
+            verifier: Arc::new(Verifier { provider, authority: *authority, given, also, why: Mutex::default() }),
+        })
     }
 
     /// TLS of a client without a certificate.
@@ -104,9 +120,20 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let roots = self.roots(intermediates)?;
-        let built = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone()).build();
-        let verifier = built.map_err(|error| TlsError::General(error.to_string()))?;
+        let verifier = |roots: Arc<RootCertStore>| {
+            let built = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone()).build();
+            built.map_err(|error| TlsError::General(error.to_string()))
+        };
+        if let Some(also) = &self.also {
+            verifier(also.clone())?.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|_| {
+                self.refuse(
+                    "it is not a controller of the cluster whose node this data directory holds, so the token is of another cluster; \
+                     use another --data-dir, or remove the folder node in it"
+                        .to_owned(),
+                )
+            })?;
+        }
+        let verifier = verifier(self.roots(intermediates)?)?;
         verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
             TlsError::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
                 self.refuse(format!(

@@ -57,7 +57,7 @@ fn refusal(csr: &[u8]) -> String {
 fn verify(authority: &CertificateAuthority, issued: &IssuedCertificate, at: UnixMillis) -> Result<(), rustls::Error> {
     let leaf = CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap();
     let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate_der().clone()).unwrap();
+    roots.add(authority.certificate_der()).unwrap();
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
     let at = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(at.0).unwrap()));
     verifier.verify_client_cert(&leaf, &[], at).map(drop)
@@ -199,7 +199,7 @@ fn anything_but_one_request_is_refused() {
         format!("{good}more"),
         format!("more{good}"),
         key.clone(),
-        authority.certificate_pem().to_owned(),
+        authority.certificate_pem(),
         good.replace("END CERTIFICATE REQUEST", "END CERTIFICATE"),
         good.replacen('M', "!", 1),
         pem(&longer),
