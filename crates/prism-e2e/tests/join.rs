@@ -146,9 +146,10 @@ async fn the_secret_goes_to_the_right_controller_only() {
     let second = one.admin().create_join_token("").await.join_token;
     let refused = join_at(&one, &data_dir, &second, &["--node-id", "n2"]).ends(2);
     assert!(refused.err.contains("holds the identity of node n1"), "{refused:?}");
-    let foreign = other.admin().create_join_token("").await.join_token;
-    let refused = join_at(&other, &data_dir, &foreign, &["--node-id", "n1"]).ends(2);
+    let foreign = other.admin().create_join_token("").await;
+    let refused = join_at(&other, &data_dir, &foreign.join_token, &["--node-id", "n1"]).ends(1);
     assert!(refused.err.contains("another cluster"), "{refused:?}");
+    assert_eq!(other.admin().join_token(&foreign.token_id).await.status, "ACTIVE", "it was not sent");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! `prism-admin ca`: the CA of the cluster, and its rotation.
 
+use std::fmt::Write as _;
+
 use clap::Subcommand;
 use prism_proto::cluster::v1::{
     CertificateAuthority, GetCaStatusRequest, GetCaStatusResponse, RetireCaRequest, RotateCaRequest,
@@ -106,11 +108,8 @@ fn verdict(answer: &GetCaStatusResponse) -> String {
     if answer.nodes_waiting_count > 0 {
         let more = usize::try_from(answer.nodes_waiting_count).unwrap_or_default() > answer.nodes_waiting.len();
         let and = if more { ", …" } else { "" };
-        sentence += &format!(
-            "; {} nodes have no new one yet: {}{and}",
-            answer.nodes_waiting_count,
-            answer.nodes_waiting.join(", ")
-        );
+        let names = answer.nodes_waiting.join(", ");
+        let _ = write!(sentence, "; {} nodes have no new one yet: {names}{and}", answer.nodes_waiting_count);
     }
     sentence
 }

@@ -66,10 +66,10 @@ impl CertificateAuthority {
     pub fn load_or_create_at(data_dir: &Path, clock: Clock) -> Result<Self> {
         let (certificate_path, key_path) = (data_dir.join(CERTIFICATE_FILE), data_dir.join(KEY_FILE));
         let random = Random::system();
-        let with = |state: State| {
+        let (now, own_random) = (clock.now(), random.clone());
+        let with = move |state: State| {
             let (state, changes) = (ArcSwap::from_pointee(state), Changes::default());
-            let (folder, clock, random) = (data_dir.to_owned(), clock.clone(), random.clone());
-            Self(Arc::new(Inner { folder, state, changes, clock, random }))
+            Self(Arc::new(Inner { folder: data_dir.to_owned(), state, changes, clock, random: own_random }))
         };
         let named = |path: &Path| {
             let shown = path.display().to_string();
@@ -110,7 +110,7 @@ impl CertificateAuthority {
                 key
             }
         };
-        let pem = self_signed(&key, &clock, &random)?;
+        let pem = self_signed(&key, now, &random)?;
         write_atomically(&certificate_path, pem.as_bytes(), 0o644)
             .map_err(|error| fault(format!("{}: {error}", certificate_path.display())))?;
         State::first(&pem, &key).map(with).map_err(named(&certificate_path))
@@ -253,8 +253,8 @@ pub(super) fn authority_parameters(now: UnixMillis, end: UnixMillis, random: &Ra
     params
 }
 
-fn self_signed(key: &KeyPair, clock: &Clock, random: &Random) -> Result<String> {
-    let params = authority_parameters(clock.now(), clock.now() + AUTHORITY_LIFE, random);
+fn self_signed(key: &KeyPair, now: UnixMillis, random: &Random) -> Result<String> {
+    let params = authority_parameters(now, now + AUTHORITY_LIFE, random);
     let certificate = params.self_signed(key).map_err(|error| fault(format!("no CA certificate: {error}")))?;
     Ok(certificate.pem())
 }

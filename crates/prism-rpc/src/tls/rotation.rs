@@ -232,7 +232,7 @@ impl CertificateAuthority {
 
     fn stage(&self, next: &State, old: String) -> Result<Plan> {
         let path = self.0.folder.join(NEXT_FILE);
-        write_atomically(&path, next.to_file().as_bytes(), 0o600).map_err(|error| not_written(&path, error))?;
+        write_atomically(&path, next.to_file().as_bytes(), 0o600).map_err(|error| not_written(&path, &error))?;
         Ok(Plan { name: next.name(), issues: fingerprint(&next.certificate), old, bundle: next.bundle() })
     }
 
@@ -245,7 +245,7 @@ impl CertificateAuthority {
         if inner.state.load().name() != committed {
             let (next, key) = (inner.folder.join(NEXT_FILE), inner.folder.join(KEY_FILE));
             let state = if let Some(state) = read_named(&next, committed)? {
-                std::fs::rename(&next, &key).map_err(|error| not_written(&key, error))?;
+                std::fs::rename(&next, &key).map_err(|error| not_written(&key, &error))?;
                 state
             } else {
                 // An earlier attempt may have come as far as this.
@@ -254,7 +254,7 @@ impl CertificateAuthority {
             };
             std::fs::File::open(&inner.folder)
                 .and_then(|folder| folder.sync_all())
-                .map_err(|error| not_written(&key, error))?;
+                .map_err(|error| not_written(&key, &error))?;
             if let Some(follower) = inner.changes.follower.get() {
                 follower(&state.trusted());
             }
@@ -274,7 +274,7 @@ impl CertificateAuthority {
                 tracing::warn!("a change of the CA that was cut short is taken over");
                 self.settle(committed)
             }
-            _ => std::fs::remove_file(&next).map_err(|error| not_written(&next, error)),
+            _ => std::fs::remove_file(&next).map_err(|error| not_written(&next, &error)),
         }
     }
 
@@ -285,7 +285,7 @@ impl CertificateAuthority {
         if read(&path)?.is_some_and(|text| text == bundle) {
             return Ok(());
         }
-        write_atomically(&path, bundle.as_bytes(), 0o644).map_err(|error| not_written(&path, error))
+        write_atomically(&path, bundle.as_bytes(), 0o644).map_err(|error| not_written(&path, &error))
     }
 }
 
@@ -295,6 +295,6 @@ fn read_named(path: &Path, name: &str) -> Result<Option<State>> {
     Ok(state.filter(|state| state.name() == name))
 }
 
-fn not_written(path: &Path, error: std::io::Error) -> Error {
+fn not_written(path: &Path, error: &std::io::Error) -> Error {
     fault(format!("{} cannot be written: {error}", path.display()))
 }

@@ -136,7 +136,7 @@ impl Trust {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the CAs of clients could not be replaced; the last good ones stay")
+                    tracing::error!(%error, "the CAs of clients could not be replaced; the last good ones stay");
                 }
             }
         }
