@@ -206,7 +206,7 @@ fn activity(operation: &str) -> (u32, &'static str) {
         (2, "Read")
     } else if begins(&["Update", "Set", "Rotate", "Renew"]) {
         (3, "Update")
-    } else if begins(&["Delete", "Revoke", "Terminate", "Cut"]) {
+    } else if begins(&["Delete", "Revoke", "Retire", "Terminate", "Cut"]) {
         (4, "Delete")
     } else {
         (99, "Other")
