@@ -105,8 +105,8 @@ async fn a_revoked_certificate_takes_along_what_it_was_renewed_for() {
     let stolen = machine.holding(&machine.renew(&server, &first).await.unwrap().certificate_pem);
     let mut client = BootstrapServiceClient::new(server.admin_channel_as(&stolen));
     let request = RenewCertificateRequest { csr_pem: thief.signing_request().into() };
-    let taken = thief.holding(&client.renew_certificate(request).await.unwrap().into_inner().certificate_pem);
-    let last = thief.holding(&thief.renew(&server, &taken).await.unwrap().certificate_pem);
+    let captured = thief.holding(&client.renew_certificate(request).await.unwrap().into_inner().certificate_pem);
+    let last = thief.holding(&thief.renew(&server, &captured).await.unwrap().certificate_pem);
     let other = admin.create_join_token("").await.join_token;
     let neighbour = Machine::new();
     let answer = neighbour.exchange(&admin.channel, &other, "n2").await.unwrap();
@@ -115,7 +115,7 @@ async fn a_revoked_certificate_takes_along_what_it_was_renewed_for() {
     admin.revoke_fingerprint(&stolen.fingerprint()).await;
     let mut rest = Vec::new();
     let _ = within("the connection is cut", live.read_to_end(&mut rest)).await;
-    for holder in [&taken, &last] {
+    for holder in [&captured, &last] {
         thief.renew(&server, holder).await.unwrap_err().is(Code::Unauthenticated, "CREDENTIAL_INVALID");
     }
     machine.renew(&server, &stolen).await.unwrap_err().is(Code::Unauthenticated, "CREDENTIAL_INVALID");
