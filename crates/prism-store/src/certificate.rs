@@ -102,11 +102,10 @@ impl Tx<'_> {
     pub fn insert_certificate(&mut self, row: &CertificateRow) -> Result<()> {
         // What has ended proves nothing any more. A revocation stays: the clock may be wrong today.
         let over = "DELETE FROM certificates WHERE expires_at IS NOT NULL AND expires_at <= ?1 AND revoked_at IS NULL";
-        let gone = self.execute(over, [(self.now - RETAIN_ENDED).0])?;
-        let kept = self.kept_certificates()? - gone as i64;
-        self.touched.known.certificates = Some(kept);
+        self.execute(over, [(self.now - RETAIN_ENDED).0])?;
+        let kept = ("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", []);
         // There is always room for a revocation.
-        if row.revoked_at.is_none() && kept >= MAX_CERTIFICATES {
+        if row.revoked_at.is_none() && !self.takes_room(|at_most| &mut at_most.certificates, MAX_CERTIFICATES, kept)? {
             let message = format!("an installation keeps track of at most {MAX_CERTIFICATES} certificates");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_CERTIFICATES", message));
         }
@@ -135,31 +134,18 @@ impl Tx<'_> {
         )?;
         if row.revoked_at.is_some() {
             self.certificates_changed();
-        } else {
-            self.touched.known.certificates = Some(kept + 1);
         }
         Ok(())
-    }
-
-    /// Certificates that are kept and not revoked: counted once, then remembered.
-    fn kept_certificates(&self) -> Result<i64> {
-        match self.touched.known.certificates {
-            Some(kept) => Ok(kept),
-            None => self.count("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", []),
-        }
     }
 
     /// Forgets certificates of nodes that ended a day ago, and revoked ones that ended a month ago. One that a join token was
     /// redeemed for stays while the token could be shown again.
     pub(crate) fn forget_node_certificates(&mut self) -> Result<()> {
-        let gone = self.execute(
+        self.execute(
             "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= ?1 AND fingerprint NOT IN
                 (SELECT certificate FROM join_tokens WHERE certificate IS NOT NULL AND expires_at > ?2)",
             ((self.now - RETAIN_ENDED_OF_NODE).0, self.now.0),
         )?;
-        if gone > 0 {
-            self.touched.known.certificates = None;
-        }
         let revoked =
             "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NOT NULL AND expires_at <= ?1";
         if self.execute(revoked, [(self.now - RETAIN_ENDED).0])? > 0 {
@@ -246,7 +232,6 @@ impl Tx<'_> {
     }
 
     fn certificates_changed(&mut self) {
-        self.touched.known.certificates = None;
         self.access_changed();
         self.touched.client_access = true;
     }

@@ -157,6 +157,7 @@ async fn tokens_that_are_good_are_bounded_in_number() {
             let sql = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
                 INSERT INTO join_tokens (id, hash, created_at, created_by, expires_at)
                 SELECT printf('%016d', i), zeroblob(32), ?2, 'root', ?3 FROM n";
+            tx.touched.known.at_most.join_tokens = None;
             tx.execute(sql, (MAX_JOIN_TOKENS, tx.now.0, (tx.now + DAY).0))
         })
         .await;
@@ -190,6 +191,7 @@ async fn nodes_are_bounded_listed_and_come_back() {
         .write(|tx| {
             let sql = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
                 INSERT INTO nodes (id, token_id, joined_at) SELECT printf('n%05d', i), 't', 0 FROM n";
+            tx.touched.known.at_most.nodes = None;
             tx.execute(sql, [MAX_NODES])
         })
         .await;
@@ -210,6 +212,42 @@ async fn nodes_are_bounded_listed_and_come_back() {
     let ids: Vec<_> = rows.iter().map(|row| row.id.to_string()).collect();
     assert_eq!((ids, total), (vec!["a".to_owned(), "b".to_owned(), "n00002".to_owned()], MAX_NODES + 1));
     assert_eq!(world.write(move |tx| tx.node_of_token(first.as_str())).await, None);
+}
+
+#[tokio::test]
+async fn a_number_that_is_too_high_refuses_nothing_and_none_is_too_low() {
+    let world = World::new().await;
+    let token = world.token(None, HOUR).await;
+    world
+        .write(|tx| {
+            tx.touched.known.at_most.join_tokens = Some(MAX_JOIN_TOKENS);
+            Ok(())
+        })
+        .await;
+    // Counted anew.
+    world.token(None, HOUR).await;
+    let known = world.write(|tx| Ok(tx.touched.known.at_most.join_tokens)).await;
+    assert_eq!(known, Some(2));
+    world
+        .write(|tx| {
+            let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                INSERT INTO nodes (id, token_id, joined_at) SELECT printf('n%05d', i), 't', 0 FROM n";
+            tx.execute(sql, [MAX_NODES])
+        })
+        .await;
+    // What is counted in an operation that is undone is not remembered.
+    let undone = world.store.write(move |tx| -> Result<()> {
+        tx.revoke_node("n00001", "root")?;
+        tx.revoke_node("n00002", "root")?;
+        tx.enrol_node(&NodeId::parse("node_id", "a")?, token.as_str())?;
+        Err(Error::aborted("UNDONE", "on purpose"))
+    });
+    assert_eq!(undone.await.unwrap_err().reason(), "UNDONE");
+    assert_eq!(world.enrol("b", token).await.unwrap_err().reason(), "TOO_MANY_NODES");
+    // A revoked node that is back counts.
+    world.write(|tx| tx.revoke_node("n00001", "root")).await;
+    world.enrol("b", token).await.unwrap();
+    assert_eq!(world.enrol("c", token).await.unwrap_err().reason(), "TOO_MANY_NODES");
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ impl Publisher {
     fn publish(&mut self, connection: &Connection) -> Result<()> {
         let mut touched = std::mem::take(&mut self.touched);
         self.touched.known = std::mem::take(&mut touched.known);
+        self.touched.known.at_most.counted = false;
         // Times do not matter to what is read here.
         let mut unused = Touched::default();
         let (touched_here, published) = (&mut unused, &*self.published);

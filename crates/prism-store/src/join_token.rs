@@ -126,7 +126,8 @@ impl Tx<'_> {
     pub fn insert_join_token(&mut self, token: &JoinTokenRow) -> Result<()> {
         let open =
             "SELECT count(*) FROM join_tokens WHERE revoked_at IS NULL AND redeemed_at IS NULL AND expires_at > ?1";
-        if self.count(open, [self.now.0])? >= MAX_JOIN_TOKENS {
+        let open = (open, [self.now.0]);
+        if !self.takes_room(|at_most| &mut at_most.join_tokens, MAX_JOIN_TOKENS, open)? {
             let message = format!(
                 "an installation holds at most {MAX_JOIN_TOKENS} join tokens that can be redeemed; revoke what nobody needs"
             );

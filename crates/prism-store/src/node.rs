@@ -76,7 +76,8 @@ impl Tx<'_> {
     /// Takes a node in, or in again under another token; RESOURCE_EXHAUSTED `TOO_MANY_NODES` when there are too many.
     pub fn enrol_node(&mut self, id: &NodeId, token_id: &str) -> Result<()> {
         let live = self.count("SELECT count(*) FROM nodes WHERE id = ?1 AND revoked_at IS NULL", [id.as_str()])? > 0;
-        if !live && self.count("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", [])? >= MAX_NODES {
+        let all = ("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", []);
+        if !live && !self.takes_room(|at_most| &mut at_most.nodes, MAX_NODES, all)? {
             let message = format!("a cluster has at most {MAX_NODES} nodes; revoke those that are gone");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
         }

@@ -75,10 +75,24 @@ pub(crate) struct Known {
     pub(crate) chain: Option<(i64, [u8; 32])>,
     /// When keys were last noted as used.
     pub(crate) used: HashMap<SecretId, UnixMillis>,
-    /// How many certificates are kept that are not revoked.
-    pub(crate) certificates: Option<i64>,
+    /// How many there may be of what is bounded in number.
+    pub(crate) at_most: AtMost,
     /// Randomness for the ids of audit entries.
     pub(crate) random: Pool,
+}
+
+/// How many there are at most of what is bounded in number. What goes away later leaves a number too high, and it is counted
+/// anew before anything is refused for it; none is ever too low. `None` = not counted yet.
+#[derive(Default)]
+pub(crate) struct AtMost {
+    /// Certificates that are not revoked.
+    pub(crate) certificates: Option<i64>,
+    /// Nodes that are not revoked.
+    pub(crate) nodes: Option<i64>,
+    /// Join tokens that can be redeemed.
+    pub(crate) join_tokens: Option<i64>,
+    /// Whether something was counted in this batch, where what was counted may still be undone.
+    pub(crate) counted: bool,
 }
 
 /// Random bytes, of which the operating system is asked for many at once.
@@ -105,7 +119,9 @@ impl Touched {
         self.configs.values_mut().for_each(|change| *change = Change::Unknown);
         self.current_access = None;
         self.known.chain = None;
-        self.known.certificates = None;
+        if self.known.at_most.counted {
+            self.known.at_most = AtMost::default();
+        }
     }
 
     /// Whether the data plane has to hear of it.
@@ -167,6 +183,26 @@ impl Tx<'_> {
 
     pub(crate) fn count(&self, sql: &str, params: impl Params) -> Result<i64> {
         Ok(self.one(sql, params, |row| row.get(0))?.unwrap_or(0))
+    }
+
+    /// Whether there is room for one more of what `sql` counts and `number` remembers, and takes it: `most` is the most that may
+    /// be.
+    pub(crate) fn takes_room(
+        &mut self,
+        number: fn(&mut AtMost) -> &mut Option<i64>,
+        most: i64,
+        (sql, params): (&str, impl Params),
+    ) -> Result<bool> {
+        let known = *number(&mut self.touched.known.at_most);
+        let there = if let Some(known) = known.filter(|known| *known < most) {
+            known
+        } else {
+            self.touched.known.at_most.counted = true;
+            self.count(sql, params)?
+        };
+        let room = there < most;
+        *number(&mut self.touched.known.at_most) = Some(there + i64::from(room));
+        Ok(room)
     }
 }
 
