@@ -2,6 +2,7 @@
 //! same generator, in one thread.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ use crate::wire::{Peer, framed, unary};
 const CONNECTIONS: usize = 8;
 /// Load before what is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Longest time for a number of calls that is fixed.
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// What is called.
 pub struct Calls {
@@ -51,12 +54,30 @@ struct Span {
 /// Lets `callers` call for `measured` after a warm-up, `most` times at most. Every call must succeed. Runs in a
 /// `LocalSet` of a runtime of one thread.
 pub async fn run(calls: &Rc<Calls>, callers: usize, measured: Duration, most: u64) -> Result<Outcome> {
+    load(calls, callers, (WARM_UP, measured), 0..most).await
+}
+
+/// Lets `callers` make each call of `numbers` once, and measures all of them. Every call must succeed. Runs in a `LocalSet` of a
+/// runtime of one thread.
+pub async fn each(calls: &Rc<Calls>, callers: usize, numbers: Range<u64>) -> Result<Outcome> {
+    let wanted = numbers.end - numbers.start;
+    let outcome = load(calls, callers, (Duration::ZERO, LONGEST), numbers).await?;
+    ensure!(outcome.answered == wanted, "{} of {wanted} calls were answered in {LONGEST:?}", outcome.answered);
+    Ok(outcome)
+}
+
+async fn load(
+    calls: &Rc<Calls>,
+    callers: usize,
+    (warm_up, measured): (Duration, Duration),
+    numbers: Range<u64>,
+) -> Result<Outcome> {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         connections.push(calls.peer.connect().await?);
     }
-    let next = Rc::new(Cell::new(0));
-    let from = Instant::now() + WARM_UP;
+    let next = Rc::new(Cell::new(numbers.start));
+    let from = Instant::now() + warm_up;
     let span = Span { from, to: from + measured };
     let head = calls.peer.head(calls.path)?;
     let tasks: Vec<_> = connections
@@ -64,7 +85,7 @@ pub async fn run(calls: &Rc<Calls>, callers: usize, measured: Duration, most: u6
         .cycle()
         .take(callers)
         .map(|connection| {
-            let caller = Caller { calls: Rc::clone(calls), next: Rc::clone(&next), most, span };
+            let caller = Caller { calls: Rc::clone(calls), next: Rc::clone(&next), end: numbers.end, span };
             spawn_local(caller.go(connection.clone(), head.clone()))
         })
         .collect();
@@ -105,7 +126,7 @@ pub async fn run(calls: &Rc<Calls>, callers: usize, measured: Duration, most: u6
 struct Caller {
     calls: Rc<Calls>,
     next: Rc<Cell<u64>>,
-    most: u64,
+    end: u64,
     span: Span,
 }
 
@@ -124,7 +145,7 @@ impl Caller {
         loop {
             let number = self.next.replace(self.next.get() + 1);
             let began = Instant::now();
-            if number >= self.most || began >= self.span.to {
+            if number >= self.end || began >= self.span.to {
                 return Ok(done);
             }
             let message = framed(&(self.calls.message)(number)).into();

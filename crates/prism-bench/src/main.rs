@@ -1,7 +1,8 @@
 //! What Prism costs, beside something known, in the same run on the same machine. Prints figures and ratios; decides nothing.
 //!
 //! `data`: Get on the memory backend with every check on, beside a bare tonic echo; durable Put and Publish, beside SQLite
-//! with one row per commit. `admin`: CreateConfig beside etcd's Put; what the audit log takes in, verifies and streams.
+//! with one row per commit. `admin`: CreateConfig beside etcd's Put; what the audit log takes in, verifies and streams. `join`:
+//! exchanges of join tokens beside what signatures and one audited call cost.
 
 mod admin;
 mod audit;
@@ -10,6 +11,7 @@ mod data;
 mod echo;
 mod etcd;
 mod figures;
+mod join;
 mod load;
 mod prism;
 mod process;
@@ -28,6 +30,8 @@ struct Size {
     seconds: u64,
     /// Entries of the audit log that is verified and streamed, at least 10: `PRISM_BENCH_ENTRIES`, else a million.
     entries: u64,
+    /// Join tokens of a round, from 1,000 to 10,000, which is as many as may be open: `PRISM_BENCH_TOKENS`, else 10,000.
+    tokens: u64,
 }
 
 impl Size {
@@ -35,6 +39,7 @@ impl Size {
         Ok(Self {
             seconds: number("PRISM_BENCH_SECONDS", 1, 5)?,
             entries: number("PRISM_BENCH_ENTRIES", 10, 1_000_000)?,
+            tokens: number("PRISM_BENCH_TOKENS", 1000, join::MOST_TOKENS)?.min(join::MOST_TOKENS),
         })
     }
 
@@ -52,12 +57,13 @@ fn number(variable: &str, least: u64, default: u64) -> Result<u64> {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (data, admin) = match arguments.as_slice() {
+    let (data, admin, join) = match arguments.as_slice() {
         ["echo-server", address] => return echo::serve(address.parse()?),
-        [] => (true, true),
-        ["data"] => (true, false),
-        ["admin"] => (false, true),
-        _ => bail!("usage: prism-bench [data | admin]"),
+        [] => (true, true, true),
+        ["data"] => (true, false, false),
+        ["admin"] => (false, true, false),
+        ["join"] => (false, false, true),
+        _ => bail!("usage: prism-bench [data | admin | join]"),
     };
     let size = Size::from_environment()?;
     let scratch = tempfile::tempdir()?;
@@ -66,6 +72,9 @@ fn main() -> Result<()> {
     }
     if admin {
         admin::run(scratch.path(), &size)?;
+    }
+    if join {
+        join::run(scratch.path(), &size)?;
     }
     Ok(())
 }
