@@ -21,7 +21,7 @@ fn int32(count: i64) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// FAILED_PRECONDITION and the like while an earlier change has not taken effect: the next one would not know what it changes.
+/// ABORTED `CA_CHANGING` while an earlier change has not taken effect: the next one would not know what it changes.
 fn require_settled(authority: &CertificateAuthority, tx: &Tx<'_>) -> Result<()> {
     let settled = tx.authority_state()?.is_none_or(|decided| decided == authority.state_name());
     let message = "a change of the CA is taking effect; retry";
