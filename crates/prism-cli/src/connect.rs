@@ -3,7 +3,9 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName, sign::SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName, sign::SingleCertAndKey,
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -11,6 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::{
+    controller_cert::ControllerVerifier,
     error::{Failure, Result},
     exit::Exit,
     identity,
@@ -108,7 +111,11 @@ impl Dialer {
     fn failure(&self, error: &io::Error) -> Failure {
         let failure =
             Failure::new(Exit::Unreachable, format!("cannot connect to {}: {error}", self.target.authority()));
-        if is_certificate_problem(error) {
+        if is_of_another(error) {
+            failure.hint(
+                "is this the admin port of a server? If it is, stop: somebody with that certificate stands in its place",
+            )
+        } else if is_certificate_problem(error) {
             failure.hint(format!(
                 "the server's certificate does not fit {}; is that the ca.pem of this server, and this its name?",
                 self.target.ca.display()
@@ -126,10 +133,12 @@ impl Dialer {
 fn tls_config(ca: &Path, identity: Option<&Identity>) -> Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let certified = identity.map(|identity| identity::load(identity, &provider)).transpose()?;
+    let verifier = ControllerVerifier::new(roots(ca, "--ca")?, Arc::clone(&provider))?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
-        .with_root_certificates(roots(ca, "--ca")?);
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     let mut config = match certified {
         Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
         None => builder.with_no_client_auth(),
@@ -152,6 +161,12 @@ pub fn roots(ca: &Path, flag: &str) -> Result<RootCertStore> {
         roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
     }
     if roots.is_empty() { Err(wrong(&"there is none")) } else { Ok(roots) }
+}
+
+/// Whether the certificate is that of a node, client or user, which [`ControllerVerifier`] refuses.
+fn is_of_another(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(CertificateError::Other(_))))
 }
 
 fn is_certificate_problem(error: &io::Error) -> bool {

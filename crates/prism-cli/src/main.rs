@@ -11,6 +11,7 @@ mod cmd;
 mod config_file;
 mod connect;
 mod context;
+mod controller_cert;
 mod error;
 mod exit;
 mod export;

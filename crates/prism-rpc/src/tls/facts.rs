@@ -18,6 +18,8 @@ pub struct CertificateFacts {
     pub expires_at: UnixMillis,
     /// The first URI of its subject alternative name.
     pub uri: Option<String>,
+    /// All URIs of it.
+    pub uris: Vec<String>,
     /// Its public key (SubjectPublicKeyInfo in DER): two certificates of one key are of one owner.
     pub public_key: Vec<u8>,
 }
@@ -31,14 +33,17 @@ impl CertificateFacts {
             return Err(bad());
         }
         let names = certificate.subject_alternative_name().ok().flatten().map(|names| names.value);
-        let uri = names.and_then(|names| {
-            names.general_names.iter().find_map(|name| match name {
+        let uris: Vec<String> = names
+            .into_iter()
+            .flat_map(|names| &names.general_names)
+            .filter_map(|name| match name {
                 GeneralName::URI(uri) => Some((*uri).to_owned()),
                 _ => None,
             })
-        });
+            .collect();
         Ok(Self {
-            uri,
+            uri: uris.first().cloned(),
+            uris,
             subject: certificate.subject().to_string(),
             begins_at: UnixMillis(certificate.validity().not_before.timestamp().saturating_mul(1000)),
             expires_at: UnixMillis(certificate.validity().not_after.timestamp().saturating_mul(1000)),

@@ -22,7 +22,7 @@ use super::rotation::to_pem;
 use super::{fault, fingerprint};
 
 /// Life of a certificate of a node's data port.
-const NODE_SERVER_LIFE: Duration = Duration::from_hours(30 * 24);
+const NODE_SERVER_LIFE: Duration = Duration::from_hours(24);
 /// Largest signing request, in bytes of PEM.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Longest common name that X.509 has room for, in characters.
@@ -120,10 +120,11 @@ impl CertificateAuthority {
     }
 
     /// Issues a certificate for a node's data port, in PEM with this CA behind it: for this machine's own names and addresses
-    /// and the node's id, as no node may pass for another host. Nothing is stored.
+    /// and the node's id, as no node may pass for another host. `uri` is the node's identity, by which nobody takes it for a
+    /// controller. Nothing is stored.
     ///
-    /// INVALID_ARGUMENT when the id cannot stand in a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
-    pub fn issue_node_server(&self, node_id: &str, key: &SigningRequest) -> Result<String> {
+    /// INVALID_ARGUMENT when the id or the identity cannot stand in a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
+    pub fn issue_node_server(&self, node_id: &str, uri: &str, key: &SigningRequest) -> Result<String> {
         let (inner, state) = (&self.0, self.0.state.load());
         let now = inner.clock.now();
         let expires_at = (now + NODE_SERVER_LIFE).min(state.expires_at);
@@ -137,7 +138,9 @@ impl CertificateAuthority {
             let name = name.try_into().map_err(|_| Error::invalid("node_id", "must be of ASCII characters"))?;
             Ok::<_, Error>(SanType::DnsName(name))
         };
+        let uri = uri.try_into().map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
         params.subject_alt_names = vec![
+            SanType::URI(uri),
             dns("localhost")?,
             SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
             SanType::IpAddress(Ipv6Addr::LOCALHOST.into()),

@@ -8,6 +8,7 @@ mod files;
 mod issue;
 mod node_key;
 mod rotation;
+mod servers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use files::Pair;
 pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES, NodeCertificate, SigningRequest};
 pub use node_key::NodeKey;
 pub use rotation::{Plan, Standing};
+pub use servers::{ControllerVerifier, not_a_controller, other_identity};
 
 /// How often a certificate of Prism's CA is looked at when nobody connects.
 const RENEWAL_CHECK: Duration = Duration::from_hours(1);

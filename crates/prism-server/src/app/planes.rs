@@ -14,7 +14,7 @@ use prism_core::limits::LOCAL_NODE;
 use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
-use prism_identity::Issuers;
+use prism_identity::{CertificateKind, Issuers, own_identity};
 use prism_link::{Certifier, Fleet, FleetOptions};
 use prism_rpc::tls::{SigningRequest, server_names};
 use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
@@ -94,7 +94,7 @@ impl Planes {
             cluster: store.cluster().to_owned(),
             epoch: epoch(),
             clock: clock.clone(),
-            certifier: Some(Arc::new(DataPorts(authority.clone()))),
+            certifier: Some(Arc::new(DataPorts { authority: authority.clone(), cluster: store.cluster().to_owned() })),
         };
         let fleet = Fleet::start(fleet).await.map_err(|error| failed("the nodes cannot be looked up", &error))?;
         let fleet = Arc::new(fleet);
@@ -225,12 +225,17 @@ impl Planes {
 }
 
 /// The cluster's CA, for the data ports of nodes.
-struct DataPorts(CertificateAuthority);
+struct DataPorts {
+    authority: CertificateAuthority,
+    cluster: String,
+}
 
 impl Certifier for DataPorts {
     fn server_certificate(&self, node: &NodeId, csr_pem: &[u8]) -> prism_core::Result<Vec<u8>> {
         let key = SigningRequest::parse(csr_pem)?;
-        self.0.issue_node_server(node.as_str(), &key).map(String::into_bytes)
+        let uri = own_identity(&self.cluster, CertificateKind::Node, node.as_str());
+        let uri = uri.ok_or_else(|| prism_core::Error::internal(format!("{node} is no name of an identity")))?;
+        self.authority.issue_node_server(node.as_str(), &uri, &key).map(String::into_bytes)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prism_core::secret::AuthorityFingerprint;
+use prism_rpc::tls::{not_a_controller, other_identity};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -134,7 +135,7 @@ impl ServerCertVerifier for Verifier {
             })?;
         }
         let verifier = verifier(self.roots(intermediates)?)?;
-        verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
+        let verified = verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
             TlsError::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
                 self.refuse(format!(
                     "its certificate is not for the name {}; call it by one that it has, or add this one to listen.names of its \
@@ -143,7 +144,12 @@ impl ServerCertVerifier for Verifier {
                 ))
             }
             other => self.refuse(format!("its certificate is not trusted: {other}")),
-        })
+        })?;
+        match other_identity(leaf) {
+            Ok(None) => Ok(verified),
+            Ok(Some(uri)) => Err(self.refuse(not_a_controller(&uri))),
+            Err(error) => Err(self.refuse(format!("its certificate is not trusted: {}", error.message()))),
+        }
     }
 
     fn verify_tls12_signature(

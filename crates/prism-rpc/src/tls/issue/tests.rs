@@ -264,3 +264,25 @@ fn a_nodes_certificate_is_for_both_ends_and_for_its_names_only() {
     assert_eq!((facts.uri.as_deref(), facts.expires_at), (Some(uri), issued.expires_at));
     assert_eq!(facts.public_key, key.subject_public_key_info());
 }
+
+#[test]
+fn a_data_ports_certificate_is_not_taken_for_a_controllers() {
+    use rustls::client::danger::ServerCertVerifier as _;
+    let (_folder, authority) = authority();
+    let request = SigningRequest::parse(good_csr().as_bytes()).unwrap();
+    let uri = "spiffe://prism-0123456789abcdef/node/n1";
+    let chain = authority.issue_node_server("n1", uri, &request).unwrap();
+    let leaf = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+    let roots = || {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate_der().clone()).unwrap();
+        roots
+    };
+    let name = "localhost".try_into().unwrap();
+    let now = UnixTime::now();
+    let clients = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots()), provider());
+    clients.build().unwrap().verify_server_cert(&leaf, &[], &name, &[], now).unwrap();
+    let controllers = super::super::ControllerVerifier::new(roots()).unwrap();
+    let refused = controllers.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err().to_string();
+    assert!(refused.contains(uri), "{refused}");
+}

@@ -13,6 +13,7 @@ use prism_link::bounds::{CONNECT_TIMEOUT, MAX_FRAME_BYTES};
 use prism_link::{Closed, NodeEnd};
 use prism_proto::cluster::v1::NodeFrame;
 use prism_proto::cluster::v1::link_service_client::LinkServiceClient;
+use prism_rpc::tls::ControllerVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -117,7 +118,7 @@ fn identity_unusable(why: String) -> Error {
     Error::precondition("NODE_IDENTITY", why)
 }
 
-/// TLS with the node's certificate; the controller's must be of the cluster's CA.
+/// TLS with the node's certificate; the controller's must be of the cluster's CA, and no node's.
 fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
     let shown = |name: &str, error: &dyn std::fmt::Display| format!("{}: {error}", folder.join(name).display());
     let mut roots = RootCertStore::empty();
@@ -127,8 +128,10 @@ fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
     let chain = CertificateDer::pem_file_iter(folder.join(CERTIFICATE)).map_err(|error| shown(CERTIFICATE, &error))?;
     let chain = chain.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| shown(CERTIFICATE, &error))?;
     let key = PrivateKeyDer::from_pem_file(folder.join(KEY)).map_err(|error| shown(KEY, &error))?;
+    let verifier = ControllerVerifier::new(roots).map_err(|error| shown(CA, &error.message()))?;
     let mut config = ClientConfig::builder()
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, key)
         .map_err(|error| shown(CERTIFICATE, &error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
