@@ -175,7 +175,7 @@ impl Services {
     pub async fn refresh_sessions(&self) -> Result<()> {
         let reached = self.fleet.report().await?;
         if let Some(nodes) = reached.named() {
-            tracing::debug!(nodes, "nodes that are away have not reported");
+            tracing::debug!(nodes, "nodes that are away, slow or failing have not reported");
         }
         Ok(())
     }

@@ -51,10 +51,15 @@ pub trait Nodes: Send + Sync + 'static {
     /// Waits until every reachable node serves by the snapshot with this revision or a later one, at most a second.
     async fn caught_up(&self, revision: u64);
 
-    /// Has the control plane told what every node has to report, so that what is read next is up to date.
+    /// Has the control plane told what every node has to report, so that what is read next is up to date. Who does not in a
+    /// moment is named.
     async fn report(&self) -> Result<Reached<()>>;
 
-    /// Checks what only the drivers can tell of a config without any effect; the first refusal is the answer.
+    /// The same for the data plane of this process only.
+    async fn report_own(&self) -> Result<()>;
+
+    /// Checks what only the drivers can tell of a config without any effect. The refusal of this process is the answer, and that
+    /// of a node when no other has accepted; otherwise a node that refuses is named.
     async fn check_config(&self, config: &Config) -> Result<Reached<()>>;
 
     /// Makes what an accepted config needs; may be repeated.

@@ -164,8 +164,8 @@ impl Op for TerminateSession {
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        // The session's last figures are worth keeping.
-        services.refresh_sessions().await
+        // The session's last figures are worth keeping, and not worth waiting for a node.
+        services.fleet.report_own().await
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {

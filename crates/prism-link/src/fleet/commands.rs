@@ -18,7 +18,7 @@ use wire::command_answer::Result as Answered;
 
 use super::link::{Link, Unreached};
 use super::{Fleet, Shared};
-use crate::bounds::{CATCH_UP, COMMAND_TIMEOUT, MAX_BACKENDS, RETRY};
+use crate::bounds::{CATCH_UP, COMMAND_TIMEOUT, MAX_BACKENDS, REPORT_TIMEOUT, RETRY};
 use crate::convert::{
     backend_from_wire, bad, bounded, config_to_wire, id_to_wire, namespace_figures_from_wire, node_figures_from_wire,
     scope_to_wire,
@@ -137,15 +137,49 @@ impl Shared {
         Reached { answer: sum, unreachable }
     }
 
-    async fn done(&self, command: Command) -> Result<(Option<Arc<dyn DataNode>>, Reached<()>)> {
-        let asked = self.fan_out(command, COMMAND_TIMEOUT, |_| true).await;
+    /// Has all nodes do what is answered with Done. A node that cannot is named like one that is away, so that one of them
+    /// cannot keep the others from it.
+    async fn done(&self, command: Command, timeout: Duration) -> DoneBy {
+        let asked = self.fan_out(command, timeout, |_| true).await;
+        let mut unreachable = asked.unreachable;
+        let (mut done, mut refusal) = (0, None);
         for (node, answer) in asked.said {
-            match answer? {
-                Answered::Done(_) => {}
-                _ => return Err(unexpected(&node)),
-            }
+            let error = match answer {
+                Ok(Answered::Done(_)) => {
+                    done += 1;
+                    continue;
+                }
+                Ok(_) => unexpected(&node),
+                Err(error) => error,
+            };
+            failed(&node, &error, &mut unreachable);
+            refusal.get_or_insert(error);
         }
-        Ok((asked.local, Reached { answer: (), unreachable: asked.unreachable }))
+        DoneBy { local: asked.local, done, refusal, reached: Reached { answer: (), unreachable } }
+    }
+}
+
+/// Who has done what all were asked to.
+struct DoneBy {
+    /// The data plane of this process, which has still to be asked.
+    local: Option<Arc<dyn DataNode>>,
+    /// How many nodes have.
+    done: usize,
+    /// Why the first that refused did.
+    refusal: Option<Error>,
+    /// Without those that were away or refused.
+    reached: Reached<()>,
+}
+
+impl DoneBy {
+    /// Counts the answer of the data plane of this process, which is taken at its word; of the nodes one is enough, as one that
+    /// refuses everything must not keep the others from a config.
+    fn with(self, here: Option<Result<()>>) -> Result<Reached<()>> {
+        match (here, self.refusal) {
+            (Some(Err(error)), _) => Err(error),
+            (None, Some(refusal)) if self.done == 0 => Err(refusal),
+            _ => Ok(self.reached),
+        }
     }
 }
 
@@ -164,40 +198,48 @@ impl Nodes for Fleet {
         if let Some((_, local)) = self.shared.local() {
             local.caught_up(revision).await;
         }
-        let links: Vec<Arc<Link>> = self.shared.nodes().links.values().cloned().collect();
-        if !links.is_empty() {
-            let all = join_all(links.iter().map(|link| link.applied(revision)));
-            let _ = tokio::time::timeout(CATCH_UP, all).await;
-        }
+        // Who has made somebody wait in vain is not waited for until it has caught up with that.
+        let links = self.shared.nodes().links.values().filter(|link| !link.is_behind()).cloned().collect::<Vec<_>>();
+        join_all(links.iter().map(|link| async move {
+            if tokio::time::timeout(CATCH_UP, link.applied(revision)).await.is_err() {
+                link.missed(revision);
+            }
+        }))
+        .await;
     }
 
     async fn report(&self) -> Result<Reached<()>> {
-        let (local, reached) = self.shared.done(Command::Report(wire::ReportCommand {})).await?;
-        if let Some(local) = local {
-            let reports = local.take_reports();
-            if !reports.is_empty() {
-                self.shared.options.control.report(reports).await?;
-            }
-        }
-        Ok(reached)
+        let asked = self.shared.done(Command::Report(wire::ReportCommand {}), REPORT_TIMEOUT).await;
+        self.report_own().await?;
+        Ok(asked.reached)
+    }
+
+    async fn report_own(&self) -> Result<()> {
+        let Some((_, local)) = self.shared.local() else { return Ok(()) };
+        let reports = local.take_reports();
+        if reports.is_empty() { Ok(()) } else { self.shared.options.control.report(reports).await }
     }
 
     async fn check_config(&self, config: &Config) -> Result<Reached<()>> {
         let config_json = config_to_wire(config)?;
-        let (local, reached) = self.shared.done(Command::CheckConfig(wire::ConfigCommand { config_json })).await?;
-        if let Some(local) = local {
-            local.check_config(config).await?;
-        }
-        Ok(reached)
+        let command = Command::CheckConfig(wire::ConfigCommand { config_json });
+        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        let here = match &asked.local {
+            Some(local) => Some(local.check_config(config).await),
+            None => None,
+        };
+        asked.with(here)
     }
 
     async fn prepare_config(&self, config: &Config) -> Result<Reached<()>> {
         let config_json = config_to_wire(config)?;
-        let (local, reached) = self.shared.done(Command::PrepareConfig(wire::ConfigCommand { config_json })).await?;
-        if let Some(local) = local {
-            local.prepare_config(config).await?;
-        }
-        Ok(reached)
+        let command = Command::PrepareConfig(wire::ConfigCommand { config_json });
+        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        let here = match &asked.local {
+            Some(local) => Some(local.prepare_config(config).await),
+            None => None,
+        };
+        asked.with(here)
     }
 
     async fn terminate(&self, id: SessionId, force: bool, reason: &str) -> Reached<Termination> {
@@ -286,14 +328,16 @@ impl Nodes for Fleet {
 
     async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()> {
         let command = Command::RemoveNamespace(wire::NamespaceCommand { namespace: namespace.to_string() });
-        let (local, reached) = self.shared.done(command).await?;
-        if let Some(local) = local {
+        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        if let Some(local) = asked.local {
             local.remove_namespace(namespace).await?;
         }
-        match reached.named() {
+        match asked.reached.named() {
             None => Ok(()),
             Some(nodes) => {
-                let message = format!("data of the namespace {namespace} is still on nodes that are away: {nodes}");
+                let message = format!(
+                    "data of the namespace {namespace} is still on nodes that are away or cannot remove it: {nodes}"
+                );
                 Err(Error::unavailable("NODES_UNREACHABLE", message).with("nodes", nodes).retry_after(RETRY))
             }
         }

@@ -40,6 +40,8 @@ pub struct Link {
     next_command: AtomicU64,
     /// The newest revision of this controller that the node serves by.
     applied: Signal<u64>,
+    /// The newest revision that somebody has waited for in vain.
+    missed: AtomicU64,
     gone: CancellationToken,
 }
 
@@ -91,6 +93,16 @@ impl Link {
         outcome
     }
 
+    /// Notes that the node did not serve by `revision` in time.
+    pub fn missed(&self, revision: u64) {
+        self.missed.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// Whether the node does not serve yet by a revision that somebody waited for in vain.
+    pub fn is_behind(&self) -> bool {
+        self.applied.get() < self.missed.load(Ordering::Relaxed)
+    }
+
     /// Waits until the node serves by `revision` or a later one.
     pub async fn applied(&self, revision: u64) {
         tokio::select! {
@@ -116,6 +128,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         commands: Mutex::default(),
         next_command: AtomicU64::new(1),
         applied: Signal::new(0),
+        missed: AtomicU64::new(0),
         gone: CancellationToken::new(),
     });
     let id = shared.next_link.fetch_add(1, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use prism_core::{ConfigName, InstanceName, NodeId};
 use crate::host::{Host, Running};
 use crate::world::{World, namespace};
 
-fn request(node: &NodeId) -> AdmitRequest {
+pub fn request(node: &NodeId) -> AdmitRequest {
     let config = Config {
         name: ConfigName::try_from("kv".to_owned()).unwrap(),
         version: "1".to_owned(),

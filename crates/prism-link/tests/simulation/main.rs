@@ -7,6 +7,7 @@
 mod client;
 mod control;
 mod host;
+mod hostile;
 mod network;
 mod operator;
 mod plane;

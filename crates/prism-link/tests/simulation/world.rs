@@ -45,7 +45,7 @@ pub fn namespace() -> NamespaceName {
 pub struct Dice(Arc<Mutex<u64>>);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         // Far apart for seeds that are close together, and never 0.
         Self(Arc::new(Mutex::new(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)))
     }
