@@ -255,14 +255,17 @@ impl Door {
                 Gate::Refused(refused) => return Ok(Verdict::Refused(refused)),
                 Gate::Answered(response) => return Ok(Verdict::Replayed(response)),
             }
+            // Told by this and not by what the error says, which may come from elsewhere.
+            let mut rehearsed = false;
             let outcome = parsed.and_then(|op| {
                 tx.attempt(|tx| {
                     let done = op.execute(tx, &caller)?;
-                    if rehearse { Err(rehearsed()) } else { Ok(done) }
+                    rehearsed = rehearse;
+                    if rehearse { Err(Error::internal("a rehearsal is undone")) } else { Ok(done) }
                 })
             });
             match outcome {
-                Err(error) if error.reason() == REHEARSED => Ok(Verdict::Rehearsed),
+                Err(_) if rehearsed => Ok(Verdict::Rehearsed),
                 outcome => conclude(tx, key.as_ref(), draft, outcome),
             }
         };
@@ -311,13 +314,6 @@ impl Door {
         self.unrecorded.count(self.services.now());
         Ok(Verdict::Done(answer))
     }
-}
-
-/// Marks a rehearsal that found nothing against the operation; never leaves this file.
-const REHEARSED: &str = "REHEARSED";
-
-fn rehearsed() -> Error {
-    Error::new(Kind::Internal, REHEARSED, "")
 }
 
 /// What the door says before an operation runs.

@@ -71,14 +71,20 @@ impl Grpc {
 
 /// Who calls, and what the transport knows of the call; from here on the door owns its audit entry.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<(Arc<Identity>, Call), Status> {
+    let known = announced(request)?;
+    if let Some(recorded) = request.extensions().get::<Recorded>() {
+        recorded.take_over();
+    }
+    Ok(known)
+}
+
+/// The same of a call whose request is still to be read; its entry stays with [`crate::record`] until then.
+pub(crate) fn announced<T>(request: &Request<T>) -> Result<(Arc<Identity>, Call), Status> {
     let request_id = request_id(request);
     let Some(identity) = request.extensions().get::<Arc<Identity>>().cloned() else {
         // Only a service that was put in front of the door without authentication could get here.
         return Err(to_status(&Error::internal("a call that nobody authenticated"), DOMAIN, &request_id));
     };
-    if let Some(recorded) = request.extensions().get::<Recorded>() {
-        recorded.take_over();
-    }
     let call = Call {
         request_id,
         source_address: peer(request).map(|peer| peer.address.to_string()).unwrap_or_default(),

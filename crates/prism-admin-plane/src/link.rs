@@ -18,8 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::DOMAIN;
 use crate::door::Door;
-use crate::grpc::caller;
+use crate::grpc::announced;
 use crate::ops::link::OpenLink;
+use crate::record::Recorded;
 
 /// Frames that the connection has not taken yet; the fleet has a queue of its own.
 const WAITING: usize = 16;
@@ -39,9 +40,10 @@ impl LinkGrpc {
 
     /// Lets a node in by its first frame.
     async fn open(&self, request: Request<Streaming<NodeFrame>>, id: &str) -> Result<Response<Frames>, Error> {
-        let (identity, call) = caller(&request).map_err(|status| Error::internal(status.message().to_owned()))?;
+        let (identity, call) = announced(&request).map_err(|status| Error::internal(status.message().to_owned()))?;
         let name = identity.node().map(|(node, _)| node.to_owned());
         let ends = identity.expires_at();
+        let recorded = request.extensions().get::<Recorded>().cloned();
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(INTRODUCTION_TIMEOUT, incoming.message()).await;
         let first = first.map_err(|_| bad("the node has not introduced itself in time"))?;
@@ -49,6 +51,10 @@ impl LinkGrpc {
         let Some(node_frame::Frame::Hello(hello)) = &first.frame else {
             return Err(bad("the first frame of a node must be its Hello"));
         };
+        // What came before this has its entry from who reads requests.
+        if let Some(recorded) = recorded {
+            recorded.take_over();
+        }
         self.door.call::<OpenLink>(Arc::clone(&identity), call, hello.clone()).await?;
         let name = name.ok_or_else(|| Error::internal("a link of somebody who is not a node"))?;
         let node = NodeId::parse("node_id", &name)?;

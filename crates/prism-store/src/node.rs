@@ -107,6 +107,12 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Notes that a node has opened its link, and which version it says it runs.
+    pub fn node_linked(&mut self, id: &str, version: &str) -> Result<()> {
+        self.execute("UPDATE nodes SET last_seen_at = ?2, version = ?3 WHERE id = ?1", (id, self.now.0, version))?;
+        Ok(())
+    }
+
     /// Notes that a node was heard of.
     pub fn node_seen(&mut self, id: &str) -> Result<()> {
         self.execute("UPDATE nodes SET last_seen_at = ?2 WHERE id = ?1", (id, self.now.0))?;

@@ -1,11 +1,14 @@
 //! Link: a data node opens its link, which is an operation like any other; what follows is [`prism_link::Fleet`]'s.
 
-use prism_core::{Error, NodeId, Result};
+use prism_core::{Error, Kind, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_store::Tx;
 
 use super::node::resource_of;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
+
+/// Most that is kept of a text of a node, in characters.
+const MAX_TOLD: usize = 64;
 
 /// `Link`, from its first frame.
 #[derive(Clone)]
@@ -19,8 +22,9 @@ impl Op for OpenLink {
     const RPC: &'static str = "prism.cluster.v1.LinkService/Link";
     const SCOPE: Scope = Scope::Installation;
 
-    fn resource(request: &Self::Request) -> String {
-        NodeId::parse("node_id", &request.node_id).map_or_else(|_| "nodes".to_owned(), |id| resource_of(id.as_str()))
+    /// Which node it is, its certificate says, and not the request: see [`Self::execute`].
+    fn resource(_: &Self::Request) -> String {
+        "nodes".to_owned()
     }
 
     fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
@@ -34,7 +38,11 @@ impl Op for OpenLink {
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
         let (name, _) =
             caller.identity.node().ok_or_else(|| Error::internal("a link of somebody who is not a node"))?;
-        // The fleet refuses a Hello of another name; here is only looked whether this one may come.
+        if self.hello.node_id != name {
+            let told: String = self.hello.node_id.chars().take(MAX_TOLD).collect();
+            let message = format!("the certificate is of the node {name}, and the Hello of {told:?}");
+            return Err(Error::new(Kind::PermissionDenied, "NODE_MISMATCH", message));
+        }
         let node = tx.node(name)?;
         let node = node.ok_or_else(|| {
             Error::precondition("NODE_UNKNOWN", format!("there is no node {name}; join again with a token"))
@@ -42,6 +50,9 @@ impl Op for OpenLink {
         if node.revoked_at.is_some() {
             return Err(Error::precondition("NODE_REVOKED", format!("node {name} is revoked")));
         }
-        Ok(Done::new(wire::Done {}).detail("version", self.hello.version.chars().take(64).collect::<String>()))
+        let resource = resource_of(name);
+        let version = self.hello.version.chars().take(MAX_TOLD).collect::<String>();
+        tx.node_linked(name, &version)?;
+        Ok(Done { resource: Some(resource), ..Done::new(wire::Done {}).detail("version", version) })
     }
 }
