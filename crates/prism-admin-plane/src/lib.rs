@@ -32,7 +32,7 @@ use prism_core::config::Catalog;
 use prism_core::{Error, Result};
 use prism_identity::{ClientTrust, Issuers};
 use prism_link::Fleet;
-use prism_link::bounds::MAX_FRAME_BYTES;
+use prism_link::bounds::{MAX_FRAME_BYTES, MAX_NODE_FRAME_BYTES};
 use prism_proto::admin::v1::access_service_server::AccessServiceServer;
 use prism_proto::admin::v1::admin_service_server::AdminServiceServer;
 use prism_proto::cluster::v1::admin_service_server::AdminServiceServer as ClusterAdminServer;
@@ -195,7 +195,7 @@ impl AdminPlane {
         let mut routes = Routes::builder();
         routes.add_service(
             LinkServiceServer::new(LinkGrpc::new(Arc::clone(&self.door), self.shutdown.clone()))
-                .max_decoding_message_size(MAX_FRAME_BYTES)
+                .max_decoding_message_size(MAX_NODE_FRAME_BYTES)
                 .max_encoding_message_size(MAX_FRAME_BYTES),
         );
         if self.health {

@@ -9,6 +9,18 @@ pub const NEWEST_PROTOCOL: u32 = 1;
 
 /// Largest frame, in bytes; a transport refuses what is larger.
 pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Largest frame that a controller takes from a node, in bytes: one admission with all that a client may say, twice over.
+pub const MAX_NODE_FRAME_BYTES: usize = 1024 * 1024;
+/// Most questions of a node that a controller works on at a time; others wait on the connection.
+pub const MAX_ASKS_AT_ONCE: usize = 256;
+/// And how many bytes they may have together.
+pub const MAX_ASKED_BYTES: usize = 4 * MAX_NODE_FRAME_BYTES;
+/// Most reports in a frame.
+pub const MAX_REPORTS: usize = 1000;
+/// Certificates that a node may ask for at once, and in which time it may ask for one more.
+pub const CERTIFY_RATE: (u32, Duration) = (3, Duration::from_mins(1));
+/// Demands of a node that are answered at once, and in which time one more.
+pub const DEMAND_RATE: (u32, Duration) = (20, Duration::from_millis(100));
 /// What is sent in parts is cut after so many bytes. One thing more may follow.
 pub const PART_BYTES: usize = 512 * 1024;
 /// Most things of a repeated field.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prism_core::error::{FieldViolation, QuotaViolation};
-use prism_core::{Error, Kind, Result};
+use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 
 use super::{bad, bounded};
@@ -33,6 +33,24 @@ pub fn failure_to_wire(error: &Error) -> wire::Failure {
         retry_after_ms: error.retry_delay().map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
         quota,
     }
+}
+
+/// Most that is kept of what a node says, in characters.
+const MAX_SAID: usize = 300;
+
+/// Why a node did not do what it was told, for operators: nothing of it but the code and a cut text is the node's, so that it can
+/// say nothing in the controller's name.
+pub fn refusal_from_wire(node: &NodeId, failure: &wire::Failure) -> Error {
+    let told = [Kind::InvalidArgument, Kind::FailedPrecondition, Kind::ResourceExhausted];
+    let kind = told.into_iter().find(|kind| kind.name() == failure.code).unwrap_or(Kind::Unavailable);
+    let clean = |text: &str| -> String {
+        text.chars().take(MAX_SAID).map(|char| if char.is_control() { ' ' } else { char }).collect()
+    };
+    let mut said = clean(&failure.message);
+    for field in failure.fields.iter().take(3) {
+        said = clean(&format!("{said}; {}: {}", field.field, field.description));
+    }
+    Error::new(kind, "NODE_REFUSED", format!("the node {node} refuses: {said}")).with("node", node.as_str())
 }
 
 /// The error that the other end met.

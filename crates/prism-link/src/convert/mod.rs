@@ -19,7 +19,7 @@ use prism_proto::cluster::v1 as wire;
 
 use crate::bounds::MAX_GRANTS;
 
-pub use failure::{failure_from_wire, failure_to_wire};
+pub use failure::{failure_from_wire, failure_to_wire, refusal_from_wire};
 pub use figures::{
     backend_from_wire, backend_to_wire, namespace_figures_from_wire, namespace_figures_to_wire, node_figures_from_wire,
     node_figures_to_wire,

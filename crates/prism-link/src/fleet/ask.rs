@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prism_core::config::Config;
 use prism_core::control::{ClientCredential, ProvenClient};
 use prism_core::secret::SecretProof;
 use prism_core::session::{EndReason, SessionId, SessionRecord, SessionReport};
@@ -13,7 +14,7 @@ use wire::controller_frame::Frame;
 
 use super::Shared;
 use super::link::Link;
-use crate::bounds::MAX_ITEMS;
+use crate::bounds::{CERTIFY_RATE, MAX_REPORTS};
 use crate::convert::{
     admit_from_wire, bad, basis_from_wire, bounded, client_to_wire, config_to_wire, failure_to_wire, id_from_wire,
     need, proof_from_wire, record_to_wire, report_from_wire,
@@ -61,7 +62,11 @@ impl Shared {
                 Answered::Config(wire::ConfigFound { config_json })
             }
             Ask::Admit(ask) => {
-                let (record, token) = control.admit_session(admit_from_wire(ask, node.clone())?).await?;
+                let mut request = admit_from_wire(ask, node.clone())?;
+                if let Some(name) = &request.config_name {
+                    request.config = self.own_config(name, &request.config.version).await?;
+                }
+                let (record, token) = control.admit_session(request).await?;
                 let last =
                     SessionReport { id: record.id, last_activity: record.last_activity, figures: record.figures };
                 let session = Some(record_to_wire(&record)?);
@@ -83,7 +88,7 @@ impl Shared {
             }
             Ask::Report(ask) => {
                 let mut reports = Vec::new();
-                for report in bounded("reports", ask.reports, MAX_ITEMS)? {
+                for report in bounded("reports", ask.reports, MAX_REPORTS)? {
                     reports.push(report_from_wire(&report)?);
                 }
                 control.report_of(node, reports).await?;
@@ -96,6 +101,11 @@ impl Shared {
                         "this controller makes no certificates for data ports; give the node files",
                     )
                 })?;
+                if !self.may_certify(node) {
+                    let message = "the node has had its certificates for now; there is one a minute";
+                    let error = Error::new(Kind::ResourceExhausted, "TOO_MANY_CERTIFICATES", message);
+                    return Err(error.retry_after(CERTIFY_RATE.1));
+                }
                 let chain = certifier.server_certificate(node, &ask.csr_pem)?;
                 tracing::info!(node.id = %node, "a certificate for a data port was made");
                 Answered::Certified(wire::Certified { chain_pem: chain.into() })
@@ -107,6 +117,17 @@ impl Shared {
             }
         };
         Ok((answer, None))
+    }
+
+    /// A version of a config as the control state has it, whatever a node says is in it.
+    async fn own_config(&self, name: &ConfigName, version: &str) -> Result<Arc<Config>> {
+        let snapshot = self.snapshot.get();
+        let current = snapshot.configs.get(name).filter(|revision| revision.config.version == version);
+        if let Some(current) = current {
+            return Ok(Arc::clone(&current.config));
+        }
+        let found = self.options.control.config_version(name, version).await?;
+        found.ok_or_else(|| Error::not_found(format!("version {version:?} of config:{name}")))
     }
 
     async fn authenticate(&self, ask: wire::AuthenticateAsk) -> Result<prism_core::control::ClientIdentity> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use prism_core::control::Snapshot;
+use prism_core::limits::MAX_MAP_ENTRIES;
 use prism_core::session::{SessionId, SessionRecord};
 use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prost::Message as _;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wire::command::Command;
@@ -20,11 +21,13 @@ use wire::controller_frame::Frame;
 use wire::node_frame::Frame as Received;
 
 use super::Shared;
+use super::allowance::Allowance;
 use crate::bounds::{
-    INTRODUCTION_TIMEOUT, MAX_ASKS, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES,
-    NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY, SILENCE,
+    DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS,
+    MAX_REPORTS, MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES,
+    PING_EVERY, SILENCE,
 };
-use crate::convert::{bad, failure_from_wire, id_from_wire, known_to_wire, record_to_wire};
+use crate::convert::{bad, id_from_wire, known_to_wire, record_to_wire, refusal_from_wire};
 use crate::signal::Signal;
 use crate::transport::{ControllerEnd, Incoming, Outgoing};
 
@@ -42,6 +45,8 @@ pub struct Link {
     applied: Signal<u64>,
     /// The newest revision that somebody has waited for in vain.
     missed: AtomicU64,
+    /// Demands that are looked at.
+    demands: Allowance,
     gone: CancellationToken,
 }
 
@@ -116,7 +121,14 @@ impl Link {
 /// Serves a link until it ends; returns why.
 pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd) -> Error {
     let ControllerEnd { mut incoming, outgoing } = transport;
-    let (hello, held) = match tokio::time::timeout(INTRODUCTION_TIMEOUT, introduction(&node, &mut incoming)).await {
+    // One at a time of each node: what it says that it holds may be much.
+    let turn = shared.introduce(&node);
+    let introduced = tokio::select! {
+        biased;
+        () = turn.cancelled() => return closed("the node has connected again"),
+        introduced = tokio::time::timeout(INTRODUCTION_TIMEOUT, introduction(&node, &mut incoming)) => introduced,
+    };
+    let (hello, held) = match introduced {
         Ok(Ok(introduced)) => introduced,
         Ok(Err(error)) => return error,
         Err(_) => return closed("the node has not introduced itself in time"),
@@ -129,6 +141,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         next_command: AtomicU64::new(1),
         applied: Signal::new(0),
         missed: AtomicU64::new(0),
+        demands: Allowance::new(DEMAND_RATE),
         gone: CancellationToken::new(),
     });
     let id = shared.next_link.fetch_add(1, Ordering::Relaxed);
@@ -142,7 +155,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         // Before the link is known: the Welcome is the first frame, and from then on commands may come at any time.
         link.send(Frame::Welcome(welcome)).await;
         shared.register(&link, &hello)?;
-        tracing::info!(node.id = %link.node, link = id, sessions = held.len(), version = hello.version, "a node is linked");
+        tracing::info!(node.id = %link.node, link = id, sessions = held.len(), version = cut(&hello.version), "a node is linked");
         let error = tokio::select! {
             biased;
             () = shared.end.cancelled() => closed("the controller is ending"),
@@ -175,6 +188,14 @@ async fn pump(mut frames: mpsc::Receiver<wire::ControllerFrame>, mut outgoing: O
     }
 }
 
+/// How the identities of backends begin whose data is on the node's own disk; the node and the instance follow.
+const EMBEDDED: &str = "embedded:";
+
+/// The beginning of a text of a node, for logs.
+fn cut(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 /// Hello and Held, proven.
 async fn introduction(
     node: &NodeId,
@@ -200,6 +221,17 @@ async fn introduction(
     if hello.backends.len() > MAX_BACKENDS {
         return Err(bad(format_args!("a node has more than {MAX_BACKENDS} backends")));
     }
+    for backend in &hello.backends {
+        let own = format!("{EMBEDDED}{node}:{}", backend.instance);
+        if backend.identity.starts_with(EMBEDDED) && backend.identity != own {
+            let told: String = backend.identity.chars().take(128).collect();
+            let message = format!(
+                "the backend {:?} of the node {node} says it is {told:?}, which is another's",
+                cut(&backend.instance)
+            );
+            return Err(Error::new(Kind::PermissionDenied, "BACKEND_MISMATCH", message));
+        }
+    }
     let mut held = BTreeSet::new();
     loop {
         match next().await?.frame {
@@ -223,7 +255,8 @@ async fn introduction(
 
 /// Reads what the node sends.
 async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<wire::NodeFrame>) -> Error {
-    let asks = Arc::new(Semaphore::new(MAX_ASKS));
+    let asks =
+        Asks { at_once: Arc::new(Semaphore::new(MAX_ASKS_AT_ONCE)), bytes: Arc::new(Semaphore::new(MAX_ASKED_BYTES)) };
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -248,13 +281,57 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<
     }
 }
 
-async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Arc<Semaphore>, frame: Received) -> Result<()> {
+/// Questions that are worked on.
+struct Asks {
+    at_once: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Asks {
+    /// Takes a place for a question, and waits for it: the node's next frames wait on the connection meanwhile.
+    async fn begin(&self, ask: &wire::Ask) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        proportionate(ask)?;
+        let bytes = u32::try_from(ask.encoded_len().min(MAX_ASKED_BYTES)).unwrap_or(u32::MAX);
+        let places = async {
+            let place = Arc::clone(&self.at_once).acquire_owned().await.map_err(Error::internal)?;
+            let bytes = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.map_err(Error::internal)?;
+            Ok((place, bytes))
+        };
+        let places = tokio::time::timeout(SILENCE, places).await;
+        places.unwrap_or_else(|_| Err(closed("the node asks more than can be answered")))
+    }
+}
+
+/// Refuses lists that are far larger in memory than they were on the wire.
+fn proportionate(ask: &wire::Ask) -> Result<()> {
+    use wire::ask::Ask;
+    let basis = match &ask.ask {
+        Some(Ask::Report(report)) if report.reports.len() > MAX_REPORTS => {
+            return Err(bad(format_args!("reports has more than {MAX_REPORTS} entries")));
+        }
+        Some(Ask::Admit(admit)) if admit.metadata.len() > MAX_MAP_ENTRIES => {
+            return Err(bad(format_args!("metadata has more than {MAX_MAP_ENTRIES} entries")));
+        }
+        Some(Ask::Admit(admit)) => admit.basis.as_ref(),
+        Some(Ask::Authenticate(asked)) => match &asked.credential {
+            Some(wire::authenticate_ask::Credential::Proven(proven)) => proven.basis.as_ref(),
+            _ => None,
+        },
+        _ => None,
+    };
+    match basis {
+        Some(basis) if basis.subjects.len() > MAX_SUBJECTS => {
+            Err(bad(format_args!("subjects has more than {MAX_SUBJECTS} entries")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Received) -> Result<()> {
     match frame {
         Received::Hello(_) | Received::Held(_) => return Err(bad("there is one Hello only")),
         Received::Ask(ask) => {
-            let Ok(permit) = Arc::clone(asks).try_acquire_owned() else {
-                return Err(bad(format_args!("more than {MAX_ASKS} questions are open")));
-            };
+            let permit = asks.begin(&ask).await?;
             let (shared, link) = (Arc::clone(shared), Arc::clone(link));
             // It is answered whole, also when the link goes meanwhile.
             tokio::spawn(async move {
@@ -265,7 +342,7 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Arc<Semaphore>,
         Received::CommandAnswer(answer) => {
             let waiting = link.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.id);
             let result = match answer.result {
-                Some(Answered::Failure(failure)) => Err(failure_from_wire(failure)?),
+                Some(Answered::Failure(failure)) => Err(refusal_from_wire(link.node(), &failure)),
                 Some(result) => Ok(result),
                 None => return Err(bad("an answer says nothing")),
             };
@@ -275,6 +352,10 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Arc<Semaphore>,
             }
         }
         Received::Demand(demand) => {
+            // One that comes too soon is not looked at; the next one says it all again.
+            if !link.demands.take() {
+                return Ok(());
+            }
             let answer = shared.shares_of(link.node(), demand)?;
             send(link, Frame::Shares(answer)).await?;
         }

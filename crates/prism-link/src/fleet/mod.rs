@@ -1,5 +1,6 @@
 //! A controller's end: its data nodes, connected or not, and the data plane of its own process if it has one.
 
+mod allowance;
 mod ask;
 mod commands;
 mod link;
@@ -16,10 +17,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::bounds::MAX_NODES;
+use crate::bounds::{CERTIFY_RATE, MAX_NODES};
 use crate::shares::Ledger;
 use crate::signal::Signal;
 use crate::transport::ControllerEnd;
+use allowance::Allowance;
 use link::Link;
 use snapshots::Snapshots;
 
@@ -90,6 +92,10 @@ struct Known {
     serving: BTreeSet<NodeId>,
     /// What is known of nodes that were connected.
     statuses: BTreeMap<NodeId, NodeStatus>,
+    /// The newest connection of each node that is introducing itself.
+    introducing: BTreeMap<NodeId, CancellationToken>,
+    /// How many more certificates each node may ask for.
+    certificates: BTreeMap<NodeId, Allowance>,
     /// What tells the data of the backend instances of nodes that were connected.
     backends: BTreeMap<NodeId, BTreeMap<String, String>>,
 }
@@ -169,6 +175,25 @@ impl Shared {
 
     fn local(&self) -> Option<(NodeId, Arc<dyn DataNode>)> {
         self.nodes().local.clone()
+    }
+
+    /// Begins the introduction of a node, and ends the one before.
+    fn introduce(&self, node: &NodeId) -> CancellationToken {
+        let turn = CancellationToken::new();
+        let mut nodes = self.nodes();
+        if let Some(before) = nodes.introducing.insert(node.clone(), turn.clone()) {
+            before.cancel();
+        }
+        turn
+    }
+
+    /// Whether a node may have one more certificate now. Who asks has a link, so there are not many.
+    fn may_certify(&self, node: &NodeId) -> bool {
+        let mut nodes = self.nodes();
+        while nodes.certificates.len() > MAX_NODES * 10 {
+            nodes.certificates.pop_first();
+        }
+        nodes.certificates.entry(node.clone()).or_insert_with(|| Allowance::new(CERTIFY_RATE)).take()
     }
 
     /// Puts a link in the place of the one that the node had before, which ends.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use prism_core::nodes::Nodes as _;
 use prism_core::session::AdmitRequest;
-use prism_core::{Clock, Error, NodeId, UnixMillis};
+use prism_core::{Clock, Error, Kind, NodeId, UnixMillis};
 use prism_link::{Closed, ControllerEnd, Fleet, FleetOptions};
 use prism_proto::cluster::v1 as wire;
 use tokio::sync::mpsc;
@@ -50,6 +50,15 @@ enum Manner {
     Silent,
 }
 
+/// Why a link has ended.
+struct Ended(Error);
+
+impl Ended {
+    fn is(&self, reason: &str) {
+        assert_eq!(self.0.reason(), reason, "{}", self.0.message());
+    }
+}
+
 /// A node that speaks frames.
 struct Raw {
     frames: mpsc::Sender<prism_core::Result<wire::NodeFrame>>,
@@ -60,6 +69,16 @@ struct Raw {
 impl Raw {
     /// Connects and introduces itself; from then on it answers pings, and commands in its manner.
     async fn link(fleet: &Arc<Fleet>, name: &str, manner: Manner) -> Self {
+        Self::connect(fleet, name, manner, Vec::new()).await.expect("the link stands")
+    }
+
+    /// The same with backends; why the link has ended, if it is refused.
+    async fn connect(
+        fleet: &Arc<Fleet>,
+        name: &str,
+        manner: Manner,
+        backends: Vec<wire::BackendIdentity>,
+    ) -> Result<Self, Error> {
         let (frames, taken) = mpsc::channel(64);
         let (given, mut received) = mpsc::channel::<wire::ControllerFrame>(64);
         let outgoing = futures::sink::unfold(given, |given, frame| async move {
@@ -76,6 +95,7 @@ impl Raw {
             oldest_protocol: 1,
             newest_protocol: 1,
             version: "1".to_owned(),
+            backends,
             ..Default::default()
         };
         raw.send(Frame::Hello(hello)).await;
@@ -119,8 +139,16 @@ impl Raw {
                 let _ = back.send(Ok(wire::NodeFrame { frame: Some(answer) })).await;
             }
         });
-        is_ready.await.expect("the link stands");
-        raw
+        match is_ready.await {
+            Ok(()) => Ok(raw),
+            Err(_) => Err(raw.ended.await.unwrap()),
+        }
+    }
+
+    /// Sends a frame that ends the link.
+    async fn end(self, frame: Frame) -> Ended {
+        self.send(frame).await;
+        Ended(self.ended.await.unwrap())
     }
 
     async fn send(&self, frame: Frame) {
@@ -173,5 +201,68 @@ fn who_does_not_catch_up_is_waited_for_once() {
         let before = Instant::now();
         fleet.caught_up(revision + 2).await;
         assert!(before.elapsed() >= Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn what_a_node_refuses_with_is_told_in_the_controllers_words() {
+    block_on(async {
+        let (fleet, _) = fleet().await;
+        let bad = Raw::link(&fleet, "bad", Manner::Refusing).await;
+        let error = fleet.check_config(&config()).await.unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Unavailable, "NODE_REFUSED"));
+        assert!(error.message().len() < 400 && !error.message().contains('\u{1b}'), "{}", error.message());
+        assert_eq!(error.metadata().keys().collect::<Vec<_>>(), ["node"]);
+        bad.end(Frame::Held(wire::Held::default())).await.is("LINK_FRAME_INVALID");
+    });
+}
+
+#[test]
+fn data_of_another_node_is_not_its_own() {
+    block_on(async {
+        let (fleet, _) = fleet().await;
+        let backend = |identity: &str| wire::BackendIdentity {
+            instance: "main".to_owned(),
+            r#type: "sqlite".to_owned(),
+            identity: identity.to_owned(),
+        };
+        for (identity, allowed) in [("embedded:one:main", true), ("postgres:x", true), ("embedded:two:main", false)] {
+            let raw = Raw::connect(&fleet, "one", Manner::Good, vec![backend(identity)]).await;
+            match raw {
+                Ok(_) => assert!(allowed, "{identity}"),
+                Err(error) => assert!(!allowed && error.reason() == "BACKEND_MISMATCH", "{identity}: {error}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn more_than_a_question_may_have_ends_the_link() {
+    block_on(async {
+        let (fleet, _) = fleet().await;
+        let raw = Raw::link(&fleet, "bad", Manner::Good).await;
+        let reports = vec![wire::SessionReportEntry::default(); 1001];
+        let ask = wire::Ask { id: 1, ask: Some(wire::ask::Ask::Report(wire::ReportAsk { reports })) };
+        raw.end(Frame::Ask(ask)).await.is("LINK_FRAME_INVALID");
+    });
+}
+
+#[test]
+fn many_questions_at_once_are_all_answered() {
+    block_on(async {
+        let (fleet, _) = fleet().await;
+        let mut raw = Raw::link(&fleet, "busy", Manner::Good).await;
+        let mut answered = 0;
+        for id in 0..2000 {
+            let ask = wire::ask::Ask::Report(wire::ReportAsk::default());
+            raw.send(Frame::Ask(wire::Ask { id, ask: Some(ask) })).await;
+            while raw.answers.try_recv().is_ok() {
+                answered += 1;
+            }
+        }
+        while answered < 2000 {
+            raw.answers.recv().await.expect("the link stands");
+            answered += 1;
+        }
     });
 }
