@@ -38,6 +38,11 @@ impl Holding {
         sent.chain(confirmed).max().unwrap_or(0)
     }
 
+    /// The most that it was ever sent and has not replaced, whether its lease runs or not.
+    fn most(&self) -> u64 {
+        self.sent.iter().map(|sent| sent.share.leased).fold(self.confirmed.leased, u64::max)
+    }
+
     /// The most that the node may serve by when it has long been alone.
     fn alone(&self) -> u64 {
         self.sent.iter().map(|sent| sent.share.alone).fold(self.confirmed.alone, u64::max)
@@ -101,7 +106,7 @@ impl Ledger {
         snapshot: &Snapshot,
         now: Instant,
     ) -> BTreeMap<NamespaceName, Share> {
-        self.confirm(node, serves_by, wishes, now);
+        self.confirm(node, serves_by, wishes, snapshot, now);
         let quotas = wishes.keys().filter_map(|name| Some((name.clone(), quota_of(snapshot, name)?)));
         let quotas: Vec<_> = quotas.collect();
         let mut answer = BTreeMap::new();
@@ -126,9 +131,17 @@ impl Ledger {
         }
     }
 
-    fn confirm(&mut self, node: &NodeId, serves_by: u64, wishes: &BTreeMap<NamespaceName, Wish>, now: Instant) {
+    fn confirm(
+        &mut self,
+        node: &NodeId,
+        serves_by: u64,
+        wishes: &BTreeMap<NamespaceName, Wish>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) {
         let member = self.members.entry(node.clone()).or_default();
         let first = !std::mem::replace(&mut member.connected, true);
+        let known = member.known.is_some();
         member.known = Some(now);
         // It serves nothing of what it does not name.
         member.holdings.retain(|name, _| wishes.contains_key(name));
@@ -142,7 +155,12 @@ impl Ledger {
             holding.wanted = wish.wanted;
             if first {
                 // What was sent over an earlier link is in force, or it never will be.
-                holding.confirmed = Share { leased: wish.held, alone: holding.alone().max(wish.alone) };
+                // More than it was ever sent it cannot hold, nor more than there is.
+                let quota = quota_of(snapshot, name).unwrap_or(0);
+                let (held, alone) = (wish.held.min(quota), wish.alone.min(quota));
+                let held = if known { held.min(holding.most()) } else { held };
+                let alone = if known { holding.alone() } else { alone };
+                holding.confirmed = Share { leased: held, alone };
                 holding.confirmed_at = now;
                 holding.sent.clear();
             } else if let Some(at) = holding.sent.iter().position(|sent| sent.sequence == serves_by) {
