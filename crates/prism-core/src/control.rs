@@ -222,6 +222,12 @@ pub trait ClusterState: ControlPlane {
     /// Takes reports of a node's sessions; those of others change nothing.
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()>;
 
+    /// Moves the end of a live session of `node`, as [`ControlPlane::extend_session`] does; those of others stay.
+    async fn extend_of(&self, node: &NodeId, id: SessionId, expires_at: UnixMillis) -> Result<()>;
+
+    /// Ends a live session of `node`, as [`ControlPlane::end_session`] does; those of others go on.
+    async fn end_of(&self, node: &NodeId, last: SessionReport, reason: EndReason) -> Result<()>;
+
     /// The node of a session, live or ended.
     async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>>;
 

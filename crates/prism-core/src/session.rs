@@ -10,7 +10,7 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::limits::SessionPolicy;
 use crate::name::{ConfigName, NodeId};
-use crate::secret::{SecretHash, SecretId};
+use crate::secret::{SecretHash, SecretId, SecretProof};
 use crate::subject::Subject;
 
 /// Id of a session: a UUID of version 7, so that ids sort by creation.
@@ -178,7 +178,7 @@ pub struct SessionReport {
 }
 
 /// What an admission needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct AdmitRequest {
     /// What the client calls itself.
     pub client_id: String,
@@ -196,6 +196,8 @@ pub struct AdmitRequest {
     pub basis: ClientBasis,
     /// When the credential ends; the session does not outlive it.
     pub credential_ends: Option<UnixMillis>,
+    /// The client key as it was presented, when the session stands on one; it is proven with the admission.
+    pub key: Option<SecretProof>,
     /// The node that will serve it.
     pub node: NodeId,
 }

@@ -136,6 +136,7 @@ async fn admit(
         grant: client.given.grant,
         basis: client.basis,
         credential_ends: client.ends,
+        key: client.presented.key(),
         node: plane.node.clone(),
     };
     let (record, token) = plane.control.admit_session(wanted).await.map_err(|error| match error.kind() {

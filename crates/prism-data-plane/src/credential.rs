@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, ProvenClient};
-use prism_core::secret::{self, SecretKind};
+use prism_core::secret::{self, SecretKind, SecretProof};
 use prism_core::session::ClientBasis;
 use prism_core::{Clock, Error, Kind, Result};
 use prism_identity::{CertificateKind, ClientTrust, FailureLimiter, Issuers, Penalty, Plane as Side, TokenRefused};
@@ -43,6 +43,14 @@ impl Presented<'_> {
             Self::Certificate { .. } => {
                 Error::unauthenticated("CLIENT_CERTIFICATE_INVALID", "the client certificate is not valid")
             }
+        }
+    }
+
+    /// The proof of a well-formed client key.
+    pub fn key(&self) -> Option<SecretProof> {
+        match self {
+            Self::Key(word) => secret::parse(SecretKind::ClientKey, word).map(|key| key.proof()),
+            Self::Jwt(_) | Self::Certificate { .. } => None,
         }
     }
 

@@ -103,14 +103,8 @@ impl ControlPlane for Store {
     }
 
     async fn extend_session(&self, id: SessionId, expires_at: UnixMillis) -> Result<()> {
-        self.write(move |tx| {
-            tx.execute(
-                "UPDATE sessions SET expires_at = ?2 WHERE id = ?1 AND ended_at IS NULL",
-                (id.to_string(), expires_at.0),
-            )
-            .map(|_| ())
-        })
-        .await
+        let max_age = self.policy.max_age;
+        self.write(move |tx| tx.extend_session(id, expires_at, max_age, None)).await
     }
 
     async fn end_session(&self, last: SessionReport, reason: EndReason) -> Result<()> {
@@ -149,6 +143,16 @@ impl ClusterState for Store {
         self.write(move |tx| tx.apply_reports_of(&node, &reports)).await
     }
 
+    async fn extend_of(&self, node: &NodeId, id: SessionId, expires_at: UnixMillis) -> Result<()> {
+        let (node, max_age) = (node.clone(), self.policy.max_age);
+        self.write(move |tx| tx.extend_session(id, expires_at, max_age, Some(&node))).await
+    }
+
+    async fn end_of(&self, node: &NodeId, last: SessionReport, reason: EndReason) -> Result<()> {
+        let node = node.clone();
+        self.write(move |tx| tx.end_reported_of(&node, &last, reason)).await
+    }
+
     async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
         self.read(move |tx| tx.node_of(id)).await
     }
@@ -180,11 +184,19 @@ impl Tx<'_> {
         Ok(Arc::clone(&self.published.snapshot.borrow().client_access))
     }
 
+    /// Whether `key` is the key that `basis` names.
+    fn is_key_of(&self, basis: &ClientBasis, key: Option<&SecretProof>) -> Result<bool> {
+        let Some(key) = key.filter(|key| key.id.as_str() == basis.credential_id) else { return Ok(false) };
+        Ok(self.client_key(key.id.as_str())?.is_some_and(|row| row.hash.is_of(key)))
+    }
+
     /// Decides on an admission inside the transaction that carries it out, so that quotas are exact.
     fn may_admit(&self, request: &AdmitRequest) -> Result<()> {
         let name = &request.config.namespace;
         let current = self.client_access()?;
-        if !current.upholds(&request.basis, name, request.grant, self.now) {
+        // A key is proven here, whoever says that it was: the one who asks may be a node.
+        let is_proven = !request.basis.subjects.is_empty() || self.is_key_of(&request.basis, request.key.as_ref())?;
+        if !is_proven || !current.upholds(&request.basis, name, request.grant, self.now) {
             return Err(Error::unauthenticated(
                 "CLIENT_CREDENTIAL_INVALID",
                 "the client credential is not valid any more",

@@ -14,7 +14,7 @@ use prism_core::subject::Subject;
 use prism_core::{Clock, ConfigName, InstanceName, NamespaceName, NodeId, UnixMillis};
 use tempfile::TempDir;
 
-use crate::{ClientBindingRow, Store};
+use crate::{ClientBindingRow, ClientKeyRow, KeyLife, Store};
 
 const START: UnixMillis = UnixMillis(1_760_000_000_000);
 const GRANT: DataGrant = DataGrant { read: true, write: true };
@@ -65,6 +65,7 @@ async fn store() -> (TempDir, Store, AdmitRequest) {
         grant: GRANT,
         basis: ClientBasis { credential_id: "app".to_owned(), subjects: vec![subject], ..ClientBasis::default() },
         credential_ends: None,
+        key: None,
         node: node("one"),
     };
     (folder, store, request)
@@ -124,4 +125,50 @@ async fn a_node_that_goes_on_keeps_what_one_that_starts_loses() {
     assert!(store.held_sessions(&node("one")).await.unwrap().is_empty());
     assert!(store.serving_nodes().await.unwrap().is_empty());
     assert_eq!(store.sharing_nodes().await.unwrap(), [node("one")], "it need not know of the termination");
+}
+
+#[tokio::test]
+async fn a_node_moves_and_ends_its_own_sessions_only_and_within_their_bounds() {
+    let (_folder, store, request) = store().await;
+    let (record, _) = store.admit_session(request).await.unwrap();
+    let held = async || store.held_sessions(&node("one")).await.unwrap().pop();
+    store.extend_of(&node("two"), record.id, record.created_at).await.unwrap();
+    store.end_of(&node("two"), last(&record, 9), EndReason::Closed).await.unwrap();
+    assert_eq!(held().await.as_ref(), Some(&record));
+    // No node makes a session older than it may be, nor busy tomorrow.
+    store.extend_of(&node("one"), record.id, UnixMillis(i64::MAX)).await.unwrap();
+    let latest = record.created_at + SessionPolicy::default().max_age;
+    assert_eq!(held().await.unwrap().expires_at, latest);
+    let mut tomorrow = last(&record, 1);
+    tomorrow.last_activity = UnixMillis(i64::MAX);
+    tomorrow.figures.last_request = Some(UnixMillis(i64::MAX));
+    tomorrow.figures.active_streams = -1;
+    store.report_of(&node("one"), vec![tomorrow.clone()]).await.unwrap();
+    let busy = held().await.unwrap();
+    assert_eq!((busy.last_activity, busy.figures.requests_total), (record.created_at, 1));
+    store.end_of(&node("one"), tomorrow, EndReason::Closed).await.unwrap();
+    assert!(held().await.is_none());
+}
+
+#[tokio::test]
+async fn a_session_of_a_client_key_needs_the_key() {
+    let (_folder, store, mut request) = store().await;
+    let secret = Random::system().secret(SecretKind::ClientKey);
+    let (id, hash, namespace) = (secret.id, secret.hash, request.config.namespace.clone());
+    store
+        .write(move |tx| {
+            let life = KeyLife { created_at: tx.now, ..KeyLife::default() };
+            let name = "app".to_owned();
+            tx.insert_client_key(&ClientKeyRow { id, hash, name, namespace, grant: GRANT, life })
+        })
+        .await
+        .unwrap();
+    let proof = secret::parse(SecretKind::ClientKey, secret.token.expose()).unwrap().proof();
+    let guessed = secret::SecretProof { id: proof.id, hash: Random::system().secret(SecretKind::ClientKey).hash };
+    request.basis = ClientBasis { credential_id: proof.id.to_string(), ..ClientBasis::default() };
+    for key in [None, Some(guessed)] {
+        let refused = store.admit_session(AdmitRequest { key, ..request.clone() }).await.unwrap_err();
+        assert_eq!(refused.reason(), "CLIENT_CREDENTIAL_INVALID");
+    }
+    store.admit_session(AdmitRequest { key: Some(proof), ..request }).await.unwrap();
 }

@@ -211,9 +211,9 @@ impl Tx<'_> {
     fn apply_report(&self, report: &SessionReport, node: Option<&NodeId>) -> Result<()> {
         let figures = &report.figures;
         self.execute(
-            "UPDATE sessions SET last_activity = max(last_activity, ?2), requests_total = max(requests_total, ?3),
-                bytes_sent = max(bytes_sent, ?4), bytes_received = max(bytes_received, ?5), active_streams = ?6,
-                last_request = coalesce(?7, last_request)
+            "UPDATE sessions SET last_activity = max(last_activity, min(?2, ?9)), requests_total = max(requests_total, ?3),
+                bytes_sent = max(bytes_sent, ?4), bytes_received = max(bytes_received, ?5), active_streams = max(?6, 0),
+                last_request = coalesce(min(?7, ?9), last_request)
              WHERE id = ?1 AND ended_at IS NULL AND (?8 IS NULL OR node = ?8)",
             (
                 report.id.to_string(),
@@ -224,7 +224,25 @@ impl Tx<'_> {
                 figures.active_streams,
                 figures.last_request.map(|at| at.0),
                 node.map(NodeId::as_str),
+                self.now.0,
             ),
+        )?;
+        Ok(())
+    }
+
+    /// Moves the end of a live session, to `max_age` after its beginning at the latest; of `node` only, if there is one.
+    pub(crate) fn extend_session(
+        &mut self,
+        id: SessionId,
+        expires_at: UnixMillis,
+        max_age: std::time::Duration,
+        node: Option<&NodeId>,
+    ) -> Result<()> {
+        let max_age = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX / 2);
+        self.execute(
+            "UPDATE sessions SET expires_at = min(?2, created_at + ?3)
+             WHERE id = ?1 AND ended_at IS NULL AND (?4 IS NULL OR node = ?4)",
+            (id.to_string(), expires_at.0, max_age, node.map(NodeId::as_str)),
         )?;
         Ok(())
     }
@@ -252,6 +270,14 @@ impl Tx<'_> {
     pub fn end_reported(&mut self, last: &SessionReport, reason: EndReason) -> Result<bool> {
         self.apply_report(last, None)?;
         self.end_session(last.id, reason)
+    }
+
+    /// The same, of a session of one node only.
+    pub(crate) fn end_reported_of(&mut self, node: &NodeId, last: &SessionReport, reason: EndReason) -> Result<()> {
+        if self.node_of(last.id)?.as_ref() == Some(node) {
+            self.end_reported(last, reason)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn insert_session(&mut self, record: &SessionRecord, node: &NodeId) -> Result<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prism_core::control::ClientIdentity;
+use prism_core::limits::{MAX_MAP_ENTRIES, MAX_MAP_KEY_BYTES, MAX_MAP_VALUE_BYTES, MAX_TEXT_BYTES};
 use prism_core::secret::SecretId;
 use prism_core::session::{AdmitRequest, ClientBasis, DataGrant, SessionFigures, SessionRecord, SessionReport};
 use prism_core::subject::Subject;
@@ -12,7 +13,7 @@ use prism_proto::cluster::v1 as wire;
 
 use super::{
     at, bad, bounded, config_from_wire, config_to_wire, grant_to_wire, grants_from_wire, hash_from_wire, id_from_wire,
-    id_to_wire, millis, need,
+    id_to_wire, millis, need, proof_from_wire, proof_to_wire,
 };
 use crate::bounds::MAX_SUBJECTS;
 
@@ -129,6 +130,18 @@ pub fn report_to_wire(report: &SessionReport) -> wire::SessionReportEntry {
 
 /// An admission. The node is the one that asks, whatever it may say.
 pub fn admit_from_wire(ask: wire::AdmitAsk, node: NodeId) -> Result<AdmitRequest> {
+    let texts = [("client_id", &ask.client_id), ("client_version", &ask.client_version)];
+    if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
+        return Err(bad(format_args!("{field} has more than {MAX_TEXT_BYTES} bytes")));
+    }
+    if ask.metadata.len() > MAX_MAP_ENTRIES {
+        return Err(bad(format_args!("metadata has more than {MAX_MAP_ENTRIES} entries")));
+    }
+    if ask.metadata.iter().any(|(key, value)| key.len() > MAX_MAP_KEY_BYTES || value.len() > MAX_MAP_VALUE_BYTES) {
+        let message =
+            format!("a key or value of metadata has more than {MAX_MAP_KEY_BYTES} or {MAX_MAP_VALUE_BYTES} bytes");
+        return Err(bad(message));
+    }
     Ok(AdmitRequest {
         client_id: ask.client_id,
         client_version: ask.client_version,
@@ -138,6 +151,7 @@ pub fn admit_from_wire(ask: wire::AdmitAsk, node: NodeId) -> Result<AdmitRequest
         grant: DataGrant { read: ask.read, write: ask.write },
         basis: basis_from_wire(need("basis", ask.basis)?)?,
         credential_ends: at(ask.credential_ends_ms),
+        key: ask.key.as_ref().map(proof_from_wire).transpose()?,
         node,
     })
 }
@@ -154,6 +168,7 @@ pub fn admit_to_wire(request: AdmitRequest) -> Result<wire::AdmitAsk> {
         write: request.grant.write,
         basis: Some(basis_to_wire(&request.basis)),
         credential_ends_ms: millis(request.credential_ends),
+        key: request.key.as_ref().map(proof_to_wire),
     })
 }
 

@@ -75,7 +75,7 @@ impl Shared {
             Ask::Extend(ask) => {
                 let id = id_from_wire(&ask.id)?;
                 self.own(node, id).await?;
-                control.extend_session(id, UnixMillis(ask.expires_at_ms)).await?;
+                control.extend_of(node, id, UnixMillis(ask.expires_at_ms)).await?;
                 Answered::Done(wire::Done {})
             }
             Ask::End(ask) => {
@@ -83,7 +83,7 @@ impl Shared {
                 let reason = reason.ok_or_else(|| bad(format_args!("{:?} is no reason to end", ask.reason)))?;
                 let last = report_from_wire(&need("last", ask.last)?)?;
                 self.own(node, last.id).await?;
-                control.end_session(last, reason).await?;
+                control.end_of(node, last, reason).await?;
                 Answered::Done(wire::Done {})
             }
             Ask::Report(ask) => {

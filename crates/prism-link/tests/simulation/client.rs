@@ -32,6 +32,7 @@ pub fn request(node: &NodeId) -> AdmitRequest {
         grant: DataGrant { read: true, write: true },
         basis: ClientBasis { credential_id: "key".to_owned(), ..ClientBasis::default() },
         credential_ends: None,
+        key: None,
         node: node.clone(),
     }
 }

@@ -262,6 +262,14 @@ impl ClusterState for Control {
         Ok(())
     }
 
+    async fn extend_of(&self, node: &NodeId, id: SessionId, expires_at: UnixMillis) -> Result<()> {
+        if self.node_of(id).await?.as_ref() == Some(node) { self.extend_session(id, expires_at).await } else { Ok(()) }
+    }
+
+    async fn end_of(&self, node: &NodeId, last: SessionReport, reason: EndReason) -> Result<()> {
+        if self.node_of(last.id).await?.as_ref() == Some(node) { self.end_session(last, reason).await } else { Ok(()) }
+    }
+
     async fn node_of(&self, id: SessionId) -> Result<Option<NodeId>> {
         Ok(self.tables.lock().unwrap().nodes.get(&id).cloned())
     }
