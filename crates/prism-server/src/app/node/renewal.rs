@@ -1,9 +1,10 @@
-//! A node's next certificate, asked for when half of the life of the one before is over.
+//! A node's next certificate, asked for when half of the life of the one before is over, and a little more.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prism_core::secret::Random;
 use prism_core::{Clock, UnixMillis};
 use prism_proto::cluster::v1::RenewCertificateRequest;
 use prism_proto::cluster::v1::bootstrap_service_client::BootstrapServiceClient;
@@ -26,6 +27,7 @@ pub async fn keep_fresh(data: PathBuf, connector: Arc<Connector>, controllers: V
     let folder = data.join(FOLDER);
     let clock = Clock::system();
     let mut pause = LOOK_EVERY.0;
+    let share = some_share();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -33,8 +35,7 @@ pub async fn keep_fresh(data: PathBuf, connector: Arc<Connector>, controllers: V
         }
         pause = match life(&folder) {
             Ok((begins, ends)) => {
-                let half = begins + ends.since(begins) / 2;
-                if clock.now() >= half {
+                if clock.now() >= due(begins, ends, share) {
                     renew(&folder, &connector, &controllers).await;
                 }
                 (ends.since(begins) / 20).clamp(LOOK_EVERY.0, LOOK_EVERY.1)
@@ -45,6 +46,20 @@ pub async fn keep_fresh(data: PathBuf, connector: Arc<Connector>, controllers: V
             }
         };
     }
+}
+
+/// When a certificate is to be renewed: after half of its life and up to a tenth of it more, as `share` of 256 says. Nodes that
+/// joined together do not all come at once.
+fn due(begins: UnixMillis, ends: UnixMillis, share: u8) -> UnixMillis {
+    let life = ends.since(begins);
+    begins + life / 2 + life / 10 * u32::from(share) / 256
+}
+
+/// A share that each process has of its own.
+fn some_share() -> u8 {
+    let mut share = [0];
+    Random::system().fill(&mut share);
+    share[0]
 }
 
 async fn renew(folder: &Path, connector: &Connector, controllers: &[String]) {
@@ -82,4 +97,16 @@ fn life(folder: &Path) -> Result<(UnixMillis, UnixMillis), String> {
     let leaf = CertificateDer::from_pem_file(folder.join(CERTIFICATE)).map_err(|error| error.to_string())?;
     let facts = CertificateFacts::of(&leaf).map_err(|error| error.message().to_owned())?;
     Ok((facts.begins_at, facts.expires_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_joined_together_renew_apart_and_in_time() {
+        let at = |share| due(UnixMillis(0), UnixMillis(1000), share).0;
+        assert_eq!(at(0), 500);
+        assert!(at(0) < at(100) && at(100) < at(255) && at(255) < 600);
+    }
 }
