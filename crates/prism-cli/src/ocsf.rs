@@ -302,7 +302,7 @@ mod tests {
     fn every_rpc_of_the_admin_plane_has_an_activity() {
         let mapping = Mapping::new().unwrap();
         let other: Vec<&String> = mapping.services.keys().filter(|rpc| activity(rpc).0 == 99).collect();
-        assert_eq!(other, ["DrainConnections", "ExchangeJoinToken"]);
+        assert_eq!(other, ["DrainConnections", "ExchangeJoinToken", "Link"]);
     }
 
     #[test]
