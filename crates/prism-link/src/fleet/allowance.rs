@@ -42,14 +42,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn so_many_at_once_and_one_more_after_each_period() {
-        let allowance = Allowance::new((3, Duration::from_secs(60)));
+        let allowance = Allowance::new((3, Duration::from_mins(1)));
         let taken = |times: usize| (0..times).filter(|_| allowance.take()).count();
         assert_eq!(taken(5), 3);
         tokio::time::advance(Duration::from_secs(59)).await;
         assert_eq!(taken(1), 0);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(taken(2), 1);
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(Duration::from_hours(1)).await;
         assert_eq!(taken(5), 3);
     }
 }
