@@ -184,7 +184,9 @@ fn signatures_that_are_none(world: &World) -> Cases {
         case("nobody's key", Keys::generate("one").sign(algorithm, &claims));
         case("nobody's key without id", Keys::generate("x").sign_with(algorithm, &json!({"alg": algorithm}), &claims));
     }
-    let good = keys.sign("ES256", &claims);
+    // Each signature is another; one in fifteen has nothing that the two forms of base64 write differently.
+    let different = |token: &String| token.rsplit('.').next().is_some_and(|signature| signature.contains(['-', '_']));
+    let good = std::iter::repeat_with(|| keys.sign("ES256", &claims)).find(different).unwrap();
     let (body, signature) = good.rsplit_once('.').unwrap();
     case("a signature less", format!("{body}."));
     case("two segments", body.to_owned());
