@@ -71,6 +71,9 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         return Err(Failure::Start("another cryptography provider is installed already".to_owned()));
     }
     let issuers = settings.issuers(Clock::system()).map_err(Failure::Usage)?;
+    if settings.role == Role::Data {
+        app::node::require_identity(&settings.data_dir)?;
+    }
     let directory = DataDir::open(&settings.data_dir).map_err(Failure::Start)?;
     let data = runtime("prism-data", settings.limits.data_threads)?;
     let admin = runtime("prism-admin", ADMIN_THREADS)?;

@@ -194,7 +194,7 @@ fn what_is_wrong_with_the_configuration_is_said_before_anything_is_made() {
     let said = run(&|command| command.env("PRISM_LOG", "a=b=c"));
     assert!(said.contains("PRISM_LOG"), "{said}");
     let said = run(&|command| command.args(["--role", "data"]));
-    assert!(said.contains("role data arrives with node enrolment"), "{said}");
+    assert!(said.contains("holds no identity of a node") && said.contains("prism join"), "{said}");
     let said = run(&|command| command.args(["--dev", "--bind", "0.0.0.0"]));
     assert!(said.contains("--bind"), "{said}");
 }

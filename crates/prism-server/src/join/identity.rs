@@ -92,6 +92,11 @@ pub struct NodeFiles {
 }
 
 impl NodeFiles {
+    /// Whether the data directory holds an identity.
+    pub fn are_in(data: &Path) -> bool {
+        data.join(FOLDER).join(IDENTITY).is_file()
+    }
+
     /// Makes the folder, for its owner only, in the data directory `data`.
     pub fn open(data: &Path) -> Result<Self, String> {
         let folder = data.join(FOLDER);

@@ -87,6 +87,18 @@ pub async fn run(settings: Settings, issuers: Issuers, directory: &DataDir, data
     Ok(())
 }
 
+/// Looks for an identity before anything is made in a folder that has none.
+pub fn require_identity(folder: &Path) -> Result<(), Failure> {
+    if NodeFiles::are_in(folder) { Ok(()) } else { Err(no_identity(folder)) }
+}
+
+fn no_identity(folder: &Path) -> Failure {
+    let shown = folder.display();
+    Failure::Usage(format!(
+        "{shown} holds no identity of a node; run prism join with a token of prism-admin token create"
+    ))
+}
+
 /// Everything up to the moment when `/ready` says so.
 async fn start(
     settings: &Settings,
@@ -98,12 +110,7 @@ async fn start(
 ) -> Result<(Node, Serving), Failure> {
     let clock = Clock::system();
     let files = NodeFiles::open(folder)?;
-    let identity = files.read()?.ok_or_else(|| {
-        let shown = folder.display();
-        Failure::Usage(format!(
-            "{shown} holds no identity of a node; run prism join with a token of prism-admin token create"
-        ))
-    })?;
+    let identity = files.read()?.ok_or_else(|| no_identity(folder))?;
     let id = NodeId::parse("node_id", &identity.node_id).map_err(|error| failed("node.json", &error))?;
     let trust = trust(settings, &files, &identity).map_err(Failure::Usage)?;
     let metrics = Metrics::new();
