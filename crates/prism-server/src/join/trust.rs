@@ -135,7 +135,7 @@ impl ServerCertVerifier for Verifier {
             })?;
         }
         let verifier = verifier(self.roots(intermediates)?)?;
-        let verified = verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
+        let accepted = verifier.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match &error {
             TlsError::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
                 self.refuse(format!(
                     "its certificate is not for the name {}; call it by one that it has, or add this one to listen.names of its \
@@ -146,7 +146,7 @@ impl ServerCertVerifier for Verifier {
             other => self.refuse(format!("its certificate is not trusted: {other}")),
         })?;
         match other_identity(leaf) {
-            Ok(None) => Ok(verified),
+            Ok(None) => Ok(accepted),
             Ok(Some(uri)) => Err(self.refuse(not_a_controller(&uri))),
             Err(error) => Err(self.refuse(format!("its certificate is not trusted: {}", error.message()))),
         }
