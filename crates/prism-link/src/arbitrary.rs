@@ -90,7 +90,7 @@ pub fn report() -> impl Strategy<Value = SessionReport> {
 
 pub fn record() -> impl Strategy<Value = SessionRecord> {
     let ids = (id(), secret_id(), any::<[u8; 32]>());
-    let texts = (".{0,8}", ".{0,8}", prop::collection::btree_map(".{0,4}", ".{0,4}", 0..3));
+    let texts = ("\\PC{0,8}", "\\PC{0,8}", prop::collection::btree_map(".{1,4}", ".{0,4}", 0..3));
     let rest = (grant(), basis(), at(), at(), at(), prop::option::of(".{0,8}"), figures());
     (ids, texts, config(), any::<bool>(), rest).prop_map(
         |((id, token_id, hash), (client_id, client_version, metadata), config, named, rest)| {

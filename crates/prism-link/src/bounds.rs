@@ -29,6 +29,8 @@ pub const MAX_ITEMS: usize = 10_000;
 pub const MAX_GRANTS: usize = 10_000;
 /// Most subjects of a credential.
 pub const MAX_SUBJECTS: usize = 1000;
+/// Longest id of a credential, in bytes: the issuer of a token and whom it names.
+pub const MAX_CREDENTIAL_ID_BYTES: usize = 4096;
 /// Most backend instances of a node.
 pub const MAX_BACKENDS: usize = 1000;
 /// Most things of a whole snapshot: configs, namespaces, keys, bindings, certificates and what else there may be.

@@ -56,7 +56,7 @@ enum OptionRule {
 
 /// Most options of a backend.
 pub const MAX_OPTIONS: usize = 64;
-/// Longest `schema` option, in bytes.
+/// Longest option, in bytes; `schema` is the one that gets so long.
 pub const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 /// Most tables that one config may name.
 pub const MAX_TABLES: usize = 256;
@@ -76,6 +76,9 @@ fn option_rule(kind: BackendType, pattern: AccessPattern, option: &str) -> Optio
 }
 
 fn check_option(rule: &OptionRule, value: &str) -> Result<(), String> {
+    if value.len() > MAX_SCHEMA_BYTES {
+        return Err(format!("is longer than {MAX_SCHEMA_BYTES} bytes"));
+    }
     match rule {
         OptionRule::Integer { min, max } => match value.trim().parse::<i64>() {
             Ok(number) if (*min..=*max).contains(&number) => Ok(()),
@@ -93,7 +96,6 @@ fn check_option(rule: &OptionRule, value: &str) -> Result<(), String> {
                 None => Ok(()),
             }
         }
-        OptionRule::Schema if value.len() > MAX_SCHEMA_BYTES => Err(format!("is longer than {MAX_SCHEMA_BYTES} bytes")),
         OptionRule::Schema => Ok(()),
     }
 }
@@ -112,6 +114,26 @@ pub fn is_table_name(name: &str) -> bool {
         lower.starts_with("sqlite_") || lower.starts_with("_prism")
     };
     name.split('.').count() <= 2 && name.split('.').all(|word| part(word) && !reserved(word))
+}
+
+/// What somebody says is proven, to be proven again.
+impl From<&Config> for ConfigDraft {
+    fn from(config: &Config) -> Self {
+        Self {
+            name: config.name.to_string(),
+            version: config.version.clone(),
+            pattern: Some(config.pattern),
+            backend: Some(BackendDraft {
+                kind: Some(config.backend.kind),
+                options: config.backend.options.clone(),
+                pool: config.backend.pool,
+            }),
+            consistency: config.consistency.map(|given| (Some(given.level), given.timeout_ms)),
+            cache: config.cache,
+            rate_limit: config.rate_limit,
+            namespace: config.namespace.to_string(),
+        }
+    }
 }
 
 impl ConfigDraft {
@@ -352,6 +374,27 @@ mod tests {
         let mut bad = draft();
         bad.pattern = Some(AccessPattern::PubSub);
         assert_eq!(fields(bad), ["config.pattern"]);
+    }
+
+    #[test]
+    fn a_proven_config_passes_again_as_it_is() {
+        let mut whole = draft();
+        whole.consistency = Some((Some(ConsistencyLevel::Strong), 7));
+        whole.cache = Some(Cache { enabled: true, ttl_seconds: 3, max_size_mb: 1 });
+        whole.rate_limit = Some(RateLimit { requests_per_second: 5, burst: 2 });
+        let backend = whole.backend.as_mut().unwrap();
+        backend.options.insert("partitions".into(), "3".into());
+        backend.pool = Some(Pool { min_connections: 1, max_connections: 2, idle_timeout_seconds: 3 });
+        let config = whole.validate("config", &catalog(), |_| true).unwrap();
+        assert_eq!(ConfigDraft::from(&config).validate("config", &catalog(), |_| true).unwrap(), config);
+    }
+
+    #[test]
+    fn an_option_is_bounded_whatever_it_is_padded_with() {
+        let mut bad = draft();
+        let padded = format!("{}1", " ".repeat(MAX_SCHEMA_BYTES));
+        bad.backend.as_mut().unwrap().options.insert("partitions".into(), padded);
+        assert_eq!(fields(bad), ["config.backend.options.partitions"]);
     }
 
     #[test]

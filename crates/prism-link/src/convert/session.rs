@@ -15,11 +15,23 @@ use super::{
     at, bad, bounded, config_from_wire, config_to_wire, grant_to_wire, grants_from_wire, hash_from_wire, id_from_wire,
     id_to_wire, millis, need, proof_from_wire, proof_to_wire,
 };
-use crate::bounds::MAX_SUBJECTS;
+use crate::bounds::{MAX_CREDENTIAL_ID_BYTES, MAX_SUBJECTS};
+
+/// A SHA-256 in hexadecimal.
+const FINGERPRINT_BYTES: usize = 64;
 
 /// What a session stands on.
 pub fn basis_from_wire(basis: wire::BasisEntry) -> Result<ClientBasis> {
     let subjects = bounded("subjects", basis.subjects, MAX_SUBJECTS)?;
+    if basis.credential_id.len() > MAX_CREDENTIAL_ID_BYTES {
+        return Err(bad(format_args!("credential_id has more than {MAX_CREDENTIAL_ID_BYTES} bytes")));
+    }
+    let prints = [("certificate", &basis.certificate), ("authority", &basis.authority)];
+    if let Some((field, _)) =
+        prints.into_iter().find(|(_, print)| print.as_ref().is_some_and(|print| print.len() > FINGERPRINT_BYTES))
+    {
+        return Err(bad(format_args!("{field} has more than {FINGERPRINT_BYTES} bytes")));
+    }
     Ok(ClientBasis {
         credential_id: basis.credential_id,
         subjects: subjects.iter().map(|subject| Subject::parse("subject", subject)).collect::<Result<_>>()?,
@@ -134,12 +146,19 @@ pub fn admit_from_wire(ask: wire::AdmitAsk, node: NodeId) -> Result<AdmitRequest
     if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
         return Err(bad(format_args!("{field} has more than {MAX_TEXT_BYTES} bytes")));
     }
+    if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.chars().any(char::is_control)) {
+        return Err(bad(format_args!("{field} has control characters")));
+    }
     if ask.metadata.len() > MAX_MAP_ENTRIES {
         return Err(bad(format_args!("metadata has more than {MAX_MAP_ENTRIES} entries")));
     }
-    if ask.metadata.iter().any(|(key, value)| key.len() > MAX_MAP_KEY_BYTES || value.len() > MAX_MAP_VALUE_BYTES) {
-        let message =
-            format!("a key or value of metadata has more than {MAX_MAP_KEY_BYTES} or {MAX_MAP_VALUE_BYTES} bytes");
+    let within = |key: &str, value: &str| {
+        (1..=MAX_MAP_KEY_BYTES).contains(&key.len()) && value.len() <= MAX_MAP_VALUE_BYTES
+    };
+    if ask.metadata.iter().any(|(key, value)| !within(key, value)) {
+        let message = format!(
+            "keys of metadata must have 1 to {MAX_MAP_KEY_BYTES} bytes, values at most {MAX_MAP_VALUE_BYTES}"
+        );
         return Err(bad(message));
     }
     Ok(AdmitRequest {

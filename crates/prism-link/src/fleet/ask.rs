@@ -24,7 +24,7 @@ impl Shared {
     /// Answers a question.
     pub(super) async fn answer(self: &Arc<Self>, link: &Arc<Link>, ask: wire::Ask) {
         let id = ask.id;
-        let outcome = self.work_out(link.node(), ask.ask).await;
+        let outcome = self.work_out(link, ask.ask).await;
         let (result, admitted) = match outcome {
             Ok((result, admitted)) => (result, admitted),
             Err(error) => {
@@ -51,8 +51,8 @@ impl Shared {
     }
 
     /// The answer, and the session that goes with it if it is an admission.
-    async fn work_out(&self, node: &NodeId, ask: Option<Ask>) -> Result<(Answered, Option<SessionReport>)> {
-        let control = &self.options.control;
+    async fn work_out(&self, link: &Link, ask: Option<Ask>) -> Result<(Answered, Option<SessionReport>)> {
+        let (control, node) = (&self.options.control, link.node());
         let answer = match need("the question", ask)? {
             Ask::Authenticate(ask) => Answered::Client(client_to_wire(&self.authenticate(ask).await?)),
             Ask::ConfigVersion(ask) => {
@@ -63,9 +63,10 @@ impl Shared {
             }
             Ask::Admit(ask) => {
                 let mut request = admit_from_wire(ask, node.clone())?;
-                if let Some(name) = &request.config_name {
-                    request.config = self.own_config(name, &request.config.version).await?;
-                }
+                request.config = match &request.config_name {
+                    Some(name) => self.own_config(name, &request.config.version).await?,
+                    None => self.inline_config(link.catalog(), &request)?,
+                };
                 let (record, token) = control.admit_session(request).await?;
                 let last =
                     SessionReport { id: record.id, last_activity: record.last_activity, figures: record.figures };

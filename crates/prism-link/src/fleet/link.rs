@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use prism_core::config::Catalog;
 use prism_core::control::Snapshot;
 use prism_core::limits::MAX_MAP_ENTRIES;
 use prism_core::session::{SessionId, SessionRecord};
@@ -22,6 +23,7 @@ use wire::node_frame::Frame as Received;
 
 use super::Shared;
 use super::allowance::Allowance;
+use super::inline::catalog_of;
 use crate::bounds::{
     DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS,
     MAX_REPORTS, MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES,
@@ -38,6 +40,8 @@ pub struct Unreached;
 /// An open link.
 pub struct Link {
     node: NodeId,
+    /// The backend instances that the node has.
+    catalog: Catalog,
     outgoing: mpsc::Sender<wire::ControllerFrame>,
     commands: Mutex<BTreeMap<u64, oneshot::Sender<Result<Answered>>>>,
     next_command: AtomicU64,
@@ -54,6 +58,11 @@ impl Link {
     /// Whose link it is.
     pub fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// The backend instances that its node has.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// Ends it.
@@ -136,6 +145,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
     let (sender, frames) = mpsc::channel(MAX_WAITING_FRAMES);
     let link = Arc::new(Link {
         node,
+        catalog: catalog_of(&hello.backends),
         outgoing: sender,
         commands: Mutex::default(),
         next_command: AtomicU64::new(1),

@@ -3,6 +3,7 @@
 mod allowance;
 mod ask;
 mod commands;
+mod inline;
 mod link;
 mod rates;
 mod snapshots;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use prism_core::{Clock, NodeId};
-use prism_link::{Encode, NodeLink, NodeLinkOptions, Storage, Stored};
+use prism_link::{BackendIdentity, Encode, NodeLink, NodeLinkOptions, Storage, Stored};
 use tokio_util::sync::CancellationToken;
 
 use crate::network::{Network, Way};
@@ -102,7 +102,11 @@ impl Host {
                     connector: Arc::new(Way { network: Arc::clone(&host.network), node: host.node.clone() }),
                     storage: host.disk.clone(),
                     version: "0".to_owned(),
-                    backends: Vec::new(),
+                    backends: vec![BackendIdentity {
+                        instance: "memory".to_owned(),
+                        kind: "memory".to_owned(),
+                        identity: format!("embedded:{}:memory", host.node),
+                    }],
                     clock: host.clock.clone(),
                     jitter: Box::new(move |pause| pause * (80 + dice.below(41) as u32) / 100),
                 };

@@ -19,16 +19,16 @@ use crate::client::request;
 use crate::control::Control;
 use crate::world::Dice;
 
-fn node(name: &str) -> NodeId {
+pub fn node(name: &str) -> NodeId {
     NodeId::parse("node", name).unwrap()
 }
 
-fn block_on(test: impl Future<Output = ()>) {
+pub fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(test);
 }
 
-async fn fleet() -> (Arc<Fleet>, Arc<Control>) {
+pub async fn fleet() -> (Arc<Fleet>, Arc<Control>) {
     let clock = Clock::manual(UnixMillis(1_000_000));
     let control = Control::new(clock.clone(), Dice::new(1));
     let options = FleetOptions {
@@ -44,23 +44,23 @@ async fn fleet() -> (Arc<Fleet>, Arc<Control>) {
 
 /// How a node answers what it is told to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub enum Manner {
     Good,
     Refusing,
     Silent,
 }
 
 /// Why a link has ended.
-struct Ended(Error);
+pub struct Ended(Error);
 
 impl Ended {
-    fn is(&self, reason: &str) {
+    pub fn is(&self, reason: &str) {
         assert_eq!(self.0.reason(), reason, "{}", self.0.message());
     }
 }
 
 /// A node that speaks frames.
-struct Raw {
+pub struct Raw {
     frames: mpsc::Sender<prism_core::Result<wire::NodeFrame>>,
     answers: mpsc::Receiver<wire::Answer>,
     ended: tokio::task::JoinHandle<Error>,
@@ -68,12 +68,12 @@ struct Raw {
 
 impl Raw {
     /// Connects and introduces itself; from then on it answers pings, and commands in its manner.
-    async fn link(fleet: &Arc<Fleet>, name: &str, manner: Manner) -> Self {
+    pub async fn link(fleet: &Arc<Fleet>, name: &str, manner: Manner) -> Self {
         Self::connect(fleet, name, manner, Vec::new()).await.expect("the link stands")
     }
 
     /// The same with backends; why the link has ended, if it is refused.
-    async fn connect(
+    pub async fn connect(
         fleet: &Arc<Fleet>,
         name: &str,
         manner: Manner,
@@ -145,13 +145,19 @@ impl Raw {
         }
     }
 
+    /// Asks, and waits for the answer.
+    pub async fn ask(&mut self, ask: wire::ask::Ask) -> wire::answer::Result {
+        self.send(Frame::Ask(wire::Ask { id: 1, ask: Some(ask) })).await;
+        self.answers.recv().await.expect("the link stands").result.expect("an answer")
+    }
+
     /// Sends a frame that ends the link.
-    async fn end(self, frame: Frame) -> Ended {
+    pub async fn end(self, frame: Frame) -> Ended {
         self.send(frame).await;
         Ended(self.ended.await.unwrap())
     }
 
-    async fn send(&self, frame: Frame) {
+    pub async fn send(&self, frame: Frame) {
         self.frames.send(Ok(wire::NodeFrame { frame: Some(frame) })).await.expect("the link is open");
     }
 }

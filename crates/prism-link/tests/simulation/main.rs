@@ -8,6 +8,7 @@ mod client;
 mod control;
 mod host;
 mod hostile;
+mod hostile_admission;
 mod network;
 mod operator;
 mod plane;
