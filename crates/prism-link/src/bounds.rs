@@ -11,6 +11,8 @@ pub const NEWEST_PROTOCOL: u32 = 1;
 pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
 /// Largest frame that a controller takes from a node, in bytes: one admission with all that a client may say, twice over.
 pub const MAX_NODE_FRAME_BYTES: usize = 1024 * 1024;
+/// Largest question of a node, in bytes: a frame less what is around it.
+pub const MAX_ASK_BYTES: usize = MAX_NODE_FRAME_BYTES - 64;
 /// Most questions of a node that a controller works on at a time; others wait on the connection.
 pub const MAX_ASKS_AT_ONCE: usize = 256;
 /// And how many bytes they may have together.
@@ -23,6 +25,10 @@ pub const CERTIFY_RATE: (u32, Duration) = (3, Duration::from_mins(1));
 pub const DEMAND_RATE: (u32, Duration) = (20, Duration::from_millis(100));
 /// What is sent in parts is cut after so many bytes. One thing more may follow.
 pub const PART_BYTES: usize = 512 * 1024;
+/// Most bytes of an answer to a command, all parts together.
+pub const MAX_ANSWER_BYTES: usize = 4 * MAX_NODE_FRAME_BYTES;
+/// Longest text of a backend's report, in characters.
+pub const MAX_REPORT_TEXT: usize = 1024;
 /// Most things of a repeated field.
 pub const MAX_ITEMS: usize = 10_000;
 /// Most grants of a client, of a subject, and most namespaces of a Demand.

@@ -12,6 +12,7 @@ pub mod bounds;
 mod convert;
 mod fleet;
 mod node;
+mod parts;
 pub mod shares;
 mod signal;
 mod storage;

@@ -2,23 +2,38 @@
 
 use prism_core::config::{AccessPattern, BackendType};
 use prism_core::control::{BackendReport, Health, NamespaceFigures, NodeFigures, RequestFigures};
-use prism_core::{Result, UnixMillis};
+use prism_core::{InstanceName, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 
 use super::{bad, bounded, need};
-use crate::bounds::{MAX_BACKENDS, MAX_ITEMS};
+use crate::bounds::{MAX_BACKENDS, MAX_ITEMS, MAX_REPORT_TEXT};
 
+/// Nothing is less than nothing: what one node says must not spoil the sum of all.
 fn request_from_wire(figures: wire::RequestFiguresEntry) -> RequestFigures {
     RequestFigures {
-        requests_total: figures.requests_total,
-        errors_total: figures.errors_total,
-        requests_per_second: figures.requests_per_second,
-        latency_p50_ms: figures.latency_p50_ms,
-        latency_p95_ms: figures.latency_p95_ms,
-        latency_p99_ms: figures.latency_p99_ms,
-        active_sessions: figures.active_sessions,
-        active_streams: figures.active_streams,
+        requests_total: figures.requests_total.max(0),
+        errors_total: figures.errors_total.max(0),
+        requests_per_second: number(figures.requests_per_second),
+        latency_p50_ms: number(figures.latency_p50_ms),
+        latency_p95_ms: number(figures.latency_p95_ms),
+        latency_p99_ms: number(figures.latency_p99_ms),
+        active_sessions: figures.active_sessions.max(0),
+        active_streams: figures.active_streams.max(0),
     }
+}
+
+fn number(number: f64) -> f64 {
+    if number.is_finite() { number.max(0.0) } else { 0.0 }
+}
+
+/// A text for operators.
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_REPORT_TEXT).map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+fn instance(name: String) -> Result<String> {
+    InstanceName::parse("instance", &name).map_err(|_| bad("an instance has not the form of a name"))?;
+    Ok(name)
 }
 
 fn request_to_wire(figures: &RequestFigures) -> wire::RequestFiguresEntry {
@@ -47,7 +62,7 @@ pub fn node_figures_from_wire(figures: wire::NodeFiguresEntry) -> Result<NodeFig
     let mut backends = std::collections::BTreeMap::new();
     for backend in bounded("backends", figures.backends, MAX_BACKENDS)? {
         let figures = request_from_wire(need("figures", backend.figures)?);
-        backends.insert((kind(&backend.r#type)?, backend.instance), figures);
+        backends.insert((kind(&backend.r#type)?, instance(backend.instance)?), figures);
     }
     Ok(NodeFigures {
         total: request_from_wire(need("total", figures.total)?),
@@ -75,8 +90,8 @@ pub fn node_figures_to_wire(figures: &NodeFigures) -> wire::NodeFiguresEntry {
 /// Figures of a namespace.
 pub fn namespace_figures_from_wire(figures: wire::NamespaceFiguresEntry) -> NamespaceFigures {
     NamespaceFigures {
-        storage_bytes_used: figures.storage_bytes_used,
-        requests_per_second: figures.requests_per_second,
+        storage_bytes_used: figures.storage_bytes_used.max(0),
+        requests_per_second: figures.requests_per_second.max(0),
     }
 }
 
@@ -97,18 +112,18 @@ pub fn backend_from_wire(report: wire::BackendReportEntry) -> Result<BackendRepo
     };
     Ok(BackendReport {
         kind: kind(&report.r#type)?,
-        instance: report.instance,
-        endpoint: report.endpoint,
+        instance: instance(report.instance)?,
+        endpoint: shown(&report.endpoint),
         health: health.ok_or_else(|| bad(format_args!("{:?} is no state of health", report.health)))?,
-        message: report.message,
+        message: shown(&report.message),
         checked_at: UnixMillis(report.checked_at_ms),
-        active_connections: report.active_connections,
-        pool_size: report.pool_size,
-        idle_connections: report.idle_connections,
-        cpu_percent: report.cpu_percent,
-        memory_percent: report.memory_percent,
-        requests_per_second: report.requests_per_second,
-        avg_latency_ms: report.avg_latency_ms,
+        active_connections: report.active_connections.max(0),
+        pool_size: report.pool_size.max(0),
+        idle_connections: report.idle_connections.max(0),
+        cpu_percent: number(report.cpu_percent),
+        memory_percent: number(report.memory_percent),
+        requests_per_second: report.requests_per_second.max(0),
+        avg_latency_ms: number(report.avg_latency_ms),
         patterns: bounded("patterns", report.patterns, MAX_ITEMS)?.iter().map(pattern).collect::<Result<_>>()?,
     })
 }
@@ -118,9 +133,9 @@ pub fn backend_to_wire(report: &BackendReport) -> wire::BackendReportEntry {
     wire::BackendReportEntry {
         r#type: report.kind.name().to_owned(),
         instance: report.instance.clone(),
-        endpoint: report.endpoint.clone(),
+        endpoint: shown(&report.endpoint),
         health: report.health.name().to_owned(),
-        message: report.message.clone(),
+        message: shown(&report.message),
         checked_at_ms: report.checked_at.0,
         active_connections: report.active_connections,
         pool_size: report.pool_size,

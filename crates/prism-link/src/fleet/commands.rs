@@ -85,7 +85,7 @@ impl Shared {
         for (node, answer) in asked.said {
             match answer {
                 Ok(Answered::Termination(outcome)) => {
-                    sum.pending_operations = sum.pending_operations.saturating_add(outcome.pending_operations);
+                    sum.pending_operations = sum.pending_operations.saturating_add(outcome.pending_operations.max(0));
                 }
                 Ok(_) => tracing::error!(node.id = %node, error = %unexpected(&node), "a node answers wrongly"),
                 Err(error) => {
@@ -125,7 +125,7 @@ impl Shared {
         for (node, answer) in asked.said {
             match answer {
                 Ok(Answered::Drain(outcome)) => {
-                    sum.add(&DrainOutcome { drained: outcome.drained, remaining: outcome.remaining });
+                    sum.add(&DrainOutcome { drained: outcome.drained.max(0), remaining: outcome.remaining.max(0) });
                 }
                 other => {
                     tracing::error!(node.id = %node, answer = ?other.err(), "a node did not drain");

@@ -29,7 +29,8 @@ use crate::bounds::{
     MAX_REPORTS, MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES,
     PING_EVERY, SILENCE,
 };
-use crate::convert::{bad, id_from_wire, known_to_wire, record_to_wire, refusal_from_wire};
+use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire};
+use crate::parts::Gathered;
 use crate::signal::Signal;
 use crate::transport::{ControllerEnd, Incoming, Outgoing};
 
@@ -37,13 +38,19 @@ use crate::transport::{ControllerEnd, Incoming, Outgoing};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreached;
 
+/// Who waits for the answer to a command, and what came of it so far.
+struct Waiting {
+    answer: oneshot::Sender<Result<Answered>>,
+    gathered: Gathered,
+}
+
 /// An open link.
 pub struct Link {
     node: NodeId,
     /// The backend instances that the node has.
     catalog: Catalog,
     outgoing: mpsc::Sender<wire::ControllerFrame>,
-    commands: Mutex<BTreeMap<u64, oneshot::Sender<Result<Answered>>>>,
+    commands: Mutex<BTreeMap<u64, Waiting>>,
     next_command: AtomicU64,
     /// The newest revision of this controller that the node serves by.
     applied: Signal<u64>,
@@ -94,7 +101,7 @@ impl Link {
             if self.is_closed() || commands.len() >= MAX_COMMANDS {
                 return Err(Unreached);
             }
-            commands.insert(id, answer);
+            commands.insert(id, Waiting { answer, gathered: Gathered::default() });
         }
         let asked = async {
             if !self.send(Frame::Command(wire::Command { id, command: Some(command) })).await {
@@ -349,18 +356,7 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Re
                 drop(permit);
             });
         }
-        Received::CommandAnswer(answer) => {
-            let waiting = link.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.id);
-            let result = match answer.result {
-                Some(Answered::Failure(failure)) => Err(refusal_from_wire(link.node(), &failure)),
-                Some(result) => Ok(result),
-                None => return Err(bad("an answer says nothing")),
-            };
-            if let Some(waiting) = waiting {
-                // Whoever does not wait any more has been told that the node was not reached.
-                let _ = waiting.send(result);
-            }
-        }
+        Received::CommandAnswer(answer) => command_answered(link, answer)?,
         Received::Demand(demand) => {
             // One that comes too soon is not looked at; the next one says it all again.
             if !link.demands.take() {
@@ -379,6 +375,26 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Re
             send(link, Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms })).await?;
         }
         Received::Pong(_) => {}
+    }
+    Ok(())
+}
+
+/// Hands an answer to who waits for it, when its last part is there.
+fn command_answered(link: &Link, answer: wire::CommandAnswer) -> Result<()> {
+    let (id, more, bytes) = (answer.id, answer.more, answer.encoded_len());
+    let part = need("what came of a command", answer.result)?;
+    let mut commands = link.commands.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever does not wait any more has been told that the node was not reached.
+    let Some(mut waiting) = commands.remove(&id) else { return Ok(()) };
+    if let Answered::Failure(failure) = part {
+        let _ = waiting.answer.send(Err(refusal_from_wire(link.node(), &failure)));
+        return Ok(());
+    }
+    waiting.gathered.add(part, bytes)?;
+    if more {
+        commands.insert(id, waiting);
+    } else if let Some(whole) = waiting.gathered.whole() {
+        let _ = waiting.answer.send(Ok(whole));
     }
     Ok(())
 }

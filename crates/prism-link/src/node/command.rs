@@ -16,24 +16,25 @@ use crate::convert::{
     backend_to_wire, bad, config_from_wire, failure_to_wire, id_from_wire, namespace_figures_to_wire, need,
     node_figures_to_wire, scope_from_wire,
 };
+use crate::parts::cut;
 
 /// The answer to a command that was not carried out.
 pub fn refused(id: u64, error: &Error) -> wire::CommandAnswer {
-    wire::CommandAnswer { id, result: Some(Answered::Failure(failure_to_wire(error))) }
+    wire::CommandAnswer { id, result: Some(Answered::Failure(failure_to_wire(error))), more: false }
 }
 
-/// Carries a command out, and answers it.
-pub async fn carry_out(shared: &Shared, command: wire::Command) -> wire::CommandAnswer {
+/// Carries a command out, and answers it, in as many parts as it takes.
+pub async fn carry_out(shared: &Shared, command: wire::Command) -> Vec<wire::CommandAnswer> {
     let id = command.id;
-    match shared.carry_out(command.command).await {
-        Ok(result) => wire::CommandAnswer { id, result: Some(result) },
+    cut(match shared.carry_out(command.command).await {
+        Ok(result) => wire::CommandAnswer { id, result: Some(result), more: false },
         Err(error) => {
             if let Some(cause) = error.cause() {
                 tracing::warn!(reason = error.reason(), cause = %cause, "a command of the controller failed");
             }
             refused(id, &error)
         }
-    }
+    })
 }
 
 fn name(of: wire::NamespaceCommand) -> Result<NamespaceName> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{SinkExt, StreamExt};
 use prism_core::{Error, Kind, Result};
 use prism_proto::cluster::v1 as wire;
+use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use super::ask::Unanswered;
 use super::demand::Demands;
 use super::{Shared, no_controller};
 use crate::bounds::{
-    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASKS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS,
+    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASK_BYTES, MAX_ASKS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS,
     MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
 };
 use crate::convert::{Builder, bad, failure_from_wire, id_from_wire, id_to_wire};
@@ -71,6 +72,14 @@ impl Link {
     pub async fn ask(&self, ask: Ask) -> Result<Answered, Unanswered> {
         let id = self.next_ask.fetch_add(1, Ordering::Relaxed);
         let is_admission = matches!(ask, Ask::Admit(_));
+        let ask = wire::Ask { id, ask: Some(ask) };
+        let bytes = ask.encoded_len();
+        if bytes > MAX_ASK_BYTES {
+            // Sent, it would end the link, and everybody's questions with it.
+            let message = format!("the question to the controller has {bytes} bytes, more than the {MAX_ASK_BYTES} that it takes");
+            let error = Error::new(Kind::ResourceExhausted, "QUESTION_TOO_LARGE", message);
+            return Err(Unanswered::Refused(error));
+        }
         let (answer, answered) = oneshot::channel();
         {
             let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +94,7 @@ impl Link {
             asks.insert(id, Waiting { answer, is_admission });
         }
         let asked = async {
-            if !self.send(Frame::Ask(wire::Ask { id, ask: Some(ask) })).await {
+            if !self.send(Frame::Ask(ask)).await {
                 return Err(Unanswered::Lost);
             }
             match answered.await {
@@ -378,8 +387,9 @@ impl Connection<'_> {
         let (shared, link) = (Arc::clone(self.shared), Arc::clone(&self.link));
         // It is carried out whole, also when the link goes meanwhile.
         tokio::spawn(async move {
-            let answer = super::command::carry_out(&shared, command).await;
-            link.send(Frame::CommandAnswer(answer)).await;
+            for part in super::command::carry_out(&shared, command).await {
+                link.send(Frame::CommandAnswer(part)).await;
+            }
             drop(permit);
         });
         Ok(())

@@ -132,7 +132,7 @@ impl Raw {
                                 ..Default::default()
                             })
                         };
-                        Frame::CommandAnswer(wire::CommandAnswer { id: command.id, result: Some(result) })
+                        Frame::CommandAnswer(wire::CommandAnswer { id: command.id, result: Some(result), more: false })
                     }
                     _ => continue,
                 };

@@ -9,6 +9,7 @@ mod control;
 mod host;
 mod hostile;
 mod hostile_admission;
+mod large;
 mod network;
 mod operator;
 mod plane;

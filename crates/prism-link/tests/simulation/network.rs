@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use prism_core::{Error, NodeId, Result};
+use prism_link::bounds::{MAX_FRAME_BYTES, MAX_NODE_FRAME_BYTES};
 use prism_link::{Closed, Connector, ControllerEnd, Incoming, NodeEnd, Outgoing};
+use prost::Message;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -78,10 +80,12 @@ impl Network {
         }
     }
 
-    fn pipe<F: Send + 'static>(
+    /// Frames larger than `most` bytes would end a real link.
+    fn pipe<F: Message + 'static>(
         self: &Arc<Self>,
         node: &NodeId,
         broken: &CancellationToken,
+        most: usize,
     ) -> (Outgoing<F>, Incoming<F>) {
         let (sender, mut sent) = mpsc::unbounded_channel::<F>();
         let (deliver, delivered) = mpsc::unbounded_channel::<Result<F>>();
@@ -104,7 +108,9 @@ impl Network {
                 () = carry => {}
             }
         });
-        let outgoing = futures::sink::unfold(sender, |sender, frame| async move {
+        let outgoing = futures::sink::unfold(sender, move |sender, frame: F| async move {
+            let bytes = frame.encoded_len();
+            assert!(bytes <= most, "a frame has {bytes} bytes, of {most}");
             sender.send(frame).map_err(|_| Closed)?;
             Ok(sender)
         });
@@ -131,8 +137,8 @@ impl Connector for Way {
         let accept = network.controller.lock().unwrap().clone().ok_or_else(refused)?;
         let broken = CancellationToken::new();
         network.connections.lock().unwrap().push((self.node.clone(), broken.clone()));
-        let (to_controller, at_controller) = network.pipe(&self.node, &broken);
-        let (to_node, at_node) = network.pipe(&self.node, &broken);
+        let (to_controller, at_controller) = network.pipe(&self.node, &broken, MAX_NODE_FRAME_BYTES);
+        let (to_node, at_node) = network.pipe(&self.node, &broken, MAX_FRAME_BYTES);
         accept(self.node.clone(), ControllerEnd { incoming: at_controller, outgoing: to_node });
         Ok(NodeEnd { incoming: at_node, outgoing: to_controller })
     }

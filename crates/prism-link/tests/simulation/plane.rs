@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prism_core::config::Config;
+use prism_core::config::{AccessPattern, BackendType, Config};
 use prism_core::control::{
-    BackendReport, ControlPlane, DataNode, DrainOutcome, DrainScope, NamespaceDemand, NamespaceFigures, NodeFigures,
-    Termination,
+    BackendReport, ControlPlane, DataNode, DrainOutcome, DrainScope, Health, NamespaceDemand, NamespaceFigures,
+    NodeFigures, RequestFigures, Termination,
 };
 use prism_core::rate::TokenBucket;
 use prism_core::session::{EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
 use prism_core::{Clock, NamespaceName, NodeId, Result, UnixMillis};
 use prism_link::NodeLink;
+use prism_link::bounds::{MAX_BACKENDS, MAX_ITEMS, MAX_REPORT_TEXT};
 
 use crate::world::{Dice, namespace};
 
@@ -196,6 +197,42 @@ fn report(session: &Session) -> SessionReport {
     SessionReport { id: session.record.id, last_activity: session.last_activity, figures }
 }
 
+/// Figures of as many namespaces and backends as there may be, with the longest names.
+pub fn most_figures() -> NodeFigures {
+    let figures = RequestFigures {
+        requests_total: 1_000_000_000,
+        latency_p99_ms: 12.5,
+        active_sessions: 100,
+        ..RequestFigures::default()
+    };
+    NodeFigures {
+        total: figures,
+        namespaces: (0..=MAX_ITEMS).map(|number| (format!("{number:063}"), figures)).collect(),
+        backends: (0..MAX_BACKENDS).map(|number| ((BackendType::Memory, format!("m{number:062}")), figures)).collect(),
+    }
+}
+
+/// As many backends as there may be, which have much to say.
+pub fn most_backends() -> Vec<BackendReport> {
+    let report = |number| BackendReport {
+        kind: BackendType::Memory,
+        instance: format!("m{number:062}"),
+        endpoint: "e".repeat(MAX_REPORT_TEXT),
+        health: Health::Degraded,
+        message: "m".repeat(MAX_REPORT_TEXT),
+        checked_at: UnixMillis(1),
+        active_connections: 1,
+        pool_size: 2,
+        idle_connections: 1,
+        cpu_percent: 1.0,
+        memory_percent: 1.0,
+        requests_per_second: 1,
+        avg_latency_ms: 1.0,
+        patterns: AccessPattern::ALL.to_vec(),
+    };
+    (0..MAX_BACKENDS).map(report).collect()
+}
+
 #[async_trait]
 impl DataNode for Plane {
     fn node_id(&self) -> &NodeId {
@@ -255,7 +292,7 @@ impl DataNode for Plane {
     }
 
     fn figures(&self, _: Duration) -> NodeFigures {
-        NodeFigures::default()
+        most_figures()
     }
 
     async fn namespace_figures(&self, _: &NamespaceName) -> NamespaceFigures {
@@ -263,7 +300,7 @@ impl DataNode for Plane {
     }
 
     async fn backends(&self) -> Vec<BackendReport> {
-        Vec::new()
+        most_backends()
     }
 
     async fn remove_namespace(&self, _: &NamespaceName) -> Result<()> {
