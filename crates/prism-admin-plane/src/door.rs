@@ -153,6 +153,17 @@ impl Door {
         call: Call,
         request: O::Request,
     ) -> Result<O::Response> {
+        self.call_with(identity, call, request, O::parse).await
+    }
+
+    /// As [`Door::call_as`], where `parse` proves the request, which may be done by now.
+    pub(crate) async fn call_with<O: Op>(
+        &self,
+        identity: Arc<Identity>,
+        call: Call,
+        request: O::Request,
+        parse: impl FnOnce(O::Request, &Services) -> Result<O> + Send,
+    ) -> Result<O::Response> {
         let admitted = Arc::new(self.admit::<O>(identity, &call, &request)?);
         let request = Arc::new(request);
         let _turn = self.turn(admitted.key.as_ref()).await;
@@ -163,7 +174,7 @@ impl Door {
                 "what your credential allows changed while the call was under way; retry",
             ))
         } else {
-            O::parse(O::Request::clone(&request), &self.services)
+            parse(O::Request::clone(&request), &self.services)
         };
         if O::PREPARES {
             if parsed.as_ref().is_ok_and(Op::needs_rehearsal) {

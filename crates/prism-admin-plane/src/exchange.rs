@@ -10,7 +10,7 @@ use prism_core::secret::{SecretId, parse_join_token};
 use prism_core::{Error, Result};
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
 use prism_rpc::tls::NodeKey;
-use prism_store::EntryDraft;
+use prism_store::{EntryDraft, JoinTokenStatus};
 use prost::bytes::Bytes;
 
 use crate::door::{Call, Door, draft_of};
@@ -22,12 +22,21 @@ use crate::unrecorded::is_storage_failure;
 
 /// What a token proves before anything else is looked at.
 enum Proof {
-    /// The secret is right, under this public id.
-    Good(SecretId),
+    /// The secret is right.
+    Good(Proven),
     /// There is none.
     Absent,
     /// It is wrong, under this public id if it has the form of a token.
     Bad(Option<String>),
+}
+
+/// A token whose secret is right.
+#[derive(Clone, Copy)]
+struct Proven {
+    /// Its public id.
+    id: SecretId,
+    /// Whether it could be redeemed at that moment: otherwise nothing will be signed.
+    open: bool,
 }
 
 impl Door {
@@ -42,7 +51,7 @@ impl Door {
         let made =
             self.run::<ExchangeJoinToken, _, _>(identity, call, request, |door, identity, call, request| async move {
                 let refused = match door.prove(&request.join_token).await {
-                    Ok(Proof::Good(id)) => return door.exchange_proven(identity, call, request, id).await,
+                    Ok(Proof::Good(token)) => return door.exchange_proven(identity, call, request, token).await,
                     // Nothing was tried, so nothing failed.
                     Ok(Proof::Absent) => Error::invalid("join_token", "must be set").into(),
                     Ok(Proof::Bad(id)) => door.authenticator.failed(token_invalid(), source_of(&call), id.as_deref()),
@@ -62,8 +71,14 @@ impl Door {
         let own = self.services.authority.knows(presented.authority);
         let stored = self.services.store.read(move |tx| tx.join_token(id.as_str())).await?;
         // Compared whatever the rest says, so that the time tells nothing.
-        let proven = stored.is_some_and(|stored| stored.hash.is(&hash));
-        Ok(if proven && own { Proof::Good(id) } else { Proof::Bad(Some(id.to_string())) })
+        let proven = stored.filter(|stored| stored.hash.is(&hash));
+        Ok(match proven {
+            Some(token) if own => {
+                let open = token.status(self.services.now()) == JoinTokenStatus::Active;
+                Proof::Good(Proven { id, open })
+            }
+            _ => Proof::Bad(Some(id.to_string())),
+        })
     }
 
     /// Leaves the entry of a call whose token proves nothing, in bounded number, and gives the refusal when it is time.
@@ -84,12 +99,12 @@ impl Door {
         identity: Arc<Identity>,
         call: Call,
         request: ExchangeJoinTokenRequest,
-        token_id: SecretId,
+        token: Proven,
     ) -> Result<ExchangeJoinTokenResponse> {
-        let (id, now) = (token_id.as_str(), Instant::now());
+        let (id, now) = (token.id.as_str(), Instant::now());
+        let mut parsed = ExchangeJoinToken::parse(request.clone(), &self.services);
         if !self.exchanges.has_entry(id, now) {
-            let op = ExchangeJoinToken::parse(request.clone(), &self.services);
-            let outcome = match op {
+            let outcome = match parsed.clone() {
                 Ok(op) => self.services.store.read(move |tx| op.rehearse(tx)).await,
                 Err(error) => Err(error),
             };
@@ -111,7 +126,17 @@ impl Door {
                 }
             }
         }
-        self.call_as::<ExchangeJoinToken>(identity, call, request).await
+        let replaced = parsed.as_ref().map(ExchangeJoinToken::replaced).unwrap_or_default();
+        if let (Ok(op), true) = (&mut parsed, token.open) {
+            op.sign();
+        }
+        let response = self.call_with::<ExchangeJoinToken>(identity, call, request, |_, _| parsed).await?;
+        let replaced = replaced.get().map(Vec::as_slice).unwrap_or_default();
+        let connections: usize = replaced.iter().map(|fingerprint| self.services.connections.cut(fingerprint)).sum();
+        if connections > 0 {
+            tracing::info!(connections, "connections of a node were cut, whose name another key has taken over");
+        }
+        Ok(response)
     }
 
     /// Without a signing request the key is made here, goes out in a keystore, and is kept nowhere.
@@ -120,15 +145,15 @@ impl Door {
         identity: Arc<Identity>,
         call: Call,
         mut request: ExchangeJoinTokenRequest,
-        token_id: SecretId,
+        token: Proven,
     ) -> Result<ExchangeJoinTokenResponse> {
         if !request.csr_pem.is_empty() {
-            return self.exchange_counted(identity, call, request, token_id).await;
+            return self.exchange_counted(identity, call, request, token).await;
         }
         let key = NodeKey::generate()?;
         request.csr_pem = key.signing_request()?.into_bytes().into();
         let name = request.node_id.clone();
-        let mut response = self.exchange_counted(identity, call, request, token_id).await?;
+        let mut response = self.exchange_counted(identity, call, request, token).await?;
         let (certificate, ca) = (response.certificate_pem.clone(), response.ca_certificate_pem.clone());
         let random = self.services.random().clone();
         // Tens of milliseconds of hashing that no other call should wait for.

@@ -1,6 +1,7 @@
 //! ExchangeJoinToken, RenewCertificate: how a node gets its certificate, and the next one.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use prism_rpc::tls::{IssuedCertificate, NodeCertificate, SigningRequest};
 use prism_store::{CertificateOrigin, CertificateRow, JoinTokenRow, Redemption, Tx};
 
 use super::join_token::resource_of;
-use super::node::{cut_revoked, free_id};
+use super::node::free_id;
 use crate::convert;
 use crate::identity::Identity;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -84,7 +85,14 @@ pub struct ExchangeJoinToken {
     node_id: Result<NodeId>,
     key: Result<SigningRequest>,
     issuer: Issuer,
+    /// A certificate that was signed before the transaction, which drops it unless it comes to a new one.
+    signed: Option<IssuedCertificate>,
+    /// What certificates were revoked for the new one.
+    replaced: Replaced,
 }
+
+/// Fingerprints of the certificates that an exchange revoked: to be looked at when it is committed.
+pub(crate) type Replaced = Arc<OnceLock<Vec<String>>>;
 
 /// What an exchange comes to.
 enum Outcome<'a> {
@@ -122,6 +130,8 @@ impl Op for ExchangeJoinToken {
             key: SigningRequest::parse(&request.csr_pem),
             named: request.node_id,
             issuer: Issuer::of(services),
+            signed: None,
+            replaced: Replaced::default(),
         })
     }
 
@@ -132,7 +142,11 @@ impl Op for ExchangeJoinToken {
         };
         // Whoever held the name before loses it with the same commit; who comes again with the same key is no other.
         let replaced = tx.revoke_other_keys_of_node(node_id.as_str(), key.key_hash())?;
-        let issued = self.issuer.issue(node_id, key)?;
+        let issued = match &self.signed {
+            // The CA may have been rotated since.
+            Some(signed) if signed.authority == self.issuer.authority.fingerprint().to_hex() => signed.clone(),
+            _ => self.issuer.issue(node_id, key)?,
+        };
         let redemption = Redemption {
             at: tx.now,
             node_id: node_id.to_string(),
@@ -145,15 +159,27 @@ impl Op for ExchangeJoinToken {
         tx.enrol_node(node_id, self.token.as_str())?;
         let row = row(&issued, node_id, (&token.created_by, self.token.as_str()), key, None, tx);
         tx.insert_certificate(&row)?;
-        Ok(describe(Done::new(self.answer(&row)), &row).detail("certificates_replaced", replaced.len()))
-    }
-
-    async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
-        cut_revoked(&request.node_id, services).await;
+        let done = describe(Done::new(self.answer(&row)), &row).detail("certificates_replaced", replaced.len());
+        // It is carried out once.
+        let _ = self.replaced.set(replaced);
+        Ok(done)
     }
 }
 
 impl ExchangeJoinToken {
+    /// Signs what a new certificate would be, so that the transaction need not. Only for who has proven the token's secret; what
+    /// fails here is tried again where its refusal is recorded.
+    pub(crate) fn sign(&mut self) {
+        if let (Ok(node_id), Ok(key)) = (&self.node_id, &self.key) {
+            self.signed = self.issuer.issue(node_id, key).ok();
+        }
+    }
+
+    /// Where it will say which certificates it revoked.
+    pub(crate) fn replaced(&self) -> Replaced {
+        Arc::clone(&self.replaced)
+    }
+
     /// What it would come to now; changes nothing.
     pub(crate) fn rehearse(&self, tx: &Tx<'_>) -> Result<()> {
         self.decide(tx).map(drop)
