@@ -17,10 +17,12 @@ pub const MAX_ASK_BYTES: usize = MAX_NODE_FRAME_BYTES - 64;
 pub const MAX_ASKS_AT_ONCE: usize = 256;
 /// And how many bytes they may have together.
 pub const MAX_ASKED_BYTES: usize = 4 * MAX_NODE_FRAME_BYTES;
+/// Largest text of the cluster's CAs that a node takes, in bytes.
+pub const MAX_AUTHORITIES_BYTES: usize = 64 * 1024;
 /// Most reports in a frame.
 pub const MAX_REPORTS: usize = 1000;
 /// Certificates that a node may ask for at once, and in which time it may ask for one more.
-pub const CERTIFY_RATE: (u32, Duration) = (3, Duration::from_mins(1));
+pub const CERTIFY_RATE: (u32, Duration) = (10, Duration::from_secs(2));
 /// Demands of a node that are answered at once, and in which time one more.
 pub const DEMAND_RATE: (u32, Duration) = (20, Duration::from_millis(100));
 /// What is sent in parts is cut after so many bytes. One thing more may follow.

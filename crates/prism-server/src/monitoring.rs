@@ -1,7 +1,7 @@
 //! The port for machines that watch: `/metrics`, `/live`, `/ready`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -31,14 +31,22 @@ pub enum Phase {
     Draining,
 }
 
+/// Says what keeps a server that is up from serving, if something does.
+type Obstacle = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Tells the phase to whoever asks.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicU8>);
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<AtomicU8>, Arc<OnceLock<Obstacle>>);
 
 impl Readiness {
     /// Enters a phase.
     pub fn enter(&self, phase: Phase) {
         self.0.store(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Is not ready in [`Phase::Ready`] either while `obstacle` says why. One call; a second is ignored.
+    pub fn unless(&self, obstacle: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let _ = self.1.set(Box::new(obstacle));
     }
 
     /// The current phase.
@@ -74,11 +82,16 @@ async fn render(State(metrics): State<Metrics>) -> impl IntoResponse {
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render())
 }
 
-async fn ready(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
-    match readiness.phase() {
-        Phase::Ready => (StatusCode::OK, "ready\n"),
-        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let obstacle = || readiness.1.get().and_then(|obstacle| obstacle());
+    let not_ready = match readiness.phase() {
+        Phase::Ready => obstacle(),
+        Phase::Starting => Some("starting".to_owned()),
+        Phase::Draining => Some("draining".to_owned()),
+    };
+    match not_ready {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
     }
 }
 
@@ -95,6 +108,23 @@ mod tests {
         let response = routes.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
         let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap().to_owned());
         (response.status(), kind.unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_the_way_is_said() {
+        let readiness = Readiness::default();
+        let away = Arc::new(AtomicU8::new(0));
+        let seen = Arc::clone(&away);
+        readiness.unless(move || (seen.load(Ordering::SeqCst) > 0).then(|| "a reason".to_owned()));
+        readiness.enter(Phase::Ready);
+        assert_eq!(get(&readiness, "/ready").await.0, 200);
+        away.store(1, Ordering::SeqCst);
+        let asked =
+            routes(Metrics::new(), readiness.clone()).oneshot(Request::get("/ready").body(Body::empty()).unwrap());
+        let response = asked.await.unwrap();
+        assert_eq!(response.status(), 503);
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        assert_eq!(body, "a reason\n");
     }
 
     #[tokio::test]

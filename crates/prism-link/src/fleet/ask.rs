@@ -103,7 +103,8 @@ impl Shared {
                     )
                 })?;
                 if !self.may_certify(node) {
-                    let message = "the node has had its certificates for now; there is one a minute";
+                    let message =
+                        format!("the node has had its certificates for now; there is one every {:?}", CERTIFY_RATE.1);
                     let error = Error::new(Kind::ResourceExhausted, "TOO_MANY_CERTIFICATES", message);
                     return Err(error.retry_after(CERTIFY_RATE.1));
                 }

@@ -438,9 +438,17 @@ async fn converse(
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sequence = 0;
+    let mut told = None;
     loop {
         tokio::select! {
             biased;
+            authorities = shared.authorities.wait_for(|newest| *newest != told) => {
+                if let Some(pem) = &authorities {
+                    let ca_certificate_pem = pem.to_vec().into();
+                    send(link, Frame::Authorities(wire::Authorities { ca_certificate_pem })).await?;
+                }
+                told = authorities;
+            }
             next = shared.snapshot.wait_for(|newest| !Arc::ptr_eq(newest, &served)) => {
                 snapshot(shared, link, Some(&served), &next).await?;
                 served = next;

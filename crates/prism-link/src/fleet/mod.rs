@@ -77,6 +77,8 @@ struct Shared {
     snapshots: Snapshots,
     /// The newest snapshot.
     snapshot: Signal<Arc<Snapshot>>,
+    /// The cluster's CA in PEM, once it was told.
+    authorities: Signal<Option<Arc<[u8]>>>,
     nodes: Mutex<Known>,
     ledger: Mutex<Ledger>,
     next_link: std::sync::atomic::AtomicU64,
@@ -111,6 +113,7 @@ impl Fleet {
         let shared = Arc::new(Shared {
             snapshots: Snapshots::new(options.epoch),
             snapshot: Signal::new(newest),
+            authorities: Signal::new(None),
             options,
             nodes: Mutex::new(Known { serving, ..Known::default() }),
             ledger: Mutex::new(ledger),
@@ -126,6 +129,11 @@ impl Fleet {
         };
         let tasks = [tokio::spawn(rates::tend(Arc::clone(&shared))), tokio::spawn(follow)];
         Ok(Self { shared, tasks })
+    }
+
+    /// Has all nodes trust these CAs (PEM, the one that issues first), those that come later as well.
+    pub fn tell_authorities(&self, pem: &str) {
+        self.shared.authorities.set(Some(pem.as_bytes().into()));
     }
 
     /// Counts the data plane of this process among the nodes.

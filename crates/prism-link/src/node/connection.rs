@@ -20,8 +20,8 @@ use super::ask::Unanswered;
 use super::demand::Demands;
 use super::{Shared, no_controller};
 use crate::bounds::{
-    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASK_BYTES, MAX_ASKS, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS,
-    MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
+    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASK_BYTES, MAX_ASKS, MAX_AUTHORITIES_BYTES,
+    MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
 };
 use crate::convert::{Builder, bad, failure_from_wire, id_from_wire, id_to_wire};
 use crate::transport::{Incoming, Outgoing};
@@ -76,7 +76,9 @@ impl Link {
         let bytes = ask.encoded_len();
         if bytes > MAX_ASK_BYTES {
             // Sent, it would end the link, and everybody's questions with it.
-            let message = format!("the question to the controller has {bytes} bytes, more than the {MAX_ASK_BYTES} that it takes");
+            let message = format!(
+                "the question to the controller has {bytes} bytes, more than the {MAX_ASK_BYTES} that it takes"
+            );
             let error = Error::new(Kind::ResourceExhausted, "QUESTION_TOO_LARGE", message);
             return Err(Unanswered::Refused(error));
         }
@@ -300,6 +302,12 @@ impl Connection<'_> {
             Received::Sessions(sessions) => self.sessions_part(sessions)?,
             Received::Answer(answer) => self.answered(answer)?,
             Received::Command(command) => self.commanded(command).await?,
+            Received::Authorities(told) => {
+                if told.ca_certificate_pem.len() > MAX_AUTHORITIES_BYTES {
+                    return Err(bad(format_args!("ca_certificate_pem has more than {MAX_AUTHORITIES_BYTES} bytes")));
+                }
+                self.shared.authorities.send_replace(Some(told.ca_certificate_pem));
+            }
             Received::Shares(shares) => self.shared.take_shares(&self.link, shares)?,
             Received::Ping(ping) => {
                 let now_ms = self.shared.options.clock.now().0;

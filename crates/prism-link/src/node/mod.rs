@@ -22,6 +22,7 @@ use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, DataNo
 use prism_core::secret::{SecretProof, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionId, SessionRecord, SessionReport};
 use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
+use prost::bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -85,6 +86,8 @@ struct Shared {
     offset: AtomicI64,
     /// The data plane, once it is there.
     node: Signal<Option<Arc<dyn DataNode>>>,
+    /// The cluster's CA in PEM, as a controller told it last.
+    authorities: watch::Sender<Option<Bytes>>,
     /// The open link, once node and controller are equal.
     link: Signal<Option<Arc<connection::Link>>>,
     keeper: Keeper,
@@ -130,6 +133,7 @@ impl NodeLink {
             memory: Mutex::new(memory),
             offset: AtomicI64::new(0),
             node: Signal::new(None),
+            authorities: watch::Sender::new(None),
             link: Signal::new(None),
             keeper,
             outbox: Notify::new(),
@@ -167,6 +171,16 @@ impl NodeLink {
     /// Whether there is a controller, and node and controller are equal.
     pub fn is_connected(&self) -> bool {
         self.shared.link.get().is_some()
+    }
+
+    /// Waits until there is a controller.
+    pub async fn connected(&self) {
+        self.shared.link.wait_for(Option::is_some).await;
+    }
+
+    /// The cluster's CAs (PEM, the one that issues first) as a controller tells them; `None` until one has.
+    pub fn authorities(&self) -> watch::Receiver<Option<Bytes>> {
+        self.shared.authorities.subscribe()
     }
 
     /// Ends and reports that no controller knows yet.

@@ -141,15 +141,19 @@ impl CertificateAuthority {
     ///
     /// INVALID_ARGUMENT when one of `names` is neither a DNS name nor an address.
     pub fn server_tls(&self, names: &[String]) -> Result<ServerTls> {
+        let renewing = self.renewing(names)?;
+        ServerTls::new(renewing.clone(), Source::Own(renewing))
+    }
+
+    pub(super) fn renewing(&self, names: &[String]) -> Result<Arc<Renewing>> {
         let alternatives = alternatives(names)?;
         let first = self.issue(&alternatives)?;
-        let renewing = Arc::new(Renewing {
+        Ok(Arc::new(Renewing {
             authority: self.clone(),
             alternatives,
             current: ArcSwap::from_pointee(first),
             one_at_a_time: Mutex::new(()),
-        });
-        ServerTls::new(renewing.clone(), Source::Own(renewing))
+        }))
     }
 
     fn issue(&self, alternatives: &[SanType]) -> Result<Issued> {
@@ -307,6 +311,11 @@ fn alternatives(names: &[String]) -> Result<Vec<SanType>> {
         }
     }
     Ok(out)
+}
+
+/// Whether a name can stand in a server certificate.
+pub(super) fn is_host(name: &str) -> bool {
+    alternative(name).is_some()
 }
 
 fn alternative(name: &str) -> Option<SanType> {

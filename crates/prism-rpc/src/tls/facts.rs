@@ -1,11 +1,15 @@
 //! What a certificate says of itself, without asking whether it is true.
 
+use std::net::IpAddr;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use prism_core::{Error, Kind, Result, UnixMillis};
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
+
+use super::authority::BACKDATE;
 
 /// What a certificate says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +24,18 @@ pub struct CertificateFacts {
     pub uri: Option<String>,
     /// All URIs of it.
     pub uris: Vec<String>,
+    /// DNS names and addresses of its subject alternative name.
+    pub hosts: Vec<String>,
     /// Its public key (SubjectPublicKeyInfo in DER): two certificates of one key are of one owner.
     pub public_key: Vec<u8>,
 }
 
 impl CertificateFacts {
+    /// When Prism's CA made it: such certificates begin earlier, for those whose clock is slow.
+    pub fn issued_at(&self) -> UnixMillis {
+        (self.begins_at + BACKDATE).min(self.expires_at)
+    }
+
     /// Reads a certificate; FAILED_PRECONDITION when it is not one.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self> {
         let bad = || Error::new(Kind::FailedPrecondition, "CERTIFICATE_UNREADABLE", "is not a certificate of X.509");
@@ -33,15 +44,20 @@ impl CertificateFacts {
             return Err(bad());
         }
         let names = certificate.subject_alternative_name().ok().flatten().map(|names| names.value);
-        let uris: Vec<String> = names
-            .into_iter()
-            .flat_map(|names| &names.general_names)
+        let names = || names.into_iter().flat_map(|names| &names.general_names);
+        let uris: Vec<String> = names()
             .filter_map(|name| match name {
                 GeneralName::URI(uri) => Some((*uri).to_owned()),
                 _ => None,
             })
             .collect();
+        let hosts = names().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        });
         Ok(Self {
+            hosts: hosts.collect(),
             uri: uris.first().cloned(),
             uris,
             subject: certificate.subject().to_string(),
@@ -50,6 +66,12 @@ impl CertificateFacts {
             public_key: certificate.public_key().raw.to_vec(),
         })
     }
+}
+
+/// An address as it stands in a certificate.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// When the first of `certificates` ends; FAILED_PRECONDITION when one is not a certificate, or there is none.

@@ -10,8 +10,12 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{ServerTls, Source, facts, fault, provider};
+use super::authority::{CertificateAuthority, Renewing, is_host};
+use super::{CertificateFacts, ServerTls, Source, facts, fault, provider};
 use crate::watched::Watched;
+
+/// What a client offers among its protocols (ALPN) to see a certificate of the cluster's CA; it is never agreed on.
+pub const CLUSTER_PROTOCOL: &[u8] = b"prism-cluster";
 
 /// A certificate chain and its key.
 pub(super) struct Pair {
@@ -24,12 +28,34 @@ impl ServerTls {
     ///
     /// FAILED_PRECONDITION naming the file when it cannot be read, or the two do not belong together.
     pub fn from_files(certificate: &Path, key: &Path) -> Result<Self> {
-        let paths = (certificate.to_owned(), key.to_owned());
-        let both = vec![paths.0.clone(), paths.1.clone()];
-        let watched = Watched::open("the server certificate", both, move |contents| parse(&paths, contents))?;
-        let watched = Arc::new(watched);
+        let watched = Arc::new(open(certificate, key)?);
         Self::new(Arc::new(Current(watched.clone())), Source::Files(watched))
     }
+
+    /// The same for an admin port: clients that offer [`CLUSTER_PROTOCOL`], which nodes and machines that join do, see a
+    /// certificate of `authority` instead. They trust no other, and must not have to. It has the names of the files' certificate at
+    /// the start, and those that every server of Prism has with `names`.
+    ///
+    /// INVALID_ARGUMENT when one of `names` is neither a DNS name nor an address.
+    pub fn from_files_with(
+        certificate: &Path,
+        key: &Path,
+        authority: &CertificateAuthority,
+        names: &[String],
+    ) -> Result<Self> {
+        let watched = Arc::new(open(certificate, key)?);
+        let shown = watched.current().certified.cert.first().map(CertificateFacts::of).transpose()?;
+        let hosts = shown.into_iter().flat_map(|facts| facts.hosts).filter(|host| is_host(host));
+        let names: Vec<String> = names.iter().cloned().chain(hosts).collect();
+        let cluster = authority.renewing(&names)?;
+        Self::new(Arc::new(ForNodes { files: Current(watched.clone()), cluster }), Source::Files(watched))
+    }
+}
+
+fn open(certificate: &Path, key: &Path) -> Result<Watched<Pair>> {
+    let paths = (certificate.to_owned(), key.to_owned());
+    let both = vec![paths.0.clone(), paths.1.clone()];
+    Watched::open("the server certificate", both, move |contents| parse(&paths, contents))
 }
 
 fn parse((certificate, key): &(PathBuf, PathBuf), contents: &[Vec<u8>]) -> Result<Pair> {
@@ -65,6 +91,20 @@ impl ResolvesServerCert for Current {
 impl fmt::Debug for Current {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Hands out the pair, or a certificate of the cluster's CA to those who ask for one.
+#[derive(Debug)]
+struct ForNodes {
+    files: Current,
+    cluster: Arc<Renewing>,
+}
+
+impl ResolvesServerCert for ForNodes {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asks = hello.alpn().is_some_and(|mut protocols| protocols.any(|protocol| protocol == CLUSTER_PROTOCOL));
+        if asks { self.cluster.resolve(hello) } else { self.files.resolve(hello) }
     }
 }
 

@@ -21,8 +21,6 @@ use super::authority::{BACKDATE, CertificateAuthority, parameters};
 use super::rotation::to_pem;
 use super::{fault, fingerprint};
 
-/// Life of a certificate of a node's data port.
-const NODE_SERVER_LIFE: Duration = Duration::from_hours(24);
 /// Largest signing request, in bytes of PEM.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Longest common name that X.509 has room for, in characters.
@@ -120,14 +118,15 @@ impl CertificateAuthority {
     }
 
     /// Issues a certificate for a node's data port, in PEM with this CA behind it: for this machine's own names and addresses
-    /// and the node's id, as no node may pass for another host. `uri` is the node's identity, by which nobody takes it for a
-    /// controller. Nothing is stored.
+    /// and the node's id, as no node may pass for another host. By the node's identity in it nobody takes it for a controller.
+    /// Nothing is stored.
     ///
     /// INVALID_ARGUMENT when the id or the identity cannot stand in a certificate. FAILED_PRECONDITION `CA_EXPIRED` when the CA itself has ended.
-    pub fn issue_node_server(&self, node_id: &str, uri: &str, key: &SigningRequest) -> Result<String> {
+    pub fn issue_node_server(&self, request: &NodeCertificate, key: &SigningRequest) -> Result<String> {
+        let NodeCertificate { uri, node_id, life } = request;
         let (inner, state) = (&self.0, self.0.state.load());
         let now = inner.clock.now();
-        let expires_at = (now + NODE_SERVER_LIFE).min(state.expires_at);
+        let expires_at = (now + *life).min(state.expires_at);
         if expires_at <= now {
             let message = "the CA has expired; it has to be made anew before it can issue a certificate";
             return Err(Error::precondition("CA_EXPIRED", message));
@@ -138,7 +137,7 @@ impl CertificateAuthority {
             let name = name.try_into().map_err(|_| Error::invalid("node_id", "must be of ASCII characters"))?;
             Ok::<_, Error>(SanType::DnsName(name))
         };
-        let uri = uri.try_into().map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
+        let uri = uri.as_str().try_into().map_err(|_| Error::invalid("uri", "must be of ASCII characters"))?;
         params.subject_alt_names = vec![
             SanType::URI(uri),
             dns("localhost")?,

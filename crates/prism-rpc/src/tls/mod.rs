@@ -25,6 +25,7 @@ use authority::Renewing;
 pub use authority::{CertificateAuthority, KEY_FILE as AUTHORITY_KEY_FILE, server_names};
 pub use clients::{MAX_CHAIN, MAX_CHAIN_BYTES};
 pub use facts::{CertificateFacts, fingerprint, first_end};
+pub use files::CLUSTER_PROTOCOL;
 use files::Pair;
 pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES, NodeCertificate, SigningRequest};
 pub use node_key::NodeKey;

@@ -15,6 +15,7 @@ use prism_core::{Error, Result, UnixMillis};
 use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tokio::sync::watch;
 
 use super::authority::{
     AUTHORITY_LIFE, BACKDATE, CERTIFICATE_FILE, CertificateAuthority, KEY_FILE, authority_parameters, certified, read,
@@ -34,6 +35,8 @@ pub(super) struct Changes {
     turn: Mutex<()>,
     /// Told of the CAs that are trusted.
     follower: OnceLock<Follower>,
+    /// Counts the changes that are in force.
+    in_force: watch::Sender<u64>,
 }
 
 /// The CA or the two of a rotation.
@@ -192,6 +195,11 @@ impl CertificateAuthority {
         let _ = self.0.changes.follower.set(Box::new(follower));
     }
 
+    /// Changes whenever another CA issues, or one is not trusted any more; that is in force by then.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.in_force.subscribe()
+    }
+
     /// Makes a new CA and writes the state in which it issues and the present one is still trusted, beside what is in force.
     ///
     /// FAILED_PRECONDITION `CA_ROTATING` when there are two already.
@@ -259,6 +267,7 @@ impl CertificateAuthority {
                 follower(&state.trusted());
             }
             inner.state.store(Arc::new(state));
+            inner.changes.in_force.send_modify(|count| *count += 1);
         }
         self.publish()
     }

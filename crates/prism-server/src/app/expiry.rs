@@ -8,6 +8,7 @@ use prism_rpc::{CertificateAuthority, Metrics, ServerTls, Shutdown};
 
 use super::listeners::Security;
 use super::trust::Trust;
+use crate::join::identity::NodeFiles;
 
 /// How often the end is told.
 const WARN_EVERY: Duration = Duration::from_hours(24);
@@ -16,10 +17,7 @@ const RENEW_BY_HAND: Duration = Duration::from_hours(30 * 24);
 
 /// The certificates that the server depends on.
 pub struct Certificates {
-    authority: CertificateAuthority,
-    admin: Option<ServerTls>,
-    data: Option<ServerTls>,
-    trust: Arc<Trust>,
+    endings: Box<dyn Fn() -> Vec<Ending> + Send + Sync>,
 }
 
 /// One of them.
@@ -31,15 +29,51 @@ struct Ending {
     told_below: Duration,
 }
 
+/// One that a person has to renew.
+fn by_hand(name: &'static str, at: Option<UnixMillis>) -> Option<Ending> {
+    at.map(|at| Ending { name, at, told_below: RENEW_BY_HAND })
+}
+
+fn of_listener(name: &'static str, tls: Option<&ServerTls>) -> Option<Ending> {
+    tls.map(|tls| Ending { name, at: tls.expires_at(), told_below: tls.attention_below() })
+}
+
 impl Certificates {
     /// Those of `security` and `trust`.
     pub fn new(authority: &CertificateAuthority, security: &Security, trust: &Arc<Trust>) -> Arc<Self> {
-        Arc::new(Self {
-            authority: authority.clone(),
-            admin: security.admin.as_ref().map(|plane| plane.tls.clone()),
-            data: security.data.as_ref().map(|plane| plane.tls.clone()),
-            trust: trust.clone(),
-        })
+        let (authority, trust) = (authority.clone(), trust.clone());
+        let [admin, data] =
+            [&security.admin, &security.data].map(|plane| plane.as_ref().map(|plane| plane.tls.clone()));
+        let endings = move || {
+            let all = [
+                by_hand("ca", Some(authority.expires_at())),
+                of_listener("admin", admin.as_ref()),
+                of_listener("data", data.as_ref()),
+                by_hand("admin_client_ca", trust.admin_bundle_ends()),
+                by_hand("data_client_ca", trust.data_bundle_ends()),
+            ];
+            all.into_iter().flatten().collect()
+        };
+        Arc::new(Self { endings: Box::new(endings) })
+    }
+
+    /// Those of a data node: the certificate that is its identity, the cluster's CA, and those of `data` and `trust`. Of what it
+    /// renews itself (its identity, and a data port's certificate of the cluster's CA: `renewed`), the renewal tells.
+    pub fn of_node(files: NodeFiles, data: Option<ServerTls>, renewed: bool, trust: &Arc<Trust>) -> Arc<Self> {
+        let trust = trust.clone();
+        let endings = move || {
+            let quiet = |ending: Ending| Ending { told_below: Duration::ZERO, ..ending };
+            let own = |name, at: Option<UnixMillis>| at.map(|at| quiet(Ending { name, at, told_below: RENEW_BY_HAND }));
+            let data = of_listener("data", data.as_ref());
+            let all = [
+                by_hand("ca", files.authorities_end()),
+                own("node", files.life().ok().map(|life| life.expires_at)),
+                if renewed { data.map(quiet) } else { data },
+                by_hand("data_client_ca", trust.data_bundle_ends()),
+            ];
+            all.into_iter().flatten().collect()
+        };
+        Arc::new(Self { endings: Box::new(endings) })
     }
 
     /// Adds the gauge to `metrics`.
@@ -47,7 +81,7 @@ impl Certificates {
         let certificates = self.clone();
         let read = move || {
             let sample = |ending: Ending| (vec![("certificate", ending.name.to_owned())], ending.at.0 as f64 / 1000.0);
-            certificates.endings().into_iter().map(sample).collect()
+            (certificates.endings)().into_iter().map(sample).collect()
         };
         metrics.gauge_fn(
             "prism_certificate_expiry_timestamp_seconds",
@@ -69,21 +103,6 @@ impl Certificates {
         }
     }
 
-    fn endings(&self) -> Vec<Ending> {
-        let of = |name, tls: &ServerTls| Ending { name, at: tls.expires_at(), told_below: tls.attention_below() };
-        let by_hand = |name, at: Option<UnixMillis>| at.map(|at| Ending { name, at, told_below: RENEW_BY_HAND });
-        [
-            by_hand("ca", Some(self.authority.expires_at())),
-            self.admin.as_ref().map(|tls| of("admin", tls)),
-            self.data.as_ref().map(|tls| of("data", tls)),
-            by_hand("admin_client_ca", self.trust.admin_bundle_ends()),
-            by_hand("data_client_ca", self.trust.data_bundle_ends()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
     /// What ends soon, by its name.
     fn warnings(&self, now: UnixMillis) -> Vec<(&'static str, String)> {
         let warning = |ending: Ending| {
@@ -96,7 +115,7 @@ impl Certificates {
             };
             (left < ending.told_below).then_some((ending.name, message))
         };
-        self.endings().into_iter().filter_map(warning).collect()
+        (self.endings)().into_iter().filter_map(warning).collect()
     }
 }
 
@@ -136,7 +155,7 @@ mod tests {
         let authority = CertificateAuthority::load_or_create_at(folder.path(), clock.clone()).unwrap();
         let (cert, key) = write(folder.path(), "server", start, 40 * DAY);
         let (bundle, _) = write(folder.path(), "bundle", start, 50 * DAY);
-        let trust = Trust::load("prism-0", &authority, &ClientCa { admin: Some(bundle), data: None }).unwrap();
+        let trust = Trust::load("prism-0", authority.trusted(), &ClientCa { admin: Some(bundle), data: None }).unwrap();
         let plane = |tls| PlaneTls { tls, own_authority: true };
         let security = Security {
             data: Some(plane(authority.server_tls(&[]).unwrap())),

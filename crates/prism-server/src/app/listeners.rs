@@ -86,9 +86,15 @@ impl Security {
         } else if settings.role != Role::Admin && !settings.bind.is_loopback() {
             tracing::warn!(bind = %settings.bind, "the data plane is served in clear text to the network");
         }
-        let admin = match settings.role {
-            Role::Data => None,
-            _ => Some(load(&settings.admin_tls)?),
+        let admin = match (settings.role, &settings.admin_tls, authority) {
+            (Role::Data, ..) => None,
+            // Nodes trust the cluster's CA only, whatever operators see.
+            (_, Certificate::Files { cert, key }, Some(authority)) => {
+                let tls = ServerTls::from_files_with(cert, key, authority, &settings.names);
+                let tls = tls.map_err(|error| error.message().to_owned())?;
+                Some(PlaneTls { tls, own_authority: false })
+            }
+            (_, certificate, _) => Some(load(certificate)?),
         };
         Ok(Self { data, admin })
     }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prism_admin_plane::op::Enrolment;
@@ -16,7 +16,7 @@ use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions, DataService};
 use prism_identity::{CertificateKind, Issuers, own_identity};
 use prism_link::{Certifier, Fleet, FleetOptions};
-use prism_rpc::tls::{SigningRequest, server_names};
+use prism_rpc::tls::{NodeCertificate, SigningRequest, server_names};
 use prism_rpc::{CertificateAuthority, Connections, Metrics, Shutdown, Table};
 use prism_store::Store;
 use tokio::runtime::Handle;
@@ -77,7 +77,7 @@ impl Planes {
         let store = Arc::new(store.map_err(|error| failed("the control state cannot be opened", &error))?);
         let recovered = prism_admin_plane::recover_authority(&store, authority).await;
         recovered.map_err(|error| failed("a change of the CA that was cut short cannot be finished", &error))?;
-        let trust = Trust::load(store.cluster(), authority, &settings.client_ca).map_err(Failure::Usage)?;
+        let trust = Trust::load(store.cluster(), authority.trusted(), &settings.client_ca).map_err(Failure::Usage)?;
         let trust = Arc::new(trust);
         let connections = PlaneConnections::default();
         let (followed, cut) = (Arc::downgrade(&trust), connections.admin.clone());
@@ -94,10 +94,15 @@ impl Planes {
             cluster: store.cluster().to_owned(),
             epoch: epoch(),
             clock: clock.clone(),
-            certifier: Some(Arc::new(DataPorts { authority: authority.clone(), cluster: store.cluster().to_owned() })),
+            certifier: Some(Arc::new(DataPorts {
+                authority: authority.clone(),
+                cluster: store.cluster().to_owned(),
+                life: settings.node_certificate_ttl,
+            })),
         };
         let fleet = Fleet::start(fleet).await.map_err(|error| failed("the nodes cannot be looked up", &error))?;
         let fleet = Arc::new(fleet);
+        tokio::spawn(tell_authorities(authority.clone(), Arc::downgrade(&fleet)));
 
         let (backends, data) = if settings.role == Role::Admin {
             (Vec::new(), None)
@@ -228,6 +233,7 @@ impl Planes {
 struct DataPorts {
     authority: CertificateAuthority,
     cluster: String,
+    life: Duration,
 }
 
 impl Certifier for DataPorts {
@@ -235,7 +241,22 @@ impl Certifier for DataPorts {
         let key = SigningRequest::parse(csr_pem)?;
         let uri = own_identity(&self.cluster, CertificateKind::Node, node.as_str());
         let uri = uri.ok_or_else(|| prism_core::Error::internal(format!("{node} is no name of an identity")))?;
-        self.authority.issue_node_server(node.as_str(), &uri, &key).map(String::into_bytes)
+        let wanted = NodeCertificate { uri, node_id: node.to_string(), life: self.life };
+        self.authority.issue_node_server(&wanted, &key).map(String::into_bytes)
+    }
+}
+
+/// Tells the nodes the cluster's CA, and each change of it when it is in force, as long as there is a fleet.
+async fn tell_authorities(authority: CertificateAuthority, fleet: Weak<Fleet>) {
+    let mut changes = authority.changes();
+    loop {
+        changes.borrow_and_update();
+        let Some(fleet) = fleet.upgrade() else { return };
+        fleet.tell_authorities(&authority.certificate_pem());
+        drop(fleet);
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

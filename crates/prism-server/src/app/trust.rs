@@ -10,7 +10,7 @@ use prism_core::{Clock, Error, Result, UnixMillis};
 use prism_identity::{ClientTrust, read_bundle};
 use prism_rpc::tls::{CertificateFacts, first_end};
 use prism_rpc::watched::LOOK_EVERY;
-use prism_rpc::{CertificateAuthority, Connections, Shutdown, Watched};
+use prism_rpc::{Connections, Shutdown, Watched};
 use rustls::pki_types::CertificateDer;
 
 use crate::settings::ClientCa;
@@ -57,14 +57,14 @@ struct Ground {
 }
 
 impl Trust {
-    /// Reads the bundles for the first time; the error names the key and the file. No CA may be in both: its certificates would
+    /// Trusts `own`, Prism's CAs, and reads the bundles for the first time; the error names the key and the file. No CA may be in both: its certificates would
     /// be valid on both planes, and what is made for one plane must not open the other.
     pub fn load(
         cluster: &str,
-        authority: &CertificateAuthority,
+        own: Vec<CertificateDer<'static>>,
         bundles: &ClientCa,
     ) -> std::result::Result<Self, String> {
-        let ground = Ground { cluster: cluster.to_owned(), own: Arc::new(ArcSwap::from_pointee(authority.trusted())) };
+        let ground = Ground { cluster: cluster.to_owned(), own: Arc::new(ArcSwap::from_pointee(own)) };
         let [admin_keys, data_keys]: [Arc<ArcSwap<Keys>>; 2] = Default::default();
         let admin = Side::load(&ground, (ADMIN, bundles.admin.as_deref(), &admin_keys), (DATA, &data_keys))?;
         let data = Side::load(&ground, (DATA, bundles.data.as_deref(), &data_keys), (ADMIN, &admin_keys))?;
@@ -228,6 +228,7 @@ impl Ground {
 mod tests {
     use std::path::PathBuf;
 
+    use prism_rpc::CertificateAuthority;
     use prism_rpc::tls::ClientCertificate;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
     use rustls::pki_types::pem::PemObject as _;
@@ -272,7 +273,7 @@ mod tests {
         }
 
         fn load(&self, admin: Option<PathBuf>, data: Option<PathBuf>) -> std::result::Result<Trust, String> {
-            Trust::load(CLUSTER, &self.authority, &ClientCa { admin, data })
+            Trust::load(CLUSTER, self.authority.trusted(), &ClientCa { admin, data })
         }
 
         fn refusal(&self, admin: Option<PathBuf>, data: Option<PathBuf>) -> String {

@@ -10,7 +10,7 @@ use prism_core::{NodeId, UnixMillis};
 use prism_identity::{CertificateKind, ClientTrust};
 use prism_proto::cluster::v1::ExchangeJoinTokenResponse;
 use prism_rpc::files::{is_open_to_others, write_atomically};
-use prism_rpc::tls::{CertificateFacts, NodeKey};
+use prism_rpc::tls::{CertificateFacts, NodeKey, first_end};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,7 @@ impl Proven {
 }
 
 /// The files of an identity.
+#[derive(Clone, Debug)]
 pub struct NodeFiles {
     folder: PathBuf,
 }
@@ -131,8 +132,30 @@ impl NodeFiles {
 
     /// Whether the certificate that is there is valid at `now`.
     pub fn is_valid(&self, now: UnixMillis) -> bool {
-        let facts = fs::read(self.path(CERTIFICATE)).ok().and_then(|pem| certificate(&pem));
-        facts.and_then(|leaf| CertificateFacts::of(&leaf).ok()).is_some_and(|facts| now < facts.expires_at)
+        self.life().is_ok_and(|facts| now < facts.expires_at)
+    }
+
+    /// The certificate that is there.
+    pub fn certificate(&self) -> Result<CertificateDer<'static>, String> {
+        let path = self.path(CERTIFICATE);
+        let pem = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        certificate(&pem).ok_or_else(|| format!("{} is not one certificate in PEM", path.display()))
+    }
+
+    /// What the certificate that is there says, and with it when it ends.
+    pub fn life(&self) -> Result<CertificateFacts, String> {
+        let facts = CertificateFacts::of(&self.certificate()?);
+        facts.map_err(|error| format!("{}: {}", self.path(CERTIFICATE).display(), error.message()))
+    }
+
+    /// The cluster's CAs as they are known, the one that issues first.
+    pub fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        authorities_of(&self.path(CA))
+    }
+
+    /// When the first of them ends; `None` when they cannot be read.
+    pub fn authorities_end(&self) -> Option<UnixMillis> {
+        first_end(&self.authorities().ok()?).ok()
     }
 
     /// The node's key: the one that is there, or a new one, which is on the disk before this returns.
@@ -191,7 +214,7 @@ pub fn authorities_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, Strin
 }
 
 /// The certificates of a PEM text, at least one and at most those of a rotation.
-fn bundle(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+pub fn bundle(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_slice_iter(pem).take(3).collect::<Result<Vec<_>, _>>().ok()?;
     (1..=2).contains(&found.len()).then_some(found)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prism_core::secret::AuthorityFingerprint;
-use prism_rpc::tls::{not_a_controller, other_identity};
+use prism_rpc::tls::{CLUSTER_PROTOCOL, not_a_controller, other_identity};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -63,7 +63,9 @@ impl ServerTrust {
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let verifier = self.verifier.clone();
         let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A controller with a certificate of the operator's CA shows one of the cluster's to who asks.
+        let cluster = self.verifier.given.is_none().then(|| CLUSTER_PROTOCOL.to_vec());
+        config.alpn_protocols = cluster.into_iter().chain([b"h2".to_vec()]).collect();
         Ok(config)
     }
 

@@ -271,7 +271,8 @@ fn a_data_ports_certificate_is_not_taken_for_a_controllers() {
     let (_folder, authority) = authority();
     let request = SigningRequest::parse(good_csr().as_bytes()).unwrap();
     let uri = "spiffe://prism-0123456789abcdef/node/n1";
-    let chain = authority.issue_node_server("n1", uri, &request).unwrap();
+    let wanted = NodeCertificate { uri: uri.to_owned(), node_id: "n1".to_owned(), life: Duration::from_hours(24) };
+    let chain = authority.issue_node_server(&wanted, &request).unwrap();
     let leaf = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
     let roots = || {
         let mut roots = RootCertStore::empty();

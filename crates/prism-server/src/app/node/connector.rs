@@ -1,6 +1,6 @@
 //! How a node reaches a controller: one TLS connection with its certificate, and one stream over it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use prism_core::{Error, Kind, Result};
+use prism_core::{Clock, Error, Kind, Result};
 use prism_link::bounds::{CONNECT_TIMEOUT, MAX_FRAME_BYTES};
 use prism_link::{Closed, NodeEnd};
 use prism_proto::cluster::v1::NodeFrame;
 use prism_proto::cluster::v1::link_service_client::LinkServiceClient;
-use prism_rpc::tls::ControllerVerifier;
+use prism_rpc::convert::timestamp;
+use prism_rpc::tls::{CLUSTER_PROTOCOL, ControllerVerifier};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -25,29 +26,45 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+use super::renewal::way_back;
 use crate::join::Controller;
-use crate::join::identity::{CA, CERTIFICATE, KEY};
+use crate::join::identity::{CA, CERTIFICATE, KEY, NodeFiles};
 
 /// Frames that the connection has not taken yet; the link has a queue of its own.
 const WAITING: usize = 16;
 /// How long a connection without traffic is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// How far the clocks of a node and a controller may be apart.
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
+
 /// Connects with the identity in a folder, as it is there at that moment.
 pub struct Connector {
-    folder: PathBuf,
+    files: NodeFiles,
+    node_id: String,
 }
 
 impl Connector {
-    /// With the identity in `folder`.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    /// With the identity of `node_id` in `files`.
+    pub fn new(files: NodeFiles, node_id: &str) -> Self {
+        Self { files, node_id: node_id.to_owned() }
+    }
+
+    /// Nobody is asked with a certificate that is past its end by every clock: each try would be an entry in the audit log.
+    fn not_ended(&self) -> Result<()> {
+        let ends = self.files.life().map_err(identity_unusable)?.expires_at;
+        if Clock::system().now() <= ends + CLOCK_SKEW {
+            return Ok(());
+        }
+        let lost = way_back(&self.node_id, &self.files);
+        Err(identity_unusable(format!("the node's certificate has ended at {}; {lost}", timestamp(ends))))
     }
 
     /// A connection to `controller`, with the node's certificate.
     pub async fn channel(&self, controller: &str) -> Result<Channel> {
         let controller = Controller::parse(controller).map_err(|why| Error::invalid("cluster.controllers", why))?;
-        let tls = TlsConnector::from(Arc::new(client_config(&self.folder).map_err(identity_unusable)?));
+        self.not_ended()?;
+        let tls = TlsConnector::from(Arc::new(client_config(self.files.folder()).map_err(identity_unusable)?));
         let connector = service_fn(move |_: Uri| {
             let (tls, controller) = (tls.clone(), controller.clone());
             async move {
@@ -134,7 +151,7 @@ fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, key)
         .map_err(|error| shown(CERTIFICATE, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![CLUSTER_PROTOCOL.to_vec(), b"h2".to_vec()];
     Ok(config)
 }
 

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prism_core::{Clock, UnixMillis};
+use prism_core::Clock;
 use prism_link::NodeLink;
-use prism_rpc::Shutdown;
 use prism_rpc::files::write_atomically;
 use prism_rpc::tls::{CertificateFacts, NodeKey};
 use rustls::pki_types::CertificateDer;
@@ -17,8 +16,6 @@ use crate::settings::Certificate;
 
 const CERTIFICATE: &str = "data-cert.pem";
 const KEY: &str = "data-key.pem";
-/// How often it is looked, and asked again.
-const LOOK_EVERY: Duration = Duration::from_mins(5);
 /// How long to wait for a controller at the start before it is asked again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -36,9 +33,9 @@ impl DataPort {
     }
 
     /// What is on the disk, or the first one from a controller; waits for a controller as long as it takes.
-    pub async fn certificate(&self) -> Result<Certificate, String> {
+    pub async fn certificate(&self) -> Certificate {
         let mut told = false;
-        while self.life().is_none_or(|(_, ends)| ends <= Clock::system().now()) {
+        while self.life().is_none_or(|life| life.expires_at <= Clock::system().now()) {
             match self.renew().await {
                 Ok(()) => break,
                 Err(why) if !told => {
@@ -49,25 +46,21 @@ impl DataPort {
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
-        Ok(Certificate::Files { cert: self.certificate.clone(), key: self.key.clone() })
+        Certificate::Files { cert: self.certificate.clone(), key: self.key.clone() }
     }
 
-    /// Asks for the next one when half of its life is over, until the end is announced.
-    pub async fn keep_fresh(self, until: Shutdown) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = until.announced() => return,
-            }
-            let is_due =
-                self.life().is_none_or(|(begins, ends)| Clock::system().now() >= begins + ends.since(begins) / 2);
-            if is_due && let Err(why) = self.renew().await {
-                tracing::warn!(why, "the certificate of the data port was not renewed; trying again");
-            }
-        }
+    /// Whether clients that trust any of `authorities`, the one that issues first, can verify what the port shows, and see no other
+    /// CA than these.
+    pub fn stands_on(&self, authorities: &[CertificateDer<'static>]) -> bool {
+        let shown = CertificateDer::pem_file_iter(&self.certificate).and_then(Iterator::collect);
+        let shown: Vec<CertificateDer<'static>> = shown.unwrap_or_default();
+        // The leaf, during a rotation the old CA's certificate of the new one, and the CAs.
+        let before = if authorities.len() > 1 { 2 } else { 1 };
+        shown.len() == before + authorities.len() && shown.ends_with(authorities)
     }
 
-    async fn renew(&self) -> Result<(), String> {
+    /// Asks for the next one, and puts it where the port takes it over.
+    pub async fn renew(&self) -> Result<(), String> {
         let said = |error: prism_core::Error| error.message().to_owned();
         let key = match std::fs::read_to_string(&self.key) {
             Ok(pem) => NodeKey::from_pem(&pem).map_err(said)?,
@@ -87,10 +80,9 @@ impl DataPort {
         write_atomically(&self.certificate, &chain, 0o644).map_err(|error| error.to_string())
     }
 
-    /// When it began, and when it ends; `None` = there is none that can be read.
-    fn life(&self) -> Option<(UnixMillis, UnixMillis)> {
+    /// What the certificate says; `None` = there is none that can be read.
+    pub fn life(&self) -> Option<CertificateFacts> {
         let leaf = CertificateDer::from_pem_file(&self.certificate).ok()?;
-        let facts = CertificateFacts::of(&leaf).ok()?;
-        Some((facts.begins_at, facts.expires_at))
+        CertificateFacts::of(&leaf).ok()
     }
 }

@@ -1,5 +1,6 @@
 //! The life of a data node: its identity, the link to a controller, and a data plane over it.
 
+mod authorities;
 mod connector;
 mod data_port;
 mod renewal;
@@ -8,33 +9,37 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use prism_backends::driver::Backend;
 use prism_core::secret::Random;
 use prism_core::{Clock, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions};
-use prism_identity::{ClientTrust, Issuers, read_bundle};
+use prism_identity::Issuers;
 use prism_link::{BackendIdentity, Files, NodeLink, NodeLinkOptions};
-use prism_rpc::{Connections, Metrics, Shutdown, Table};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use prism_rpc::convert::timestamp;
+use prism_rpc::{Connections, Metrics, ServerTls, Shutdown, Table};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::expiry::Certificates;
 use super::listeners::{Listeners, Parts, Security, Serving};
 use super::planes::{failed, on, open_backends};
+use super::trust::Trust;
 use super::{DRAIN_TIMEOUT, LINGER, process, self_check};
 use crate::data_dir::DataDir;
-use crate::join::identity::{CA, Identity, NodeFiles};
+use crate::join::identity::{Identity, NodeFiles};
 use crate::monitoring::{Phase, Readiness};
-use crate::settings::{Certificate, Settings};
+use crate::settings::{Certificate, ClientCa, Settings};
 use crate::signals::Signals;
 use crate::{Failure, endpoints, monitoring};
+use authorities::Authorities;
 use connector::Connector;
 use data_port::DataPort;
+use renewal::Renewal;
 
 /// How long a controller may take until the node starts by what is on its disk.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a start still makes sense.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What runs.
 struct Node {
@@ -112,7 +117,10 @@ async fn start(
     let files = NodeFiles::open(folder)?;
     let identity = files.read()?.ok_or_else(|| no_identity(folder))?;
     let id = NodeId::parse("node_id", &identity.node_id).map_err(|error| failed("node.json", &error))?;
-    let trust = trust(settings, &files, &identity).map_err(Failure::Usage)?;
+    // The cluster's own CAs, and the operator's bundle.
+    let bundles = ClientCa { admin: None, data: settings.client_ca.data.clone() };
+    let trust = Trust::load(&identity.cluster, files.authorities()?, &bundles).map_err(Failure::Usage)?;
+    let trust = Arc::new(trust);
     let metrics = Metrics::new();
     process::register(&metrics);
     metrics.spawn_history(until_the_end.clone());
@@ -120,7 +128,7 @@ async fn start(
     let addresses = listeners.endpoints();
     let table = Arc::new(Table::load()?);
 
-    let connector = Arc::new(Connector::new(files.folder().to_owned()));
+    let connector = Arc::new(Connector::new(files.clone(), id.as_str()));
     let options = NodeLinkOptions {
         node: id.clone(),
         controllers: controllers(settings, &identity),
@@ -133,23 +141,44 @@ async fn start(
     };
     let started = on(data, async move { NodeLink::start(options).await }).await?;
     let link = Arc::new(started.map_err(|error| failed("the node cannot start", &error))?);
-    tokio::spawn(renewal::keep_fresh(
-        folder.to_owned(),
-        connector,
-        controllers(settings, &identity),
-        until_the_end.clone(),
-    ));
     tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
-    link.ready(PATIENCE).await;
-
     let mut own = settings.clone();
-    if own.data_tls == Some(Certificate::Auto) {
-        let port = DataPort::new(files.folder(), &link);
-        own.data_tls = Some(port.certificate().await?);
-        tokio::spawn(port.keep_fresh(until_the_end.clone()));
-    }
+    let port = (own.data_tls == Some(Certificate::Auto)).then(|| DataPort::new(files.folder(), &link));
+    let prepared = async {
+        link.ready(PATIENCE).await;
+        match &port {
+            Some(port) => Some(port.certificate().await),
+            None => None,
+        }
+    };
+    let certificate = tokio::select! {
+        biased;
+        certificate = prepared => certificate,
+        () = slept_past_the_end(&files) => {
+            let what = renewal::way_back(&identity.node_id, &files);
+            return Err(format!("the node's certificate has ended, and nothing here can be served without a controller; {what}").into());
+        }
+    };
+    own.data_tls = certificate.or(own.data_tls);
+    let renews_port = port.is_some();
+    let authorities = Authorities::new(files.clone(), &identity.cluster, trust.clone(), link.authorities())?;
+    let renewal = Renewal {
+        controllers: controllers(settings, &identity),
+        files: files.clone(),
+        identity,
+        connector,
+        link: link.clone(),
+        data: port,
+        authorities,
+        jitter: jitter(),
+    };
+    tokio::spawn(renewal.run(until_the_end.clone()));
     let settings = &own;
     let security = Security::load(settings, None)?;
+    let data_tls = security.data.as_ref().map(|plane| plane.tls.clone());
+    let certificates = Certificates::of_node(files.clone(), data_tls.clone(), renews_port, &trust);
+    certificates.register(&metrics);
+    readiness.unless(move || data_tls.as_ref().and_then(ended));
 
     let (instances, opening) = (settings.backends.clone(), clock.clone());
     let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
@@ -166,7 +195,7 @@ async fn start(
         reflection: settings.reflection,
         health: settings.health,
         issuers: issuers.clone(),
-        trust: settings.data_tls.is_some().then_some(trust),
+        trust: settings.data_tls.is_some().then(|| trust.data()),
         connections: connections.clone(),
         auth_failures: settings.auth_failures,
     };
@@ -187,6 +216,8 @@ async fn start(
         self_check::data_plane(address, &security, None).await?;
     }
     security.spawn_renewal(&until_the_end);
+    tokio::spawn(trust.follow(Connections::default(), until_the_end.clone()));
+    tokio::spawn(certificates.warn(Clock::system(), until_the_end.clone()));
     tokio::spawn(async move { issuers.keep_fresh(until_the_end.announced()).await });
     addresses.write(folder).map_err(|error| format!("endpoints.json cannot be written: {error}"))?;
     readiness.enter(Phase::Ready);
@@ -194,25 +225,27 @@ async fn start(
     Ok((Node { link, plane, backends }, serving))
 }
 
+/// What is wrong with a data port whose clients refuse its certificate.
+fn ended(tls: &ServerTls) -> Option<String> {
+    let ends = tls.expires_at();
+    let is_over = ends <= Clock::system().now();
+    is_over.then(|| format!("the certificate of the data port has ended at {}", timestamp(ends)))
+}
+
 /// Those of the settings, else those that the node joined through.
 fn controllers(settings: &Settings, identity: &Identity) -> Vec<String> {
     if settings.controllers.is_empty() { identity.controllers.clone() } else { settings.controllers.clone() }
 }
 
-/// Whose client certificates open sessions: the cluster's own CA, and the operator's bundle.
-fn trust(settings: &Settings, files: &NodeFiles, identity: &Identity) -> Result<Arc<ArcSwap<ClientTrust>>, String> {
-    let path = files.folder().join(CA);
-    let ca = CertificateDer::from_pem_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let others = match &settings.client_ca.data {
-        None => Vec::new(),
-        Some(path) => {
-            let shown = path.display();
-            let pem = std::fs::read(path).map_err(|error| format!("tls.data.client_ca: {shown}: {error}"))?;
-            read_bundle(&pem).map_err(|error| format!("tls.data.client_ca: {shown}: {}", error.message()))?
+/// Returns when the node's certificate is over and nobody has given it another one for a while.
+async fn slept_past_the_end(files: &NodeFiles) {
+    loop {
+        // With what is on the disk it may serve all the same.
+        tokio::time::sleep(PATIENCE + LOOK_EVERY).await;
+        if files.life().is_ok_and(|life| life.expires_at <= Clock::system().now()) {
+            return;
         }
-    };
-    let trust = ClientTrust::new(&identity.cluster, vec![ca], others).map_err(|error| error.message().to_owned())?;
-    Ok(Arc::new(ArcSwap::from_pointee(trust)))
+    }
 }
 
 /// An embedded backend is this node's own; nobody else has its data.
