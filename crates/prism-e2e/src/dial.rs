@@ -27,6 +27,12 @@ pub fn tls(address: &str, ca: &Path) -> Channel {
     tls_channel(address, tls_config(ca), None)
 }
 
+/// The same to a server that is called `name` in its certificate.
+pub fn tls_named(address: &str, name: &str, ca: &Path) -> Channel {
+    let name = ServerName::try_from(name.to_owned()).expect("a host name or an address");
+    channel(address, name, tls_config(ca), None)
+}
+
 /// The same from another address of the loopback network, as from another machine.
 pub fn tls_from(source: Ipv4Addr, address: &str, ca: &Path) -> Channel {
     tls_channel(address, tls_config(ca), Some(source))
@@ -56,9 +62,12 @@ async fn connect(address: &str, config: ClientConfig) -> TlsStream<TcpStream> {
 
 /// A channel to `address` with a TLS client of the test's own, from a loopback address if one is given.
 pub fn tls_channel(address: &str, config: ClientConfig, source: Option<Ipv4Addr>) -> Channel {
+    channel(address, host(address), config, source)
+}
+
+fn channel(address: &str, name: ServerName<'static>, config: ClientConfig, source: Option<Ipv4Addr>) -> Channel {
     let connector = TlsConnector::from(Arc::new(config));
     let address = address.to_owned();
-    let name = host(&address);
     let origin: Uri = format!("https://{address}").parse().expect("an address makes a URI");
     let dial = service_fn({
         let address = address.clone();

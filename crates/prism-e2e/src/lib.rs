@@ -15,6 +15,7 @@ pub mod certificates;
 pub mod changes;
 pub mod checkpoints;
 pub mod cli;
+pub mod cluster;
 pub mod data;
 pub mod dial;
 pub mod disk;

@@ -1,5 +1,6 @@
 //! `prism join` as a person runs it on a new machine.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -8,8 +9,16 @@ use crate::cli::Outcome;
 
 /// Runs `prism join` with these words, and with text on its standard input.
 pub fn join(words: &[&str], input: &str) -> Outcome {
-    let mut command = Command::new(binaries::prism());
-    command.arg("join").args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    join_as(&[], &[], words, input)
+}
+
+/// The same through another program, `wrapper… prism join …`, and with these variables.
+pub fn join_as(wrapper: &[String], env: &[(String, String)], words: &[&str], input: &str) -> Outcome {
+    let program: Vec<OsString> = wrapper.iter().map(Into::into).chain([binaries::prism().into()]).collect();
+    let mut command = Command::new(&program[0]);
+    command.args(&program[1..]).arg("join").args(words).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.envs(env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut stdin = child.stdin.take().expect("a pipe");

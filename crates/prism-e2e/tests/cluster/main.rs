@@ -1,0 +1,60 @@
+//! A controller and two data nodes on machines of their own: partitions, crashes, flapping links and clocks that differ (issue
+//! "Done when"). The machines are network namespaces where this machine allows it, else processes with relays between them.
+
+mod crash;
+mod partition;
+
+use std::time::Instant;
+
+use prism_e2e::cluster::load::{Ended, Load, Place};
+use prism_e2e::cluster::{Machine, NODES, converges};
+use prism_e2e::site::{Pattern, config};
+use prism_e2e::{Admin, Failure, Session};
+use prism_proto::admin::v1::{ListSessionsRequest, NamespaceQuota, SessionStatus};
+
+const NAMESPACE: &str = "orders";
+
+/// A namespace with a key-value config and a bound on its sessions.
+async fn place(admin: &Admin, max_sessions: usize) -> Place {
+    admin.create_namespace(NAMESPACE).await;
+    let max_sessions = i64::try_from(max_sessions).unwrap();
+    admin.set_quota(NAMESPACE, NamespaceQuota { max_sessions, ..NamespaceQuota::default() }).await;
+    let config = admin.create_config(config("kv", NAMESPACE, Pattern::KeyValue)).await.name;
+    Place { key: admin.create_client_key(NAMESPACE, &["read", "write"]).await, config }
+}
+
+/// The sessions of the namespace that the controller counts as live.
+async fn live(admin: &Admin) -> Vec<String> {
+    let request = ListSessionsRequest {
+        namespace: Some(NAMESPACE.to_owned()),
+        page_size: 1000,
+        ..ListSessionsRequest::default()
+    };
+    let listed = admin.service().list_sessions(request).await.expect("sessions").into_inner().sessions;
+    let is_live = |status: i32| status != i32::from(SessionStatus::Terminated);
+    listed.into_iter().filter(|session| is_live(session.status)).map(|session| session.session_id).collect()
+}
+
+/// Whether a session is refused for `reason` by now.
+async fn refuses(session: &Session, reason: &str) -> Option<()> {
+    let refused = session.get("nothing").await.err().map(|status| Failure::from(&status));
+    refused.filter(|refused| refused.reason == reason).map(drop)
+}
+
+/// Whether openers on a node have opened more sessions than these.
+async fn admitted(load: &Load, node: Machine, before: &[usize; 2]) -> Option<()> {
+    let before = NODES.into_iter().zip(before).find(|(other, _)| *other == node).map(|(_, before)| *before);
+    before.filter(|before| load.told(node, "") > *before).map(drop)
+}
+
+/// The controller counts the sessions that the clients have, and no others.
+async fn counted(admin: &Admin, ended: &Ended) {
+    let mut expected: Vec<_> = ended.writers.iter().map(|writer| writer.session.id.clone()).collect();
+    expected.sort();
+    converges("the controller counts the sessions that there are", Instant::now(), || async {
+        let mut found = live(admin).await;
+        found.sort();
+        (found == expected).then_some(())
+    })
+    .await;
+}
