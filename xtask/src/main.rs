@@ -23,7 +23,7 @@ usage: cargo xtask <command>
   lint               rustfmt, clippy, rustdoc, buf, file lengths, what must not be in a file
   deps               the dependency rules and the licences
   tour FILE          your file through a queue and key-value, while an operator watches
-  bench [PART]       what Prism costs; data: beside a bare echo and one-row commits, admin: beside etcd, join: beside signatures
+  bench [PART]       what Prism costs; data: beside a bare echo and one-row commits, admin: beside etcd, join: beside signatures, nodes: beside a bare fan-out and one process
   link [--seeds N]   the link between nodes and controller under a simulation, with N seeds (1000)
   crash [--rounds N] kill -9 under load, N times (50), and nothing acknowledged may be missing
 ";

@@ -20,10 +20,10 @@ pub fn tour(workspace: &Workspace, arguments: &[String]) -> anyhow::Result<ExitC
 pub fn bench(workspace: &Workspace, arguments: &[String]) -> anyhow::Result<ExitCode> {
     // Fetched before the build, which is long.
     let etcd = match arguments {
-        [part] if part == "data" || part == "join" => None,
+        [part] if ["data", "join", "nodes"].contains(&part.as_str()) => None,
         [] => Some(tools::etcd(workspace)?),
         [part] if part == "admin" => Some(tools::etcd(workspace)?),
-        _ => bail!("bench takes one part at most: data, admin or join"),
+        _ => bail!("bench takes one part at most: data, admin, join or nodes"),
     };
     let program = built(workspace, "dist", &["prism-server", "prism-cli", "prism-bench"], "prism-bench")?;
     let mut bench = Command::new(program);

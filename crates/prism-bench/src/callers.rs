@@ -90,7 +90,7 @@ async fn load(
         })
         .collect();
     tokio::time::sleep_until(from.into()).await;
-    let used = || Ok::<_, anyhow::Error>((cpu_microseconds(calls.peer.pid)?, cpu_microseconds(std::process::id())?));
+    let used = || Ok::<_, anyhow::Error>((calls.peer.cpu_microseconds()?, cpu_microseconds(std::process::id())?));
     let before = used()?;
     let mut times = Vec::new();
     let mut last = from;

@@ -22,13 +22,15 @@ const MOST_IN_FLIGHT: usize = 256;
 
 /// Measures and prints all of it.
 pub fn run(scratch: &Path, size: &Size) -> Result<()> {
-    get_beside_echo(scratch, size)?;
+    let prism = Prism::start(scratch)?;
+    get_beside_echo(&prism, "prism Get", scratch, size)?;
+    drop(prism);
     durable_beside_sqlite(scratch, size)
 }
 
-fn get_beside_echo(scratch: &Path, size: &Size) -> Result<()> {
+/// Get of `prism`, which is called `name`, beside the echo.
+pub fn get_beside_echo(prism: &Prism, name: &str, scratch: &Path, size: &Size) -> Result<()> {
     let (echo, _echo_process) = start_echo()?;
-    let prism = Prism::start(scratch)?;
     let get = prism.get_target()?;
     println!(
         "memory Get beside a bare tonic echo: 1 worker thread each, {VALUE_BYTES}-byte values, {ROUNDS} rounds of {} s, medians",
@@ -43,7 +45,7 @@ fn get_beside_echo(scratch: &Path, size: &Size) -> Result<()> {
         }
         let (bare, ours) = (median(bare, |run| run.rate), median(ours, |run| run.rate));
         print_row(depth, "echo", bare);
-        print_row(depth, "prism Get", ours);
+        print_row(depth, name, ours);
         println!(
             "{depth:>8} {:>14} {:>10.3} {:>+8} {:>+8} {:>12.3}",
             "ratio / more",

@@ -63,7 +63,7 @@ impl Etcd {
     }
 
     fn peer(&self) -> Peer {
-        Peer { port: self.client, tls: None, authorization: None, pid: self.process.pid() }
+        Peer { port: self.client, tls: None, authorization: None, pids: vec![self.process.pid()] }
     }
 
     /// Puts with the key and value of each number.

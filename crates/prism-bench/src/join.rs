@@ -39,9 +39,9 @@ const GOAL: f64 = 2000.0;
 /// Bytes before the message of an answer.
 const PREFIX_BYTES: usize = 5;
 
-const CREATE_JOIN_TOKEN: &str = "/prism.cluster.v1.AdminService/CreateJoinToken";
+pub const CREATE_JOIN_TOKEN: &str = "/prism.cluster.v1.AdminService/CreateJoinToken";
 const LIST_JOIN_TOKENS: &str = "/prism.cluster.v1.AdminService/ListJoinTokens";
-const EXCHANGE: &str = "/prism.cluster.v1.BootstrapService/ExchangeJoinToken";
+pub const EXCHANGE: &str = "/prism.cluster.v1.BootstrapService/ExchangeJoinToken";
 const WHO_AM_I: &str = "/prism.admin.v1.AccessService/WhoAmI";
 
 /// Measures and prints all of it.

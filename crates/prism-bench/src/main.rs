@@ -2,21 +2,29 @@
 //!
 //! `data`: Get on the memory backend with every check on, beside a bare tonic echo; durable Put and Publish, beside SQLite
 //! with one row per commit. `admin`: CreateConfig beside etcd's Put; what the audit log takes in, verifies and streams. `join`:
-//! exchanges of join tokens beside what signatures and one audited call cost.
+//! exchanges of join tokens beside what signatures and one audited call cost. `nodes`: a change on its way to a hundred nodes beside
+//! a bare fan-out; sessions admitted through a data node beside those of one process; Get on a data node beside the echo.
 
 mod admin;
+mod admission;
 mod audit;
 mod callers;
+mod cluster;
 mod data;
 mod echo;
 mod etcd;
+mod fan_out;
 mod figures;
 mod join;
 mod load;
+mod nodes;
 mod prism;
 mod process;
+mod simulated;
+mod stream;
 mod wire;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -54,27 +62,25 @@ fn number(variable: &str, least: u64, default: u64) -> Result<u64> {
     number.with_context(|| format!("{variable} takes a number from {least} up"))
 }
 
+/// One part of the bench: it measures and prints.
+type Part = fn(&Path, &Size) -> Result<()>;
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (data, admin, join) = match arguments.as_slice() {
+    let parts: &[Part] = match arguments.as_slice() {
         ["echo-server", address] => return echo::serve(address.parse()?),
-        [] => (true, true, true),
-        ["data"] => (true, false, false),
-        ["admin"] => (false, true, false),
-        ["join"] => (false, false, true),
-        _ => bail!("usage: prism-bench [data | admin | join]"),
+        ["fan-out-server", address, certificate, key] => {
+            return fan_out::serve(address.parse()?, Path::new(certificate), Path::new(key));
+        }
+        [] => &[data::run, admin::run, join::run, nodes::run],
+        ["data"] => &[data::run],
+        ["admin"] => &[admin::run],
+        ["join"] => &[join::run],
+        ["nodes"] => &[nodes::run],
+        _ => bail!("usage: prism-bench [data | admin | join | nodes]"),
     };
     let size = Size::from_environment()?;
     let scratch = tempfile::tempdir()?;
-    if data {
-        data::run(scratch.path(), &size)?;
-    }
-    if admin {
-        admin::run(scratch.path(), &size)?;
-    }
-    if join {
-        join::run(scratch.path(), &size)?;
-    }
-    Ok(())
+    parts.iter().try_for_each(|part| part(scratch.path(), &size))
 }

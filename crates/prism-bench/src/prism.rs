@@ -20,32 +20,43 @@ use crate::load::Target;
 use crate::process::{Ended, beside};
 use crate::wire::{Peer, trusting};
 
-/// A running server, its data plane in clear text with one worker thread.
+/// A running server, its data plane, if it has one, in clear text with one worker thread.
 pub struct Prism {
     process: Ended,
     folder: PathBuf,
-    data: u16,
-    admin: u16,
+    data: Option<u16>,
+    admin: Option<u16>,
     metrics: u16,
-    client_key: String,
+    /// What its clients present.
+    pub client_key: String,
 }
 
 impl Prism {
     /// Starts `prism serve --dev` on free ports, with its data in the folder `data` below `scratch`, which may hold that of
     /// an earlier one.
     pub fn start(scratch: &Path) -> Result<Self> {
-        let folder = scratch.join("data");
+        let mut prism = Self::launch(scratch, &["--dev"])?;
+        let key = std::fs::read_to_string(prism.folder.join("client.token"))?;
+        key.trim().clone_into(&mut prism.client_key);
+        Ok(prism)
+    }
+
+    /// Starts `prism serve` with these words as well.
+    pub fn launch(scratch: &Path, words: &[&str]) -> Result<Self> {
+        let folder = Self::folder(scratch);
         let settings = scratch.join("prism.toml");
-        std::fs::write(&settings, "[limits]\ndata_threads = 1\n")?;
+        std::fs::write(&settings, "[limits]\ndata_threads = 1\n\n[tls.data]\nmode = \"off\"\n")?;
         // What an earlier one left that was killed would be read as this one's.
         let endpoints = folder.join("endpoints.json");
         let _ = std::fs::remove_file(&endpoints);
         let mut command = Command::new(beside("PRISM_BIN", "prism")?);
         command
-            .args(["serve", "--dev", "--data-port", "0", "--admin-port", "0", "--metrics-port", "0", "--data-dir"])
+            .args(["serve", "--bind", "127.0.0.1", "--data-port", "0", "--admin-port", "0", "--metrics-port", "0"])
+            .arg("--data-dir")
             .arg(&folder)
             .arg("--config")
             .arg(&settings)
+            .args(words)
             .env("PRISM_LOG", "warn")
             .stdout(Stdio::null());
         let mut process = Ended::start(&mut command)?;
@@ -58,23 +69,42 @@ impl Prism {
             ensure!(Instant::now() < deadline, "prism did not start");
             std::thread::sleep(Duration::from_millis(20));
         };
-        let port = |name: &str| -> Result<u16> {
-            let address = endpoints[name].as_str().with_context(|| format!("endpoints.json has no {name}"))?;
-            Ok(address.rsplit_once(':').context("no port")?.1.parse()?)
+        let port = |name: &str| -> Result<Option<u16>> {
+            let Some(address) = endpoints[name].as_str() else { return Ok(None) };
+            Ok(Some(address.rsplit_once(':').context("no port")?.1.parse()?))
         };
-        let client_key = std::fs::read_to_string(folder.join("client.token"))?.trim().to_owned();
-        let (data, admin, metrics) = (port("data")?, port("admin")?, port("metrics")?);
-        Ok(Self { process, folder, data, admin, metrics, client_key })
+        let metrics = port("metrics")?.context("endpoints.json has no metrics")?;
+        Ok(Self { process, folder, data: port("data")?, admin: port("admin")?, metrics, client_key: String::new() })
+    }
+
+    /// The data directory of a server that starts in `scratch`.
+    pub fn folder(scratch: &Path) -> PathBuf {
+        scratch.join("data")
+    }
+
+    /// Its number as a process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Where its data plane is.
+    pub fn data_port(&self) -> Result<u16> {
+        self.data.context("this server has no data plane")
+    }
+
+    /// Where its admin plane is.
+    pub fn admin_port(&self) -> Result<u16> {
+        self.admin.context("this server has no admin plane")
     }
 
     /// The admin plane, called with the first admin key.
     pub fn admin(&self) -> Result<Peer> {
         let key = std::fs::read_to_string(self.folder.join("admin.token"))?;
         Ok(Peer {
-            port: self.admin,
+            port: self.admin_port()?,
             tls: Some(trusting(&self.folder.join("ca.pem"))?),
             authorization: Some(format!("Bearer {}", key.trim())),
-            pid: self.process.pid(),
+            pids: vec![self.pid()],
         })
     }
 
@@ -83,8 +113,8 @@ impl Prism {
         self.folder
     }
 
-    fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.data)
+    fn endpoint(&self) -> Result<String> {
+        Ok(format!("http://127.0.0.1:{}", self.data_port()?))
     }
 
     fn session(&self, config: Config) -> Result<String> {
@@ -95,7 +125,7 @@ impl Prism {
             ..CreateSessionRequest::default()
         };
         block_on(async {
-            Ok(SessionServiceClient::connect(self.endpoint())
+            Ok(SessionServiceClient::connect(self.endpoint()?)
                 .await?
                 .create_session(request)
                 .await?
@@ -104,8 +134,8 @@ impl Prism {
         })
     }
 
-    fn target(&self, path: &'static str, message: Vec<u8>) -> Target {
-        Target { port: self.data, path, message, pid: self.process.pid() }
+    fn target(&self, path: &'static str, message: Vec<u8>) -> Result<Target> {
+        Ok(Target { port: self.data_port()?, path, message, pid: self.pid() })
     }
 
     /// Get of one key on the memory backend; the key is there.
@@ -122,25 +152,25 @@ impl Prism {
         let get = keyvalue::GetRequest { session_token, key: put.key.clone() };
         let found = block_on(async {
             let mut client =
-                keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()).await?;
+                keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()?).await?;
             client.put(put).await?;
             Ok(client.get(get.clone()).await?.into_inner())
         })?;
         ensure!(found.found && found.value.len() == VALUE_BYTES, "the value is not there");
-        Ok(self.target("/prism.keyvalue.v1.KeyValueService/Get", get.encode_to_vec()))
+        self.target("/prism.keyvalue.v1.KeyValueService/Get", get.encode_to_vec())
     }
 
     /// Durable Put of one key.
     pub fn put_target(&self) -> Result<Target> {
         let put = self.put(self.session(Config::ConfigName("dev-key-value".to_owned()))?);
         block_on(async {
-            keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint())
+            keyvalue::key_value_service_client::KeyValueServiceClient::connect(self.endpoint()?)
                 .await?
                 .put(put.clone())
                 .await?;
             Ok(())
         })?;
-        Ok(self.target("/prism.keyvalue.v1.KeyValueService/Put", put.encode_to_vec()))
+        self.target("/prism.keyvalue.v1.KeyValueService/Put", put.encode_to_vec())
     }
 
     fn put(&self, session_token: String) -> keyvalue::PutRequest {
@@ -161,8 +191,8 @@ impl Prism {
             payload: vec![b'x'; VALUE_BYTES].into(),
             ..queue::PublishRequest::default()
         };
-        block_on(async { Ok(QueueServiceClient::connect(self.endpoint()).await?.publish(publish.clone()).await?) })?;
-        Ok(self.target("/prism.queue.v1.QueueService/Publish", publish.encode_to_vec()))
+        block_on(async { Ok(QueueServiceClient::connect(self.endpoint()?).await?.publish(publish.clone()).await?) })?;
+        self.target("/prism.queue.v1.QueueService/Publish", publish.encode_to_vec())
     }
 
     /// Durable PublishBatch to one topic.
@@ -174,10 +204,10 @@ impl Prism {
             messages: vec![message; BATCH],
         };
         let answer = block_on(async {
-            Ok(QueueServiceClient::connect(self.endpoint()).await?.publish_batch(batch.clone()).await?)
+            Ok(QueueServiceClient::connect(self.endpoint()?).await?.publish_batch(batch.clone()).await?)
         })?;
         ensure!(answer.into_inner().failure_count == 0, "messages of a batch were refused");
-        Ok(self.target("/prism.queue.v1.QueueService/PublishBatch", batch.encode_to_vec()))
+        self.target("/prism.queue.v1.QueueService/PublishBatch", batch.encode_to_vec())
     }
 
     /// Load counts answers, not statuses: asks the server itself whether requests failed. At the end of a run the load leaves

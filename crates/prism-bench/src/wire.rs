@@ -10,21 +10,24 @@ use h2::RecvStream;
 use h2::client::{Builder, SendRequest};
 use http::{HeaderMap, Request};
 use prost::Message;
+use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::process::cpu_microseconds;
 
 /// Bytes that a stream may send ahead; what hyper's clients allow.
 const STREAM_WINDOW: u32 = 2 << 20;
 /// Bytes that a connection may send ahead; what hyper's clients allow.
 const CONNECTION_WINDOW: u32 = 5 << 20;
 /// Bytes before a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 
 /// A server on 127.0.0.1.
 #[derive(Clone)]
@@ -35,8 +38,8 @@ pub struct Peer {
     pub tls: Option<TlsConnector>,
     /// The value of the header `authorization`, if one is sent.
     pub authorization: Option<String>,
-    /// Its process, whose processor time counts.
-    pub pid: u32,
+    /// The processes behind it, whose processor time counts.
+    pub pids: Vec<u32>,
 }
 
 impl Peer {
@@ -48,6 +51,11 @@ impl Peer {
             Some(tls) => speak(secured(tls, tcp).await?).await,
             None => speak(tcp).await,
         }
+    }
+
+    /// User and system time of its processes so far, in microseconds.
+    pub fn cpu_microseconds(&self) -> Result<u64> {
+        self.pids.iter().map(|pid| cpu_microseconds(*pid)).sum()
     }
 
     /// The head of a call of `path`.
@@ -93,16 +101,28 @@ pub async fn secured(tls: &TlsConnector, tcp: TcpStream) -> io::Result<TlsStream
 
 /// Trust in the certificates of the file `ca`, and nothing else.
 pub fn trusting(ca: &Path) -> Result<TlsConnector> {
+    Ok(connector(client(&std::fs::read(ca)?)?.with_no_client_auth()))
+}
+
+/// As [`trusting`], for certificates in PEM, and with a certificate of one's own and its key.
+pub fn identified(ca_pem: &[u8], chain_pem: &[u8], key_pem: &[u8]) -> Result<TlsConnector> {
+    let chain = CertificateDer::pem_slice_iter(chain_pem).collect::<Result<_, _>>()?;
+    Ok(connector(client(ca_pem)?.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key_pem)?)?))
+}
+
+fn client(ca_pem: &[u8]) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca)? {
+    for certificate in CertificateDer::pem_slice_iter(ca_pem) {
         roots.add(certificate?)?;
     }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    Ok(ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots))
+}
+
+fn connector(mut config: ClientConfig) -> TlsConnector {
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+    TlsConnector::from(Arc::new(config))
 }
 
 async fn speak(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<SendRequest<Bytes>> {
@@ -157,7 +177,8 @@ fn joined(first: &Bytes, second: &Bytes) -> Bytes {
     both.freeze()
 }
 
-fn require_ok(headers: &HeaderMap) -> Result<()> {
+/// An error unless the status of a call is OK.
+pub fn require_ok(headers: &HeaderMap) -> Result<()> {
     let text = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok()).unwrap_or("none");
     let status = text("grpc-status");
     ensure!(status == "0", "a call failed with gRPC status {status}: {}", text("grpc-message"));
