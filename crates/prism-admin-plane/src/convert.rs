@@ -8,7 +8,7 @@ use prism_core::limits::{MAX_DESCRIPTION_BYTES, MAX_QUOTA, SessionPolicy};
 use prism_core::permission::Role;
 use prism_core::secret::{SecretKind, masked};
 use prism_core::session::{DataGrant, SessionStatus};
-use prism_core::{Error, NamespaceName, Result, UnixMillis};
+use prism_core::{Error, NamespaceName, NodeId, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::timestamp;
 use prism_store::{
@@ -278,7 +278,7 @@ pub(crate) fn health(health: Health, message: &str, checked_at: UnixMillis) -> w
     wire::BackendHealth { status: status.into(), message: message.to_owned(), last_check: Some(timestamp(checked_at)) }
 }
 
-pub(crate) fn backend_instance(report: &BackendReport) -> wire::BackendInstance {
+pub(crate) fn backend_instance(node: &NodeId, report: &BackendReport) -> wire::BackendInstance {
     wire::BackendInstance {
         id: report.instance.clone(),
         endpoint: report.endpoint.clone(),
@@ -292,6 +292,7 @@ pub(crate) fn backend_instance(report: &BackendReport) -> wire::BackendInstance 
             requests_per_second: report.requests_per_second,
             avg_latency_ms: report.avg_latency_ms,
         }),
+        node_id: node.to_string(),
     }
 }
 
@@ -317,6 +318,7 @@ pub(crate) fn life(field: &str, ttl: Option<&prost_types::Duration>, max: Durati
     }
     Ok(Some(ttl))
 }
+
 /// The nodes that were not reached, for an answer.
 pub fn names<T>(reached: &prism_core::nodes::Reached<T>) -> Vec<String> {
     reached.unreachable.iter().map(ToString::to_string).collect()

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use prism_core::access::RoleGrant;
-use prism_core::config::Catalog;
+use prism_core::config::{BackendDraft, Catalog};
 use prism_core::control::Snapshot;
 use prism_core::nodes::Nodes as _;
 use prism_core::permission::{Grant, Reach};
 use prism_core::secret::Random;
 use prism_core::subject::Subject;
-use prism_core::{NamespaceName, Result, UnixMillis};
+use prism_core::{NamespaceName, NodeId, Result, UnixMillis};
 use prism_link::Fleet;
 use prism_rpc::metrics::Metrics;
 use prism_rpc::{CertificateAuthority, Connections, Table};
@@ -171,13 +171,30 @@ impl Services {
         settled.map_err(prism_core::Error::internal)?
     }
 
-    /// Takes over what the data planes have to report, so that what is read next is up to date.
-    pub async fn refresh_sessions(&self) -> Result<()> {
-        let reached = self.fleet.report().await?;
-        if let Some(nodes) = reached.named() {
-            tracing::debug!(nodes, "nodes that are away, slow or failing have not reported");
+    /// Takes over what the data planes have to report, so that what is read next is up to date; returns the nodes with sessions
+    /// that have not told.
+    pub async fn refresh_sessions(&self) -> Result<Vec<NodeId>> {
+        Ok(self.fleet.report().await?.unreachable)
+    }
+
+    /// The backend instances that a config may name: those of this process, and where it names one by type alone and this process
+    /// has none of it, or by a name, those of the nodes too. A controller without a data plane goes by its own settings until the
+    /// first node was linked, as there is nothing else to go by.
+    pub fn catalog_for(&self, backend: Option<&BackendDraft>) -> Catalog {
+        let of_nodes = self.fleet.catalog();
+        if !self.fleet.has_own() {
+            return of_nodes.unwrap_or_else(|| self.catalog.clone());
         }
-        Ok(())
+        let mut catalog = self.catalog.clone();
+        let by_type = backend.filter(|backend| !backend.options.contains_key("instance"));
+        let has_own =
+            by_type.is_some_and(|by_type| catalog.instances.iter().any(|instance| Some(instance.kind) == by_type.kind));
+        if !has_own {
+            let others = of_nodes.unwrap_or_default().instances;
+            let others: Vec<_> = others.into_iter().filter(|other| !catalog.instances.contains(other)).collect();
+            catalog.instances.extend(others);
+        }
+        catalog
     }
 }
 

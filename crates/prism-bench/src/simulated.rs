@@ -59,7 +59,7 @@ impl Node {
                 }
                 Some(controller_frame::Frame::Command(command)) => {
                     let result = Some(command_answer::Result::Done(Done {}));
-                    let answer = CommandAnswer { id: command.id, result };
+                    let answer = CommandAnswer { id: command.id, result, more: false };
                     self.link.send(&frame(node_frame::Frame::CommandAnswer(answer)))?;
                 }
                 Some(_) | None => {}

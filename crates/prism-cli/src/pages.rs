@@ -1,5 +1,7 @@
 //! Listings: all pages by default, up to a limit.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use prism_proto::{admin::v1 as admin, cluster::v1 as cluster};
 
@@ -34,10 +36,14 @@ pub trait Listing: Rpc {
     fn take(response: Self::Response) -> (Vec<Self::Item>, Option<String>, i32);
     /// One answer with everything that was fetched.
     fn answer(items: Vec<Self::Item>, next: Option<String>, total: i32) -> Self::Response;
+    /// The nodes that are not part of an answer, in listings of what nodes tell.
+    fn unreachable(_: &mut Self::Response) -> Option<&mut Vec<String>> {
+        None
+    }
 }
 
 macro_rules! listings {
-    ($($package:ident $request:ident -> $response:ident . $items:ident of $item:ty;)*) => { $(
+    ($($package:ident $request:ident -> $response:ident . $items:ident of $item:ty $(, $unreachable:ident)?;)*) => { $(
         impl Listing for $package::$request {
             type Item = $item;
 
@@ -54,17 +60,22 @@ macro_rules! listings {
 
             fn answer($items: Vec<$item>, next: Option<String>, total_count: i32) -> Self::Response {
                 let next_page_token = next.map(Into::into).unwrap_or_default();
-                $package::$response { $items, next_page_token, total_count }
+                $package::$response { $items, next_page_token, total_count $(, $unreachable: Vec::new())? }
             }
+$(
+            fn unreachable(response: &mut Self::Response) -> Option<&mut Vec<String>> {
+                Some(&mut response.$unreachable)
+            }
+)?
         }
     )* };
 }
 
 listings! {
-    admin ListNamespacesRequest -> ListNamespacesResponse.namespaces of admin::NamespaceInfo;
+    admin ListNamespacesRequest -> ListNamespacesResponse.namespaces of admin::NamespaceInfo, unreachable_nodes;
     admin ListConfigsRequest -> ListConfigsResponse.configs of prism_proto::config::v1::ClientConfig;
-    admin ListSessionsRequest -> ListSessionsResponse.sessions of admin::SessionInfo;
-    admin ListBackendsRequest -> ListBackendsResponse.backends of admin::BackendSummary;
+    admin ListSessionsRequest -> ListSessionsResponse.sessions of admin::SessionInfo, unreachable_nodes;
+    admin ListBackendsRequest -> ListBackendsResponse.backends of admin::BackendSummary, unreachable_nodes;
     admin ListApiKeysRequest -> ListApiKeysResponse.api_keys of admin::ApiKey;
     admin ListClientKeysRequest -> ListClientKeysResponse.client_keys of admin::ClientKey;
     admin ListRolesRequest -> ListRolesResponse.roles of admin::Role;
@@ -80,15 +91,22 @@ listings! {
 pub async fn fetch<L: Listing>(client: &Client, request: L, paging: Paging) -> Result<L::Response> {
     let wanted = paging.limit.map_or(usize::MAX, |limit| limit as usize);
     let mut items = Vec::new();
+    let mut unreachable = BTreeSet::new();
     let mut token: Option<String> = None;
     loop {
         let size = page_size(paging, wanted - items.len());
         let mut page = request.clone();
         page.ask(size, token.clone());
-        let (entries, next, total) = L::take(client.call(page).await?);
+        let mut response = client.call(page).await?;
+        unreachable.extend(L::unreachable(&mut response).map(std::mem::take).unwrap_or_default());
+        let (entries, next, total) = L::take(response);
         items.extend(entries);
         if next.is_none() || items.len() >= wanted {
-            return Ok(L::answer(items, next, total));
+            let mut answer = L::answer(items, next, total);
+            if let Some(nodes) = L::unreachable(&mut answer) {
+                nodes.extend(unreachable);
+            }
+            return Ok(answer);
         }
         if next == token {
             return Err(Failure::new(Exit::Failed, format!("{} gave the same page token twice", L::method())));

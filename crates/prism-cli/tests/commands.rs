@@ -43,11 +43,14 @@ fn listings_fetch_every_page() {
                 .collect(),
             next_page_token: Some(if to == names.len() { String::new() } else { to.to_string() }),
             total_count: 25,
+            unreachable_nodes: vec![if from == 0 { "n2".to_owned() } else { "n1".to_owned() }],
         })
     });
     let output = fake.run(&["namespace", "list", "--page-size", "7", "-o", "json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["unreachableNodes"], serde_json::json!(["n1", "n2"]), "who was away for one page is named");
+    assert!(stderr(&output).contains("n1, n2"), "{}", stderr(&output));
     assert_eq!(json["namespaces"].as_array().unwrap().len(), 25);
     assert_eq!(fake.calls().len(), 4);
     assert!(fake.calls().iter().all(|call| call.header("authorization") == Some("Bearer prx_test")));
@@ -239,8 +242,8 @@ fn quotas_are_changed_one_at_a_time() {
         ..Default::default()
     };
     let fake = Fake::start(move |call| match call.method.as_str() {
-        "GetNamespace" => one(&admin::GetNamespaceResponse { namespace: Some(present.clone()) }),
-        _ => one(&admin::UpdateNamespaceResponse { namespace: Some(present.clone()), updated_at: None }),
+        "GetNamespace" => one(&admin::GetNamespaceResponse { namespace: Some(present.clone()), ..Default::default() }),
+        _ => one(&admin::UpdateNamespaceResponse { namespace: Some(present.clone()), ..Default::default() }),
     });
     let output = fake.run(&["namespace", "update", "shop", "--max-rps", "10"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -10,9 +10,10 @@ use tokio::sync::watch;
 
 use crate::access::{ClientAccess, ClientGrant};
 use crate::clock::UnixMillis;
-use crate::config::{AccessPattern, BackendType, Config};
+use crate::config::{AccessPattern, BackendType, Catalog, Config};
 use crate::error::Result;
 use crate::name::{ConfigName, NamespaceName, NodeId};
+use crate::nodes::JoinedNode;
 use crate::secret::SecretProof;
 use crate::session::{AdmitRequest, ClientBasis, EndReason, SessionId, SessionRecord, SessionReport};
 
@@ -219,6 +220,9 @@ pub trait ClusterState: ControlPlane {
     /// and of which they need not have heard.
     async fn sharing_nodes(&self) -> Result<Vec<NodeId>>;
 
+    /// The nodes that have joined, are not revoked and have had a link, in the order of their names.
+    async fn joined_nodes(&self) -> Result<Vec<JoinedNode>>;
+
     /// Takes reports of a node's sessions; those of others change nothing.
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()>;
 
@@ -379,6 +383,9 @@ pub trait DataNode: Send + Sync + 'static {
 
     /// Sessions that changed since the last call.
     fn take_reports(&self) -> Vec<SessionReport>;
+
+    /// The backend instances that it serves.
+    fn catalog(&self) -> Catalog;
 
     /// Checks what only the driver can tell of a config (its `schema` for one) without any effect.
     async fn check_config(&self, config: &Config) -> Result<()>;

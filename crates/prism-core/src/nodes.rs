@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::config::Config;
+use crate::config::{BackendInstance, BackendType, Catalog, Config};
 use crate::control::{
     BackendReport, DrainOutcome, DrainScope, NamespaceFigures, NodeFigures, RequestFigures, Termination,
 };
 use crate::error::Result;
-use crate::name::{NamespaceName, NodeId};
+use crate::name::{InstanceName, NamespaceName, NodeId};
 use crate::session::SessionId;
 
 /// An answer of all nodes that could be asked, and the names of the others: nobody is left out in silence.
@@ -39,6 +39,44 @@ impl<T> Reached<T> {
     }
 }
 
+/// A backend instance, as its node tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToldBackend {
+    /// Its name.
+    pub instance: InstanceName,
+    /// Its type. That of a later version may be unknown here.
+    pub kind: String,
+}
+
+/// What a node says of itself when it opens its link: bounded and printable, and not proven.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its version of Prism.
+    pub version: String,
+    /// Where it serves the data plane, `host:port`; empty when it has not said.
+    pub data_endpoint: String,
+    /// The backends that it serves.
+    pub backends: Vec<ToldBackend>,
+}
+
+impl Told {
+    /// Those of its backends whose type is known here.
+    pub fn instances(&self) -> impl Iterator<Item = BackendInstance> {
+        self.backends.iter().filter_map(|told| {
+            BackendType::by_name(&told.kind).map(|kind| BackendInstance { name: told.instance.clone(), kind })
+        })
+    }
+}
+
+/// A node that has joined, is not revoked and has had a link: it may hold data, linked or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinedNode {
+    /// Which.
+    pub node: NodeId,
+    /// What it said last.
+    pub told: Told,
+}
+
 /// What the admin plane may ask of the data nodes. Whoever is unreachable is named, and learns what it missed when it is back.
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
@@ -58,11 +96,16 @@ pub trait Nodes: Send + Sync + 'static {
     /// The same for the data plane of this process only.
     async fn report_own(&self) -> Result<()>;
 
-    /// Checks what only the drivers can tell of a config without any effect. The refusal of this process is the answer, and that
-    /// of a node when no other has accepted; otherwise a node that refuses is named.
+    /// The backend instances of the nodes that have joined, each once: of a node that is away, those that it said last. `None`
+    /// while no node has ever had a link.
+    fn catalog(&self) -> Option<Catalog>;
+
+    /// Checks what only the drivers can tell of a config without any effect, on the nodes that serve its instance. The refusal of
+    /// this process is the answer, and that of a node when no other has accepted; otherwise a node that refuses is named.
+    /// UNAVAILABLE `NODES_UNREACHABLE` when a driver has to look and every node that could is away.
     async fn check_config(&self, config: &Config) -> Result<Reached<()>>;
 
-    /// Makes what an accepted config needs; may be repeated.
+    /// Makes what an accepted config needs on the nodes that serve its instance; may be repeated.
     async fn prepare_config(&self, config: &Config) -> Result<Reached<()>>;
 
     /// Ends a session that the store has ended (`force`) or marked, on the node that has it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prism_core::config::{BackendType, Config};
+use prism_core::config::{BackendType, Catalog, Config};
 use prism_core::control::{
     BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceDemand, NamespaceFigures, NodeFigures, RequestFigures,
     Termination,
@@ -44,6 +44,10 @@ impl DataNode for DataPlane {
 
     fn take_reports(&self) -> Vec<SessionReport> {
         self.plane.take_reports()
+    }
+
+    fn catalog(&self) -> Catalog {
+        self.plane.backends.catalog()
     }
 
     async fn check_config(&self, config: &Config) -> Result<()> {

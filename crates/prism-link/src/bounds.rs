@@ -41,6 +41,14 @@ pub const MAX_SUBJECTS: usize = 1000;
 pub const MAX_CREDENTIAL_ID_BYTES: usize = 4096;
 /// Most backend instances of a node.
 pub const MAX_BACKENDS: usize = 1000;
+/// Longest type of a backend instance, in bytes.
+pub const MAX_BACKEND_TYPE: usize = 32;
+/// Longest identity of a backend's data, in bytes.
+pub const MAX_BACKEND_IDENTITY: usize = 512;
+/// Longest `host:port` at which a node says it serves, in bytes.
+pub const MAX_DATA_ENDPOINT: usize = 260;
+/// Longest version of a node that is kept, in characters.
+pub const MAX_VERSION: usize = 64;
 /// Most things of a whole snapshot: configs, namespaces, keys, bindings, certificates and what else there may be.
 pub const MAX_SNAPSHOT_ITEMS: usize = 500_000;
 /// Most sessions of a node that a link goes through.

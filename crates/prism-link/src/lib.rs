@@ -18,6 +18,7 @@ mod signal;
 mod storage;
 mod transport;
 
+pub use convert::told_from_wire as told;
 pub use fleet::{Certifier, Fleet, FleetOptions, NodeStatus};
 pub use node::{BackendIdentity, Jitter, NodeLink, NodeLinkOptions};
 pub use storage::{Encode, Files, Storage, Stored};

@@ -175,14 +175,17 @@ mod tests {
             endpoint: "e".repeat(crate::bounds::MAX_REPORT_TEXT),
             ..Default::default()
         };
-        arrives_in_parts(Answered::Backends(wire::BackendReports { backends: (0..MAX_BACKENDS).map(report).collect() }));
+        arrives_in_parts(Answered::Backends(wire::BackendReports {
+            backends: (0..MAX_BACKENDS).map(report).collect(),
+        }));
     }
 
     #[test]
     fn what_cannot_be_cut_is_refused_by_the_node_itself() {
         let failure = wire::Failure { message: "x".repeat(PART_BYTES), ..Default::default() };
         let parts = cut(wire::CommandAnswer { id: 1, result: Some(Answered::Failure(failure)), more: false });
-        let [wire::CommandAnswer { result: Some(Answered::Failure(failure)), more: false, .. }] = parts.as_slice() else {
+        let [wire::CommandAnswer { result: Some(Answered::Failure(failure)), more: false, .. }] = parts.as_slice()
+        else {
             panic!("{parts:?}");
         };
         assert_eq!(failure.reason, "ANSWER_TOO_LARGE");

@@ -6,6 +6,7 @@ use prism_core::access::ClientAccess;
 use prism_core::config::Config;
 use prism_core::control::{ClientCredential, ClientIdentity, ClusterState, ControlPlane, NamespaceStatus, Snapshot};
 use prism_core::error::QuotaViolation;
+use prism_core::nodes::JoinedNode;
 use prism_core::secret::{SecretKind, SecretProof, Token};
 use prism_core::session::{
     AdmitRequest, ClientBasis, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
@@ -136,6 +137,10 @@ impl ClusterState for Store {
         let max_age = self.policy.max_age;
         // No session is older, whatever its node knows of it.
         self.read(move |tx| tx.sharing_nodes(tx.now - max_age)).await
+    }
+
+    async fn joined_nodes(&self) -> Result<Vec<JoinedNode>> {
+        self.read(|tx| tx.joined_nodes()).await
     }
 
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {

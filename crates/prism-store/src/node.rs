@@ -1,10 +1,12 @@
 use std::time::Duration;
 
 use prism_core::limits::MAX_NODES;
+use prism_core::nodes::{JoinedNode, Told, ToldBackend};
 use prism_core::page::Page;
 use prism_core::session::EndReason;
-use prism_core::{Error, Kind, NodeId, Result, UnixMillis};
+use prism_core::{Error, InstanceName, Kind, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
+use serde::{Deserialize, Serialize};
 
 use crate::tx::{Tx, corrupt};
 
@@ -30,12 +32,35 @@ pub struct NodeRow {
     pub version: Option<String>,
     /// Where it says it serves the data plane.
     pub data_endpoint: Option<String>,
+    /// The backends that it says it serves.
+    pub backends: Vec<ToldBackend>,
+    /// Its live sessions.
+    pub live_sessions: i64,
     /// When the last of its valid certificates ends.
     pub certificate_expires_at: Option<UnixMillis>,
 }
 
 const NODE: &str = "SELECT nodes.*, (SELECT max(expires_at) FROM certificates
-    WHERE certificates.node_id = nodes.id AND certificates.revoked_at IS NULL) AS certificate_expires_at FROM nodes";
+    WHERE certificates.node_id = nodes.id AND certificates.revoked_at IS NULL) AS certificate_expires_at,
+    (SELECT count(*) FROM sessions WHERE sessions.node = nodes.id AND sessions.node <> 'local' AND ended_at IS NULL)
+    AS live_sessions FROM nodes";
+
+/// The stored form of [`ToldBackend`].
+#[derive(Serialize, Deserialize)]
+struct StoredBackend {
+    instance: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+fn read_backends(stored: Option<String>) -> rusqlite::Result<Vec<ToldBackend>> {
+    let Some(stored) = stored else { return Ok(Vec::new()) };
+    let stored: Vec<StoredBackend> = serde_json::from_str(&stored).map_err(corrupt)?;
+    let told = |StoredBackend { instance, kind }| {
+        Ok(ToldBackend { instance: InstanceName::try_from(instance).map_err(corrupt)?, kind })
+    };
+    stored.into_iter().map(told).collect()
+}
 
 fn read(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(UnixMillis));
@@ -48,6 +73,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         last_seen_at: time("last_seen_at")?,
         version: row.get("version")?,
         data_endpoint: row.get("data_endpoint")?,
+        backends: read_backends(row.get("backends")?)?,
+        live_sessions: row.get("live_sessions")?,
         certificate_expires_at: time("certificate_expires_at")?,
     })
 }
@@ -83,7 +110,7 @@ impl Tx<'_> {
         }
         let again = self.execute(
             "UPDATE nodes SET token_id = ?2, joined_at = ?3, last_seen_at = ?3, revoked_at = NULL, revoked_by = NULL,
-                version = NULL, data_endpoint = NULL
+                version = NULL, data_endpoint = NULL, backends = NULL
              WHERE id = ?1",
             (id.as_str(), token_id, self.now.0),
         )?;
@@ -107,10 +134,34 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Notes that a node has opened its link, and which version it says it runs.
-    pub fn node_linked(&mut self, id: &str, version: &str) -> Result<()> {
-        self.execute("UPDATE nodes SET last_seen_at = ?2, version = ?3 WHERE id = ?1", (id, self.now.0, version))?;
+    /// Notes that a node has opened its link, and what it says of itself.
+    pub fn node_linked(&mut self, id: &str, told: &Told) -> Result<()> {
+        let stored =
+            |told: &ToldBackend| StoredBackend { instance: told.instance.to_string(), kind: told.kind.clone() };
+        let backends: Vec<StoredBackend> = told.backends.iter().map(stored).collect();
+        let backends = serde_json::to_string(&backends).map_err(Error::internal)?;
+        let endpoint = Some(&told.data_endpoint).filter(|endpoint| !endpoint.is_empty());
+        self.execute(
+            "UPDATE nodes SET last_seen_at = ?2, version = ?3, data_endpoint = ?4, backends = ?5, linked = 1 WHERE id = ?1",
+            (id, self.now.0, &told.version, endpoint, backends),
+        )?;
         Ok(())
+    }
+
+    /// The nodes that have joined, are not revoked and have had a link, and what they said of themselves.
+    pub(crate) fn joined_nodes(&self) -> Result<Vec<JoinedNode>> {
+        self.all(
+            "SELECT id, version, data_endpoint, backends FROM nodes WHERE linked = 1 AND revoked_at IS NULL ORDER BY id",
+            [],
+            |row| {
+                let told = Told {
+                    version: row.get::<_, Option<String>>(1)?.unwrap_or_default(),
+                    data_endpoint: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+                    backends: read_backends(row.get(3)?)?,
+                };
+                Ok(JoinedNode { node: NodeId::try_from(row.get::<_, String>(0)?).map_err(corrupt)?, told })
+            },
+        )
     }
 
     /// Notes that a node was heard of.

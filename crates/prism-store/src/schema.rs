@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -300,4 +300,14 @@ const AUTHORITIES: &str = "
 -- SHA-256 of the CA's certificate; NULL = of another CA, or issued when there was one CA only and none had been replaced.
 ALTER TABLE certificates ADD COLUMN authority TEXT;
 CREATE INDEX certificates_by_authority ON certificates (authority, expires_at) WHERE revoked_at IS NULL;
+";
+
+/// What nodes say of themselves, and what they still have to remove.
+const NODES: &str = "
+-- JSON: [{instance, type}], as the node said when it was linked last; NULL = nothing yet.
+ALTER TABLE nodes ADD COLUMN backends TEXT;
+-- Whether it has ever had a link: it may hold data. Stays when the node joins again.
+ALTER TABLE nodes ADD COLUMN linked INTEGER NOT NULL DEFAULT 0;
+UPDATE nodes SET linked = 1 WHERE version IS NOT NULL;
+CREATE INDEX sessions_live_by_node ON sessions (node) WHERE ended_at IS NULL AND node <> 'local';
 ";

@@ -3,22 +3,26 @@
 use async_trait::async_trait;
 use prism_core::config::BackendType;
 use prism_core::control::BackendReport;
-use prism_core::nodes::Nodes as _;
+use prism_core::nodes::{Nodes as _, Reached};
 use prism_core::page::Page;
 use prism_core::permission::Reach;
-use prism_core::{Error, Result};
+use prism_core::{Error, NodeId, Result};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::convert::pattern_to_proto;
 use prism_store::Tx;
 
-use crate::convert;
+use crate::convert::{self, names};
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// The worst health of `reports`, which are of one type, and what it says.
-fn summary(reports: &[&BackendReport]) -> Option<wire::BackendHealth> {
-    let worst = reports.iter().max_by_key(|report| report.health)?;
-    let message =
-        if reports.len() == 1 { worst.message.clone() } else { format!("{}: {}", worst.instance, worst.message) };
+fn summary(reports: &[&(NodeId, BackendReport)]) -> Option<wire::BackendHealth> {
+    let (node, worst) = reports.iter().max_by_key(|(_, report)| report.health)?;
+    let of_several_nodes = reports.iter().any(|(other, _)| other != node);
+    let message = match (of_several_nodes, reports.len()) {
+        (true, _) => format!("{} on {node}: {}", worst.instance, worst.message),
+        (false, 1) => worst.message.clone(),
+        (false, _) => format!("{}: {}", worst.instance, worst.message),
+    };
     Some(convert::health(worst.health, &message, worst.checked_at))
 }
 
@@ -27,7 +31,7 @@ fn summary(reports: &[&BackendReport]) -> Option<wire::BackendHealth> {
 pub struct GetBackendStatus {
     kind: Option<BackendType>,
     name: String,
-    reports: Vec<BackendReport>,
+    reports: Reached<Vec<(NodeId, BackendReport)>>,
 }
 
 #[async_trait]
@@ -51,31 +55,33 @@ impl Op for GetBackendStatus {
             return Err(Error::invalid("backend_type", "must be set, such as \"sqlite\""));
         }
         let kind = BackendType::by_name(&request.backend_type)
-            .filter(|kind| services.catalog.instances.iter().any(|instance| instance.kind == *kind));
-        Ok(Self { kind, name: request.backend_type, reports: Vec::new() })
+            .filter(|kind| services.catalog_for(None).instances.iter().any(|instance| instance.kind == *kind));
+        Ok(Self { kind, name: request.backend_type, reports: Reached::default() })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
         if self.kind.is_some() {
-            self.reports = services.fleet.backends().await.answer.into_iter().map(|(_, report)| report).collect();
+            self.reports = services.fleet.backends().await;
         }
         Ok(())
     }
 
     fn execute(self, _: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
         let kind = self.kind.ok_or_else(|| Error::not_found(format!("backend:{}", self.name)))?;
-        let reports: Vec<&BackendReport> = self.reports.iter().filter(|report| report.kind == kind).collect();
+        let of_kind = self.reports.answer.iter().filter(|(_, report)| report.kind == kind);
+        let sees_all = caller.reach.includes(None);
         Ok(Done::new(wire::GetBackendStatusResponse {
             backend_type: kind.name().to_owned(),
-            health: summary(&reports),
-            instances: reports.into_iter().map(|report| instance(report, caller.reach.includes(None))).collect(),
+            health: summary(&of_kind.clone().collect::<Vec<_>>()),
+            instances: of_kind.map(|(node, report)| instance(node, report, sees_all)).collect(),
+            unreachable_nodes: names(&self.reports),
         }))
     }
 }
 
 /// Where a backend is and what all namespaces do with it is for those who may see all of them.
-fn instance(report: &BackendReport, sees_all: bool) -> wire::BackendInstance {
-    let mut instance = convert::backend_instance(report);
+fn instance(node: &NodeId, report: &BackendReport, sees_all: bool) -> wire::BackendInstance {
+    let mut instance = convert::backend_instance(node, report);
     if !sees_all {
         instance.endpoint.clear();
         instance.metrics = None;
@@ -87,7 +93,7 @@ fn instance(report: &BackendReport, sees_all: bool) -> wire::BackendInstance {
 #[derive(Clone)]
 pub struct ListBackends {
     page: Page,
-    reports: Vec<BackendReport>,
+    reports: Reached<Vec<(NodeId, BackendReport)>>,
 }
 
 #[async_trait]
@@ -109,17 +115,17 @@ impl Op for ListBackends {
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
         Ok(Self {
             page: Page::parse("backends", request.page_size, request.page_token.as_deref())?,
-            reports: Vec::new(),
+            reports: Reached::default(),
         })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.reports = services.fleet.backends().await.answer.into_iter().map(|(_, report)| report).collect();
+        self.reports = services.fleet.backends().await;
         Ok(())
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
-        let mut kinds: Vec<BackendType> = self.reports.iter().map(|report| report.kind).collect();
+        let mut kinds: Vec<BackendType> = self.reports.answer.iter().map(|(_, report)| report.kind).collect();
         kinds.sort_by_key(|kind| kind.name());
         kinds.dedup();
         let total_count = i32::try_from(kinds.len()).unwrap_or(i32::MAX);
@@ -129,7 +135,7 @@ impl Op for ListBackends {
         let backends = kinds
             .into_iter()
             .map(|kind| {
-                let reports: Vec<&BackendReport> = self.reports.iter().filter(|report| report.kind == kind).collect();
+                let reports: Vec<_> = self.reports.answer.iter().filter(|(_, report)| report.kind == kind).collect();
                 wire::BackendSummary {
                     backend_type: kind.name().to_owned(),
                     health: summary(&reports),
@@ -139,7 +145,12 @@ impl Op for ListBackends {
                 }
             })
             .collect();
-        Ok(Done::new(wire::ListBackendsResponse { backends, next_page_token, total_count }))
+        Ok(Done::new(wire::ListBackendsResponse {
+            backends,
+            next_page_token,
+            total_count,
+            unreachable_nodes: names(&self.reports),
+        }))
     }
 }
 

@@ -145,9 +145,9 @@ fn proven(config: Option<prism_proto::config::v1::ClientConfig>, services: &Serv
         return Err(Error::invalid("config", "must be set"));
     }
     let snapshot = services.snapshot();
-    convert::config_draft(config)
-        .validate("config", &services.catalog, |name| snapshot.namespaces.contains_key(name))
-        .map_err(Error::invalid_fields)
+    let draft = convert::config_draft(config);
+    let catalog = services.catalog_for(draft.backend.as_ref());
+    draft.validate("config", &catalog, |name| snapshot.namespaces.contains_key(name)).map_err(Error::invalid_fields)
 }
 
 /// The namespace may have gone since the request was proven.

@@ -16,7 +16,7 @@ use prost::Message as _;
 
 use super::certificate::resource_of as certificate_resource;
 use super::join_token::{info, resource_of as token_resource};
-use super::node::{node as node_on_wire, resource_of as node_resource};
+use super::node::{node as node_on_wire, resource_of as node_resource, tell_links};
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// Most entries of each list.
@@ -111,6 +111,7 @@ impl Op for GetLineage {
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        tell_links(&mut response.node, services);
         // The log is read beside the writer; the answer is good without it.
         match entries_about(response, &services.store).await {
             Ok(ids) => response.audit_entry_ids = ids,

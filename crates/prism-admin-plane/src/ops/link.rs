@@ -1,5 +1,6 @@
 //! Link: a data node opens its link, which is an operation like any other; what follows is [`prism_link::Fleet`]'s.
 
+use prism_core::nodes::Told;
 use prism_core::{Error, Kind, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_store::Tx;
@@ -14,6 +15,7 @@ const MAX_TOLD: usize = 64;
 #[derive(Clone)]
 pub struct OpenLink {
     hello: wire::Hello,
+    told: Told,
 }
 
 impl Op for OpenLink {
@@ -32,7 +34,8 @@ impl Op for OpenLink {
     }
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
-        Ok(Self { hello: request })
+        let told = prism_link::told(&request)?;
+        Ok(Self { hello: request, told })
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
@@ -51,8 +54,9 @@ impl Op for OpenLink {
             return Err(Error::precondition("NODE_REVOKED", format!("node {name} is revoked")));
         }
         let resource = resource_of(name);
-        let version = self.hello.version.chars().take(MAX_TOLD).collect::<String>();
-        tx.node_linked(name, &version)?;
-        Ok(Done { resource: Some(resource), ..Done::new(wire::Done {}).detail("version", version) })
+        tx.node_linked(name, &self.told)?;
+        let done = Done::new(wire::Done {}).detail("version", self.told.version);
+        let done = done.detail("data_endpoint", self.told.data_endpoint);
+        Ok(Done { resource: Some(resource), ..done })
     }
 }

@@ -1,8 +1,11 @@
 //! ListNamespaces, GetNamespace, CreateNamespace, UpdateNamespace, DeleteNamespace.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
+use futures::future::join_all;
 use prism_core::control::{NamespaceStatus, Quota};
-use prism_core::nodes::Nodes as _;
+use prism_core::nodes::{Nodes as _, Reached};
 use prism_core::page::Page;
 use prism_core::{Error, NamespaceName, Result};
 use prism_proto::admin::v1 as wire;
@@ -11,8 +14,11 @@ use prism_store::{NamespaceRow, Tx};
 use serde_json::{Value, json};
 
 use super::config::check_etag;
-use crate::convert;
+use crate::convert::{self, names};
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
+
+/// Namespaces of a listing whose figures are asked for at a time.
+const ASKED_AT_ONCE: usize = 16;
 
 fn resource_of(name: &str) -> String {
     format!("namespace:{name}")
@@ -26,12 +32,13 @@ fn info(tx: &Tx<'_>, row: &NamespaceRow) -> Result<wire::NamespaceInfo> {
     Ok(convert::namespace(row, tx.dependants(&row.namespace.name)?.sessions))
 }
 
-async fn fill(info: Option<&mut wire::NamespaceInfo>, services: &Services) {
-    if let Some(info) = info
-        && let Ok(name) = NamespaceName::try_from(info.name.clone())
-    {
-        convert::fill(info, services.fleet.namespace_figures(&name).await.answer);
-    }
+/// Adds what only the nodes know, and returns those that could not be asked.
+async fn fill(info: Option<&mut wire::NamespaceInfo>, services: &Services) -> Vec<String> {
+    let Some(info) = info else { return Vec::new() };
+    let Ok(name) = NamespaceName::try_from(info.name.clone()) else { return Vec::new() };
+    let reached = services.fleet.namespace_figures(&name).await;
+    convert::fill(info, reached.answer);
+    names(&reached)
 }
 
 /// `ListNamespaces`.
@@ -66,13 +73,21 @@ impl Op for ListNamespaces {
             namespaces: rows.iter().map(|row| info(tx, row)).collect::<Result<_>>()?,
             next_page_token,
             total_count: i32::try_from(total).unwrap_or(i32::MAX),
+            unreachable_nodes: Vec::new(),
         }))
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
-        for info in &mut response.namespaces {
-            fill(Some(info), services).await;
+        let mut unreachable = BTreeSet::new();
+        // What one namespace has to wait for, the others wait for meanwhile.
+        for some in response.namespaces.chunks_mut(ASKED_AT_ONCE) {
+            let mut asked = Vec::new();
+            for info in some {
+                asked.push(fill(Some(info), services));
+            }
+            unreachable.extend(join_all(asked).await.into_iter().flatten());
         }
+        response.unreachable_nodes = unreachable.into_iter().collect();
     }
 }
 
@@ -107,11 +122,11 @@ impl Op for GetNamespace {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = existing(tx, &self.name)?;
-        Ok(Done::new(wire::GetNamespaceResponse { namespace: Some(info(tx, &row)?) }))
+        Ok(Done::new(wire::GetNamespaceResponse { namespace: Some(info(tx, &row)?), unreachable_nodes: Vec::new() }))
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
-        fill(response.namespace.as_mut(), services).await;
+        response.unreachable_nodes = fill(response.namespace.as_mut(), services).await;
     }
 }
 
@@ -239,12 +254,13 @@ impl Op for UpdateNamespace {
         let response = wire::UpdateNamespaceResponse {
             namespace: Some(info(tx, &row)?),
             updated_at: Some(timestamp(row.updated_at)),
+            unreachable_nodes: Vec::new(),
         };
         Ok(describe(Done::new(response), &row).changed(Some(&before), Some(&state(&row))))
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
-        fill(response.namespace.as_mut(), services).await;
+        response.unreachable_nodes = fill(response.namespace.as_mut(), services).await;
     }
 }
 
@@ -254,7 +270,7 @@ pub struct DeleteNamespace {
     name: NamespaceName,
     force: bool,
     validate_only: bool,
-    stored_bytes: i64,
+    stored: Reached<i64>,
 }
 
 #[async_trait]
@@ -279,23 +295,24 @@ impl Op for DeleteNamespace {
 
     fn parse(request: Self::Request, _: &Services) -> Result<Self> {
         let name = NamespaceName::parse("name", &request.name)?;
-        Ok(Self { name, force: request.force, validate_only: request.validate_only, stored_bytes: 0 })
+        Ok(Self { name, force: request.force, validate_only: request.validate_only, stored: Reached::default() })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        self.stored_bytes = services.fleet.namespace_figures(&self.name).await.answer.storage_bytes_used;
+        let reached = services.fleet.namespace_figures(&self.name).await;
+        self.stored = reached.map(|figures| figures.storage_bytes_used);
         Ok(())
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = existing(tx, &self.name)?;
         let found = tx.dependants(&self.name)?;
-        if !self.force && (found.configs > 0 || found.sessions > 0 || self.stored_bytes > 0) {
+        if !self.force && (found.configs > 0 || found.sessions > 0 || self.stored.answer > 0) {
             return Err(Error::precondition(
                 "NAMESPACE_NOT_EMPTY",
                 format!(
                     "namespace {} holds {} configs, {} live sessions and {} stored bytes; force deletes all of it",
-                    self.name, found.configs, found.sessions, self.stored_bytes
+                    self.name, found.configs, found.sessions, self.stored.answer
                 ),
             ));
         }
@@ -306,12 +323,13 @@ impl Op for DeleteNamespace {
             success: true,
             configs_affected: i32::try_from(found.configs).unwrap_or(i32::MAX),
             sessions_affected: i32::try_from(found.sessions).unwrap_or(i32::MAX),
+            unreachable_nodes: names(&self.stored),
         });
         let done = done.detail("force", self.force).detail("configs", found.configs).detail("sessions", found.sessions);
         Ok(if self.validate_only {
             done.detail("validate_only", true)
         } else {
-            done.detail("stored_bytes", self.stored_bytes).changed(Some(&state(&row)), None::<&Value>)
+            done.detail("stored_bytes", self.stored.answer).changed(Some(&state(&row)), None::<&Value>)
         })
     }
 

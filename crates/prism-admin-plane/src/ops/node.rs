@@ -1,10 +1,14 @@
 //! ListNodes, GetNode, RevokeNode: the machines that have joined.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use prism_core::limits::LOCAL_NODE;
+use prism_core::nodes::ToldBackend;
 use prism_core::page::Page;
 use prism_core::session::EndReason;
 use prism_core::{Error, NodeId, Result};
+use prism_link::NodeStatus;
 use prism_proto::cluster::v1 as wire;
 use prism_rpc::convert::timestamp;
 use prism_store::{NodeRow, Tx};
@@ -56,9 +60,28 @@ pub(super) async fn cut_revoked(node_id: &str, services: &Services) {
     }
 }
 
-/// A node on the wire.
+/// Adds to nodes what only this process knows: whether they are linked, and since when.
+pub(super) fn tell_links<'a>(nodes: impl IntoIterator<Item = &'a mut wire::Node>, services: &Services) {
+    let links: BTreeMap<NodeId, NodeStatus> =
+        services.fleet.statuses().into_iter().map(|status| (status.node.clone(), status)).collect();
+    for node in nodes {
+        let Some(link) = links.get(node.node_id.as_str()) else { continue };
+        node.connected = link.connected;
+        node.connected_since = Some(timestamp(link.since));
+        node.started_at = Some(timestamp(link.started_at));
+    }
+}
+
+/// A node on the wire, as far as it is stored.
 pub(super) fn node(row: &NodeRow) -> wire::Node {
+    let backend =
+        |told: &ToldBackend| wire::NodeBackend { instance: told.instance.to_string(), r#type: told.kind.clone() };
     wire::Node {
+        connected: false,
+        connected_since: None,
+        started_at: None,
+        backends: row.backends.iter().map(backend).collect(),
+        live_sessions: i32::try_from(row.live_sessions).unwrap_or(i32::MAX),
         node_id: row.id.to_string(),
         token_id: row.token_id.clone(),
         joined_at: Some(timestamp(row.joined_at)),
@@ -83,6 +106,7 @@ pub struct ListNodes {
     page: Page,
 }
 
+#[async_trait]
 impl Op for ListNodes {
     type Request = wire::ListNodesRequest;
     type Response = wire::ListNodesResponse;
@@ -110,6 +134,10 @@ impl Op for ListNodes {
             total_count: i32::try_from(total).unwrap_or(i32::MAX),
         }))
     }
+
+    async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        tell_links(&mut response.nodes, services);
+    }
 }
 
 /// `GetNode`.
@@ -118,6 +146,7 @@ pub struct GetNode {
     id: String,
 }
 
+#[async_trait]
 impl Op for GetNode {
     type Request = wire::GetNodeRequest;
     type Response = wire::GetNodeResponse;
@@ -139,6 +168,10 @@ impl Op for GetNode {
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.node(&self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id)))?;
         Ok(Done::new(wire::GetNodeResponse { node: Some(node(&row)) }))
+    }
+
+    async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
+        tell_links(&mut response.node, services);
     }
 }
 
@@ -184,8 +217,9 @@ impl Op for RevokeNode {
         Ok(done.changed(Some(&state(&before)), Some(&state(&after))))
     }
 
-    async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
+    async fn follow_up(request: &Self::Request, response: &mut Self::Response, services: &Services) {
         cut_revoked(&request.node_id, services).await;
+        tell_links(&mut response.node, services);
     }
 }
 

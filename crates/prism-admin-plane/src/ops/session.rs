@@ -5,7 +5,7 @@ use prism_core::limits::{MAX_TEXT_BYTES, SessionPolicy};
 use prism_core::nodes::Nodes as _;
 use prism_core::page::Page;
 use prism_core::session::{EndReason, SessionId, SessionStatus};
-use prism_core::{Error, Result, UnixMillis};
+use prism_core::{Error, NodeId, Result, UnixMillis};
 use prism_proto::admin::v1 as wire;
 use prism_store::{SessionSummary, Tx};
 use serde_json::{Value, json};
@@ -43,6 +43,7 @@ pub struct ListSessions {
     status: Option<SessionStatus>,
     page: Page,
     policy: SessionPolicy,
+    unreachable: Vec<NodeId>,
 }
 
 #[async_trait]
@@ -74,11 +75,18 @@ impl Op for ListSessions {
         let namespace = convert::namespace_filter(request.namespace.as_deref());
         convert::all_of([namespace, convert::outcome(&status), convert::outcome(&page)])?;
         let (status, page) = (status?, page?);
-        Ok(Self { namespace: request.namespace, status, page, policy: services.store.policy().clone() })
+        Ok(Self {
+            namespace: request.namespace,
+            status,
+            page,
+            policy: services.store.policy().clone(),
+            unreachable: Vec::new(),
+        })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        services.refresh_sessions().await
+        self.unreachable = services.refresh_sessions().await?;
+        Ok(())
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
@@ -89,6 +97,7 @@ impl Op for ListSessions {
             sessions: rows.iter().map(|row| convert::session(row, &self.policy, tx.now)).collect(),
             next_page_token,
             total_count: i32::try_from(total).unwrap_or(i32::MAX),
+            unreachable_nodes: self.unreachable.iter().map(ToString::to_string).collect(),
         }))
     }
 }
@@ -98,6 +107,7 @@ impl Op for ListSessions {
 pub struct GetSession {
     id: SessionId,
     policy: SessionPolicy,
+    unreachable: Vec<NodeId>,
 }
 
 #[async_trait]
@@ -117,16 +127,24 @@ impl Op for GetSession {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        Ok(Self { id: parse_id(&request.session_id)?, policy: services.store.policy().clone() })
+        let id = parse_id(&request.session_id)?;
+        Ok(Self { id, policy: services.store.policy().clone(), unreachable: Vec::new() })
     }
 
     async fn prepare(&mut self, services: &Services) -> Result<()> {
-        services.refresh_sessions().await
+        self.unreachable = services.refresh_sessions().await?;
+        Ok(())
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         let row = tx.session(self.id)?.ok_or_else(|| Error::not_found(resource_of(&self.id.to_string())))?;
-        Ok(Done::new(wire::GetSessionResponse { session: Some(convert::session(&row, &self.policy, tx.now)) }))
+        // Of a session that is over there is nothing more to hear, whoever is away.
+        let of = if row.ended_at.is_none() { tx.node_of_session(&self.id.to_string())? } else { None };
+        let names = self.unreachable.iter().map(ToString::to_string);
+        Ok(Done::new(wire::GetSessionResponse {
+            session: Some(convert::session(&row, &self.policy, tx.now)),
+            unreachable_nodes: names.filter(|name| of.as_ref() == Some(name)).collect(),
+        }))
     }
 }
 

@@ -9,7 +9,7 @@ use prism_proto::{
     config::v1::AccessPattern,
 };
 
-use super::{Console, note_rest};
+use super::{Console, note_rest, note_unreachable};
 use crate::{
     error::Result,
     exit::Exit,
@@ -39,12 +39,15 @@ impl Command {
         match self {
             Self::List(paging) => {
                 let answer = pages::fetch(&client, ListBackendsRequest::default(), paging).await?;
+                note_unreachable(&answer.unreachable_nodes);
                 note_rest(answer.backends.len(), answer.next_page_token.as_deref(), answer.total_count);
                 console.printer.listing(&answer, "backends", |answer| table(&answer.backends))
             }
             Self::Status { backend_type } => {
                 let request = GetBackendStatusRequest { backend_type: backend_type.to_lowercase() };
-                console.printer.message(&client.call(request).await?, status)
+                let answer = client.call(request).await?;
+                note_unreachable(&answer.unreachable_nodes);
+                console.printer.message(&answer, status)
             }
         }?;
         Ok(Exit::Ok)
@@ -74,11 +77,13 @@ fn status(answer: &GetBackendStatusResponse) -> String {
         .field("health", health(answer.health.as_ref()))
         .field("message", message(answer.health.as_ref()))
         .render("");
-    let header = ["INSTANCE", "HEALTH", "ENDPOINT", "ACTIVE", "POOL", "IDLE", "OPS/S", "MEAN MS", "CHECKED", "MESSAGE"];
+    let header =
+        ["INSTANCE", "NODE", "HEALTH", "ENDPOINT", "ACTIVE", "POOL", "IDLE", "OPS/S", "MEAN MS", "CHECKED", "MESSAGE"];
     let grid = answer.instances.iter().fold(Grid::new(header), |grid, instance| {
         let metrics = instance.metrics.unwrap_or_default();
         grid.row([
             instance.id.clone(),
+            text::or_dash(&instance.node_id),
             health(instance.health.as_ref()),
             text::or_dash(&instance.endpoint),
             metrics.active_connections.to_string(),

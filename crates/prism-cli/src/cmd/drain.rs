@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use prism_proto::admin::v1::{DrainConnectionsRequest, DrainConnectionsResponse};
 
-use super::{Console, Scope};
+use super::{Console, Scope, note_unreachable};
 use crate::{error::Result, exit::Exit, output::Grid, output::note, text};
 
 /// What the server takes for a drain without `--timeout`.
@@ -51,6 +51,7 @@ impl Drain {
             validate_only: self.validate_only,
         };
         let answer = client.call(request).await?;
+        note_unreachable(&answer.unreachable_nodes);
         console.printer.message(&answer, |answer| sheet(answer, self.validate_only))?;
         if self.validate_only || answer.complete {
             return Ok(Exit::Ok);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use prism_proto::admin::v1::{GetMetricsRequest, GetMetricsResponse, RequestMetrics};
 
-use super::{Console, Scope};
+use super::{Console, Scope, note_unreachable};
 use crate::{error::Result, exit::Exit, output::Grid, text};
 
 /// `metrics`: totals since the process started, rates and latencies over the window.
@@ -24,6 +24,7 @@ impl Metrics {
         let request =
             GetMetricsRequest { namespace: self.scope.namespace, window: self.window.map(text::duration_to_proto) };
         let answer = console.client().await?.call(request).await?;
+        note_unreachable(&answer.unreachable_nodes);
         console.printer.message(&answer, tables)?;
         Ok(Exit::Ok)
     }

@@ -184,6 +184,13 @@ pub struct Place {
     pub namespace: Option<String>,
 }
 
+/// Names the nodes that are not part of an answer, if there are any.
+fn note_unreachable(nodes: &[String]) {
+    if !nodes.is_empty() {
+        output::note(&format!("note: could not be reached and are not part of this: {}", nodes.join(", ")));
+    }
+}
+
 /// Says how much of a listing is shown, if not all of it.
 fn note_rest(shown: usize, next: Option<&str>, total: i32) {
     if next.is_some_and(|token| !token.is_empty()) {

@@ -6,7 +6,7 @@ use prism_proto::admin::v1::{
     NamespaceQuota, NamespaceStatus, UpdateNamespaceRequest,
 };
 
-use super::{Console, note_rest};
+use super::{Console, note_rest, note_unreachable};
 use crate::{
     error::{Failure, Result},
     exit::Exit,
@@ -136,6 +136,7 @@ impl Update {
             request.etag = request.etag.or(Some(present.etag).filter(|etag| !etag.is_empty()));
         }
         let answer = client.call(request).await?;
+        note_unreachable(&answer.unreachable_nodes);
         console.printer.message(&answer, |answer| sheet(answer.namespace.as_ref()))
     }
 }
@@ -171,6 +172,10 @@ impl Delete {
             "namespace {} {verb}: {} configs, {} sessions",
             self.name, answer.configs_affected, answer.sessions_affected
         ));
+        if !answer.unreachable_nodes.is_empty() {
+            let nodes = answer.unreachable_nodes.join(", ");
+            note(&format!("note: could not be reached and may hold data of it until they are back: {nodes}"));
+        }
         if console.printer.is_for_programs() { console.printer.message(&answer, |_| String::new()) } else { Ok(()) }
     }
 }
@@ -178,12 +183,14 @@ impl Delete {
 async fn list(console: &Console, paging: Paging) -> Result<()> {
     let client = console.client().await?;
     let answer = pages::fetch(&client, ListNamespacesRequest::default(), paging).await?;
+    note_unreachable(&answer.unreachable_nodes);
     note_rest(answer.namespaces.len(), answer.next_page_token.as_deref(), answer.total_count);
     console.printer.listing(&answer, "namespaces", |answer| table(&answer.namespaces))
 }
 
 async fn get(console: &Console, name: String) -> Result<()> {
     let answer = console.client().await?.call(GetNamespaceRequest { name }).await?;
+    note_unreachable(&answer.unreachable_nodes);
     console.printer.message(&answer, |answer| sheet(answer.namespace.as_ref()))
 }
 

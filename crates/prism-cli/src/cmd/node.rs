@@ -81,23 +81,37 @@ async fn revoke(console: &Console, node_id: String) -> Result<()> {
 }
 
 fn state(node: &Node) -> &'static str {
-    if node.revoked { "revoked" } else { "joined" }
+    match (node.revoked, node.connected, node.last_seen_at) {
+        (true, ..) => "revoked",
+        (false, true, _) => "connected",
+        // It has said who it is, so it had a link.
+        (false, false, Some(_)) if !node.version.is_empty() => "away",
+        _ => "joined",
+    }
 }
 
 fn table(nodes: &[Node]) -> String {
-    let header = ["NODE", "STATE", "JOINED", "LAST SEEN", "CERTIFICATE ENDS", "VERSION", "DATA"];
+    let header = ["NODE", "STATE", "SINCE", "LAST SEEN", "CERTIFICATE ENDS", "VERSION", "DATA", "SESSIONS", "BACKENDS"];
     let grid = nodes.iter().fold(Grid::new(header), |grid, node| {
         grid.row([
             node.node_id.clone(),
             state(node).to_owned(),
-            text::time(node.joined_at.as_ref()),
+            text::time(node.connected_since.as_ref().or(node.joined_at.as_ref())),
             text::time(node.last_seen_at.as_ref()),
             text::time(node.certificate_expires_at.as_ref()),
             text::or_dash(&node.version),
             text::or_dash(&node.data_endpoint),
+            node.live_sessions.to_string(),
+            text::or_dash(&backends(node)),
         ])
     });
     grid.render("no nodes")
+}
+
+/// Its backends, as `instance (type)`.
+fn backends(node: &Node) -> String {
+    let shown = node.backends.iter().map(|backend| format!("{} ({})", backend.instance, backend.r#type));
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// A node as a sheet.
@@ -111,16 +125,43 @@ pub(super) fn sheet(node: &Node) -> Grid {
         .field("state", state(node))
         .field("token id", text::or_dash(&node.token_id))
         .field("joined", text::time(node.joined_at.as_ref()))
+        .field(if node.connected { "connected since" } else { "away since" }, text::time(node.connected_since.as_ref()))
+        .field("started", text::time(node.started_at.as_ref()))
         .field("last seen", text::time(node.last_seen_at.as_ref()))
         .field("certificate ends", text::time(node.certificate_expires_at.as_ref()))
         .field("revoked", revoked)
         .field("version", text::or_dash(&node.version))
         .field("data plane", text::or_dash(&node.data_endpoint))
+        .field("backends", text::or_dash(&backends(node)))
+        .field("live sessions", node.live_sessions.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_shows_where_it_serves_and_whether_it_is_there() {
+        let node = Node {
+            node_id: "n1".to_owned(),
+            version: "1.0".to_owned(),
+            last_seen_at: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+            data_endpoint: "10.0.0.1:8980\u{1b}[2J".to_owned(),
+            backends: vec![prism_proto::cluster::v1::NodeBackend {
+                instance: "main".to_owned(),
+                r#type: "sqlite".to_owned(),
+            }],
+            live_sessions: 42,
+            ..Node::default()
+        };
+        for text in [table(std::slice::from_ref(&node)), sheet(&node).render("")] {
+            for part in ["away", "10.0.0.1:8980", "main (sqlite)", "42"] {
+                assert!(text.contains(part) && !text.contains('\u{1b}'), "{part}: {text:?}");
+            }
+        }
+        let node = Node { connected: true, ..node };
+        assert!(table(std::slice::from_ref(&node)).contains("connected"));
+    }
 
     #[test]
     fn a_node_shows_whether_it_is_revoked() {

@@ -5,7 +5,7 @@ use prism_proto::admin::v1::{
     GetSessionRequest, ListSessionsRequest, SessionInfo, SessionStatus, TerminateSessionRequest,
 };
 
-use super::{Console, Scope, note_rest};
+use super::{Console, Scope, note_rest, note_unreachable};
 use crate::{
     error::{Failure, Result},
     exit::Exit,
@@ -75,6 +75,7 @@ impl Terminate {
         if !answer.success {
             return Err(Failure::new(Exit::Failed, format!("session {} was not ended", self.id)));
         }
+        note_unreachable(&answer.unreachable_nodes);
         note(&format!("session {} starts nothing new; {} operations still run", self.id, answer.pending_operations));
         if console.printer.is_for_programs() { console.printer.message(&answer, |_| String::new()) } else { Ok(()) }
     }
@@ -88,12 +89,14 @@ async fn list(console: &Console, scope: Scope, status: Option<SessionStatus>, pa
         ..ListSessionsRequest::default()
     };
     let answer = pages::fetch(&client, request, paging).await?;
+    note_unreachable(&answer.unreachable_nodes);
     note_rest(answer.sessions.len(), answer.next_page_token.as_deref(), answer.total_count);
     console.printer.listing(&answer, "sessions", |answer| table(&answer.sessions))
 }
 
 async fn get(console: &Console, session_id: String) -> Result<()> {
     let answer = console.client().await?.call(GetSessionRequest { session_id }).await?;
+    note_unreachable(&answer.unreachable_nodes);
     console.printer.message(&answer, |answer| sheet(&answer.session.clone().unwrap_or_default()))
 }
 

@@ -5,7 +5,7 @@ use prism_core::control::{BackendReport, Health, NamespaceFigures, NodeFigures, 
 use prism_core::{InstanceName, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 
-use super::{bad, bounded, need};
+use super::{bad, bounded, need, printable};
 use crate::bounds::{MAX_BACKENDS, MAX_ITEMS, MAX_REPORT_TEXT};
 
 /// Nothing is less than nothing: what one node says must not spoil the sum of all.
@@ -24,11 +24,6 @@ fn request_from_wire(figures: wire::RequestFiguresEntry) -> RequestFigures {
 
 fn number(number: f64) -> f64 {
     if number.is_finite() { number.max(0.0) } else { 0.0 }
-}
-
-/// A text for operators.
-fn shown(text: &str) -> String {
-    text.chars().take(MAX_REPORT_TEXT).map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
 
 fn instance(name: String) -> Result<String> {
@@ -113,9 +108,9 @@ pub fn backend_from_wire(report: wire::BackendReportEntry) -> Result<BackendRepo
     Ok(BackendReport {
         kind: kind(&report.r#type)?,
         instance: instance(report.instance)?,
-        endpoint: shown(&report.endpoint),
+        endpoint: printable(&report.endpoint, MAX_REPORT_TEXT),
         health: health.ok_or_else(|| bad(format_args!("{:?} is no state of health", report.health)))?,
-        message: shown(&report.message),
+        message: printable(&report.message, MAX_REPORT_TEXT),
         checked_at: UnixMillis(report.checked_at_ms),
         active_connections: report.active_connections.max(0),
         pool_size: report.pool_size.max(0),
@@ -133,9 +128,9 @@ pub fn backend_to_wire(report: &BackendReport) -> wire::BackendReportEntry {
     wire::BackendReportEntry {
         r#type: report.kind.name().to_owned(),
         instance: report.instance.clone(),
-        endpoint: shown(&report.endpoint),
+        endpoint: printable(&report.endpoint, MAX_REPORT_TEXT),
         health: report.health.name().to_owned(),
-        message: shown(&report.message),
+        message: printable(&report.message, MAX_REPORT_TEXT),
         checked_at_ms: report.checked_at.0,
         active_connections: report.active_connections,
         pool_size: report.pool_size,

@@ -2,6 +2,7 @@
 
 mod failure;
 mod figures;
+mod hello;
 mod session;
 mod snapshot;
 
@@ -24,6 +25,7 @@ pub use figures::{
     backend_from_wire, backend_to_wire, namespace_figures_from_wire, namespace_figures_to_wire, node_figures_from_wire,
     node_figures_to_wire,
 };
+pub use hello::{printable, told_from_wire};
 pub use session::{
     admit_from_wire, admit_to_wire, basis_from_wire, basis_to_wire, client_from_wire, client_to_wire, known_to_wire,
     record_from_wire, record_to_wire, report_from_wire, report_to_wire,

@@ -152,13 +152,11 @@ pub fn admit_from_wire(ask: wire::AdmitAsk, node: NodeId) -> Result<AdmitRequest
     if ask.metadata.len() > MAX_MAP_ENTRIES {
         return Err(bad(format_args!("metadata has more than {MAX_MAP_ENTRIES} entries")));
     }
-    let within = |key: &str, value: &str| {
-        (1..=MAX_MAP_KEY_BYTES).contains(&key.len()) && value.len() <= MAX_MAP_VALUE_BYTES
-    };
+    let within =
+        |key: &str, value: &str| (1..=MAX_MAP_KEY_BYTES).contains(&key.len()) && value.len() <= MAX_MAP_VALUE_BYTES;
     if ask.metadata.iter().any(|(key, value)| !within(key, value)) {
-        let message = format!(
-            "keys of metadata must have 1 to {MAX_MAP_KEY_BYTES} bytes, values at most {MAX_MAP_VALUE_BYTES}"
-        );
+        let message =
+            format!("keys of metadata must have 1 to {MAX_MAP_KEY_BYTES} bytes, values at most {MAX_MAP_VALUE_BYTES}");
         return Err(bad(message));
     }
     Ok(AdmitRequest {

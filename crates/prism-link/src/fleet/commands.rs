@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use prism_core::config::Config;
+use prism_core::config::{BackendInstance, Catalog, Config};
 use prism_core::control::{
     BackendReport, DataNode, DrainOutcome, DrainScope, NamespaceFigures, NodeFigures, Termination,
 };
-use prism_core::nodes::{Nodes, Reached};
+use prism_core::nodes::{Nodes, Reached, Told};
 use prism_core::session::SessionId;
 use prism_core::{Error, NamespaceName, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
@@ -17,12 +17,13 @@ use wire::command::Command;
 use wire::command_answer::Result as Answered;
 
 use super::link::{Link, Unreached};
-use super::{Fleet, Shared};
+use super::{Among, Fleet, Shared};
 use crate::bounds::{CATCH_UP, COMMAND_TIMEOUT, MAX_BACKENDS, REPORT_TIMEOUT, RETRY};
 use crate::convert::{
     backend_from_wire, bad, bounded, config_to_wire, id_to_wire, namespace_figures_from_wire, node_figures_from_wire,
     scope_to_wire,
 };
+use crate::node::needs_preparation;
 
 /// What every node of a fan-out said, in the order of their names.
 struct Answers {
@@ -41,13 +42,19 @@ fn unexpected(node: &NodeId) -> Error {
 
 impl Shared {
     /// Has all nodes that `covers` do the same.
-    async fn fan_out(&self, command: Command, timeout: Duration, covers: impl Fn(&NodeId) -> bool) -> Answers {
+    async fn fan_out(
+        &self,
+        command: Command,
+        timeout: Duration,
+        among: Among,
+        covers: impl Fn(&NodeId) -> bool,
+    ) -> Answers {
         let (local, links): (_, Vec<Arc<Link>>) = {
             let nodes = self.nodes();
             let local = nodes.local.as_ref().filter(|(node, _)| covers(node)).map(|(_, data)| Arc::clone(data));
             (local, nodes.links.values().filter(|link| covers(link.node())).cloned().collect())
         };
-        let mut unreachable: Vec<NodeId> = self.unreachable().into_iter().filter(covers).collect();
+        let mut unreachable: Vec<NodeId> = self.unreachable(among).into_iter().filter(&covers).collect();
         let asked = join_all(links.iter().map(|link| link.command(command.clone(), timeout))).await;
         let mut answers = Vec::new();
         for (link, answer) in links.iter().zip(asked) {
@@ -76,7 +83,7 @@ impl Shared {
         };
         let covers = |node: &NodeId| owner.as_ref().is_none_or(|owner| owner == node);
         let command = wire::TerminateCommand { id: id_to_wire(id), force, reason: reason.to_owned() };
-        let asked = self.fan_out(Command::Terminate(command), COMMAND_TIMEOUT, covers).await;
+        let asked = self.fan_out(Command::Terminate(command), COMMAND_TIMEOUT, Among::WithSessions, covers).await;
         let mut sum = Termination::default();
         let mut unreachable = asked.unreachable;
         if let Some(local) = asked.local {
@@ -120,7 +127,7 @@ impl Shared {
     ) -> Reached<DrainOutcome> {
         let covers = |node: &NodeId| scope.node.as_ref().is_none_or(|wanted| wanted == node);
         // At the same time: a drain takes its time.
-        let (mut sum, asked) = tokio::join!(here, self.fan_out(command, timeout, covers));
+        let (mut sum, asked) = tokio::join!(here, self.fan_out(command, timeout, Among::WithSessions, covers));
         let mut unreachable = asked.unreachable;
         for (node, answer) in asked.said {
             match answer {
@@ -139,8 +146,14 @@ impl Shared {
 
     /// Has all nodes do what is answered with Done. A node that cannot is named like one that is away, so that one of them
     /// cannot keep the others from it.
-    async fn done(&self, command: Command, timeout: Duration) -> DoneBy {
-        let asked = self.fan_out(command, timeout, |_| true).await;
+    async fn done(
+        &self,
+        command: Command,
+        timeout: Duration,
+        among: Among,
+        covers: impl Fn(&NodeId) -> bool,
+    ) -> DoneBy {
+        let asked = self.fan_out(command, timeout, among, covers).await;
         let mut unreachable = asked.unreachable;
         let (mut done, mut refusal) = (0, None);
         for (node, answer) in asked.said {
@@ -156,6 +169,17 @@ impl Shared {
             refusal.get_or_insert(error);
         }
         DoneBy { local: asked.local, done, refusal, reached: Reached { answer: (), unreachable } }
+    }
+}
+
+impl Shared {
+    /// Has the nodes that serve the instance of `config` do what is answered with Done.
+    async fn served(&self, command: Command, config: &Config) -> DoneBy {
+        let instance = BackendInstance { name: config.instance.clone(), kind: config.backend.kind };
+        let mut serving = self.serving(&instance);
+        let here = self.local().filter(|(_, local)| local.catalog().instances.contains(&instance));
+        serving.extend(here.map(|(node, _)| node));
+        self.done(command, COMMAND_TIMEOUT, Among::All, |node| serving.contains(node)).await
     }
 }
 
@@ -209,7 +233,10 @@ impl Nodes for Fleet {
     }
 
     async fn report(&self) -> Result<Reached<()>> {
-        let asked = self.shared.done(Command::Report(wire::ReportCommand {}), REPORT_TIMEOUT).await;
+        let asked = self
+            .shared
+            .done(Command::Report(wire::ReportCommand {}), REPORT_TIMEOUT, Among::WithSessions, |_| true)
+            .await;
         self.report_own().await?;
         Ok(asked.reached)
     }
@@ -220,21 +247,44 @@ impl Nodes for Fleet {
         if reports.is_empty() { Ok(()) } else { self.shared.options.control.report(reports).await }
     }
 
+    fn catalog(&self) -> Option<Catalog> {
+        let nodes = self.shared.nodes();
+        if nodes.joined.is_empty() {
+            return None;
+        }
+        let mut instances: Vec<BackendInstance> = Vec::new();
+        for instance in nodes.joined.values().flat_map(Told::instances) {
+            if !instances.contains(&instance) {
+                instances.push(instance);
+            }
+        }
+        Some(Catalog { instances })
+    }
+
     async fn check_config(&self, config: &Config) -> Result<Reached<()>> {
         let config_json = config_to_wire(config)?;
-        let command = Command::CheckConfig(wire::ConfigCommand { config_json });
-        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        let asked = self.shared.served(Command::CheckConfig(wire::ConfigCommand { config_json }), config).await;
         let here = match &asked.local {
             Some(local) => Some(local.check_config(config).await),
             None => None,
         };
-        asked.with(here)
+        let nobody = here.is_none() && asked.done == 0 && asked.refusal.is_none();
+        match asked.reached.named() {
+            // What a driver has to look at is not believed before one has.
+            Some(nodes) if nobody && needs_preparation(config) => {
+                let message = format!(
+                    "the nodes that serve the backend {} are away, and one of them has to check the option schema: {nodes}",
+                    config.instance
+                );
+                Err(Error::unavailable("NODES_UNREACHABLE", message).with("nodes", nodes).retry_after(RETRY))
+            }
+            _ => asked.with(here),
+        }
     }
 
     async fn prepare_config(&self, config: &Config) -> Result<Reached<()>> {
         let config_json = config_to_wire(config)?;
-        let command = Command::PrepareConfig(wire::ConfigCommand { config_json });
-        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        let asked = self.shared.served(Command::PrepareConfig(wire::ConfigCommand { config_json }), config).await;
         let here = match &asked.local {
             Some(local) => Some(local.prepare_config(config).await),
             None => None,
@@ -268,7 +318,7 @@ impl Nodes for Fleet {
 
     async fn figures(&self, window: Duration) -> Reached<NodeFigures> {
         let command = Command::Figures(wire::FiguresCommand { window_ms: millis(window) });
-        let asked = self.shared.fan_out(command, COMMAND_TIMEOUT, |_| true).await;
+        let asked = self.shared.fan_out(command, COMMAND_TIMEOUT, Among::All, |_| true).await;
         let mut sum = asked.local.map(|local| local.figures(window)).unwrap_or_default();
         let mut unreachable = asked.unreachable;
         for (node, answer) in asked.said {
@@ -287,7 +337,7 @@ impl Nodes for Fleet {
 
     async fn namespace_figures(&self, namespace: &NamespaceName) -> Reached<NamespaceFigures> {
         let command = Command::NamespaceFigures(wire::NamespaceCommand { namespace: namespace.to_string() });
-        let asked = self.shared.fan_out(command, COMMAND_TIMEOUT, |_| true).await;
+        let asked = self.shared.fan_out(command, COMMAND_TIMEOUT, Among::All, |_| true).await;
         let mut sum = match asked.local {
             Some(local) => local.namespace_figures(namespace).await,
             None => NamespaceFigures::default(),
@@ -304,7 +354,8 @@ impl Nodes for Fleet {
     }
 
     async fn backends(&self) -> Reached<Vec<(NodeId, BackendReport)>> {
-        let asked = self.shared.fan_out(Command::Backends(wire::BackendsCommand {}), COMMAND_TIMEOUT, |_| true).await;
+        let command = Command::Backends(wire::BackendsCommand {});
+        let asked = self.shared.fan_out(command, COMMAND_TIMEOUT, Among::All, |_| true).await;
         let mut all = Vec::new();
         if let Some(local) = asked.local {
             let own = local.node_id().clone();
@@ -328,7 +379,7 @@ impl Nodes for Fleet {
 
     async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()> {
         let command = Command::RemoveNamespace(wire::NamespaceCommand { namespace: namespace.to_string() });
-        let asked = self.shared.done(command, COMMAND_TIMEOUT).await;
+        let asked = self.shared.done(command, COMMAND_TIMEOUT, Among::All, |_| true).await;
         if let Some(local) = asked.local {
             local.remove_namespace(namespace).await?;
         }

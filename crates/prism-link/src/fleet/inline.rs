@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use prism_core::config::{BackendInstance, BackendType, Catalog, Config, ConfigDraft};
+use prism_core::config::{Catalog, Config, ConfigDraft};
 use prism_core::control::NamespaceStatus;
 use prism_core::session::AdmitRequest;
-use prism_core::{Error, InstanceName, Kind, Result};
-use prism_proto::cluster::v1 as wire;
+use prism_core::{Error, Kind, Result};
 
 use super::Shared;
 
@@ -14,15 +13,6 @@ use super::Shared;
 const ROOT: &str = "inline_config";
 /// The option that makes tables.
 const SCHEMA: &str = "schema";
-
-/// The backend instances that a node told of. One of a type or a name that this version does not know serves nobody.
-pub fn catalog_of(backends: &[wire::BackendIdentity]) -> Catalog {
-    let of = |backend: &wire::BackendIdentity| {
-        let name = InstanceName::parse("instance", &backend.instance).ok()?;
-        Some(BackendInstance { name, kind: BackendType::by_name(&backend.r#type)? })
-    };
-    Catalog { instances: backends.iter().filter_map(of).collect() }
-}
 
 impl Shared {
     /// The config of a request without a name, held to the rules of one with a name: every field within its bounds, a namespace

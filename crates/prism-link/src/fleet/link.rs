@@ -9,6 +9,7 @@ use futures::{SinkExt, StreamExt};
 use prism_core::config::Catalog;
 use prism_core::control::Snapshot;
 use prism_core::limits::MAX_MAP_ENTRIES;
+use prism_core::nodes::Told;
 use prism_core::session::{SessionId, SessionRecord};
 use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
@@ -23,13 +24,11 @@ use wire::node_frame::Frame as Received;
 
 use super::Shared;
 use super::allowance::Allowance;
-use super::inline::catalog_of;
 use crate::bounds::{
-    DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_BACKENDS, MAX_COMMANDS, MAX_ITEMS,
-    MAX_REPORTS, MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES,
-    PING_EVERY, SILENCE,
+    DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_COMMANDS, MAX_ITEMS, MAX_REPORTS,
+    MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY, SILENCE,
 };
-use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire};
+use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire, told_from_wire};
 use crate::parts::Gathered;
 use crate::signal::Signal;
 use crate::transport::{ControllerEnd, Incoming, Outgoing};
@@ -144,7 +143,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         () = turn.cancelled() => return closed("the node has connected again"),
         introduced = tokio::time::timeout(INTRODUCTION_TIMEOUT, introduction(&node, &mut incoming)) => introduced,
     };
-    let (hello, held) = match introduced {
+    let (hello, told, held) = match introduced {
         Ok(Ok(introduced)) => introduced,
         Ok(Err(error)) => return error,
         Err(_) => return closed("the node has not introduced itself in time"),
@@ -152,7 +151,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
     let (sender, frames) = mpsc::channel(MAX_WAITING_FRAMES);
     let link = Arc::new(Link {
         node,
-        catalog: catalog_of(&hello.backends),
+        catalog: Catalog { instances: told.instances().collect() },
         outgoing: sender,
         commands: Mutex::default(),
         next_command: AtomicU64::new(1),
@@ -171,8 +170,9 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         };
         // Before the link is known: the Welcome is the first frame, and from then on commands may come at any time.
         link.send(Frame::Welcome(welcome)).await;
-        shared.register(&link, &hello)?;
-        tracing::info!(node.id = %link.node, link = id, sessions = held.len(), version = cut(&hello.version), "a node is linked");
+        let version = told.version.clone();
+        shared.register(&link, &hello, told)?;
+        tracing::info!(node.id = %link.node, link = id, sessions = held.len(), version, "a node is linked");
         let error = tokio::select! {
             biased;
             () = shared.end.cancelled() => closed("the controller is ending"),
@@ -217,7 +217,7 @@ fn cut(text: &str) -> String {
 async fn introduction(
     node: &NodeId,
     incoming: &mut Incoming<wire::NodeFrame>,
-) -> Result<(wire::Hello, BTreeSet<SessionId>)> {
+) -> Result<(wire::Hello, Told, BTreeSet<SessionId>)> {
     let mut next = async || incoming.next().await.unwrap_or_else(|| Err(closed("the node has closed the link")));
     let Some(Received::Hello(hello)) = next().await?.frame else {
         return Err(bad("the first frame of a node must be its Hello"));
@@ -235,9 +235,7 @@ async fn introduction(
         );
         return Err(Error::precondition("PROTOCOL_UNSUPPORTED", message));
     }
-    if hello.backends.len() > MAX_BACKENDS {
-        return Err(bad(format_args!("a node has more than {MAX_BACKENDS} backends")));
-    }
+    let told = told_from_wire(&hello)?;
     for backend in &hello.backends {
         let own = format!("{EMBEDDED}{node}:{}", backend.instance);
         if backend.identity.starts_with(EMBEDDED) && backend.identity != own {
@@ -260,7 +258,7 @@ async fn introduction(
                     held.insert(id_from_wire(id)?);
                 }
                 if part.last {
-                    return Ok((hello, held));
+                    return Ok((hello, told, held));
                 }
             }
             // Of a kind that this version does not know.

@@ -11,7 +11,9 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prism_core::config::BackendInstance;
 use prism_core::control::{ClusterState, DataNode, Snapshot};
+use prism_core::nodes::{JoinedNode, Told};
 use prism_core::{Clock, Error, Kind, NodeId, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 use tokio::task::JoinHandle;
@@ -25,9 +27,6 @@ use crate::transport::ControllerEnd;
 use allowance::Allowance;
 use link::Link;
 use snapshots::Snapshots;
-
-/// Longest version of a node that is kept, in characters.
-const MAX_VERSION: usize = 64;
 
 /// What a fleet is made of.
 pub struct FleetOptions {
@@ -58,8 +57,6 @@ pub struct NodeStatus {
     pub node: NodeId,
     /// Whether it can be reached now.
     pub connected: bool,
-    /// Its version of Prism; empty when it was not connected to this controller yet.
-    pub version: String,
     /// When its process started, by its own clock.
     pub started_at: UnixMillis,
     /// Since when it is connected, or not.
@@ -99,6 +96,8 @@ struct Known {
     introducing: BTreeMap<NodeId, CancellationToken>,
     /// How many more certificates each node may ask for.
     certificates: BTreeMap<NodeId, Allowance>,
+    /// Nodes that have joined and had a link, when it was looked last, and what they said.
+    joined: BTreeMap<NodeId, Told>,
     /// What tells the data of the backend instances of nodes that were connected.
     backends: BTreeMap<NodeId, BTreeMap<String, String>>,
 }
@@ -109,13 +108,15 @@ impl Fleet {
         let serving: BTreeSet<NodeId> = options.control.serving_nodes().await?.into_iter().collect();
         let mut published = options.control.snapshot();
         let newest = Arc::clone(&published.borrow_and_update());
+        let joined =
+            options.control.joined_nodes().await?.into_iter().map(|joined| (joined.node, joined.told)).collect();
         let ledger = Ledger::new(options.control.sharing_nodes().await?, Instant::now());
         let shared = Arc::new(Shared {
             snapshots: Snapshots::new(options.epoch),
             snapshot: Signal::new(newest),
             authorities: Signal::new(None),
             options,
-            nodes: Mutex::new(Known { serving, ..Known::default() }),
+            nodes: Mutex::new(Known { serving, joined, ..Known::default() }),
             ledger: Mutex::new(ledger),
             next_link: std::sync::atomic::AtomicU64::new(1),
             end: CancellationToken::new(),
@@ -145,6 +146,11 @@ impl Fleet {
     /// Serves the link of `node`, the one that its certificate names, until it ends; returns why.
     pub async fn serve(&self, node: NodeId, transport: ControllerEnd) -> Error {
         link::serve(&self.shared, node, transport).await
+    }
+
+    /// Whether there is a data plane in this process.
+    pub fn has_own(&self) -> bool {
+        self.shared.local().is_some()
     }
 
     /// What is known of the nodes that are or were connected, by name.
@@ -206,7 +212,7 @@ impl Shared {
     }
 
     /// Puts a link in the place of the one that the node had before, which ends.
-    fn register(&self, link: &Arc<Link>, hello: &wire::Hello) -> Result<()> {
+    fn register(&self, link: &Arc<Link>, hello: &wire::Hello, told: Told) -> Result<()> {
         let mut nodes = self.nodes();
         let node = link.node();
         if nodes.local.as_ref().is_some_and(|(local, _)| local == node) {
@@ -224,13 +230,13 @@ impl Shared {
         let status = NodeStatus {
             node: node.clone(),
             connected: true,
-            version: hello.version.chars().take(MAX_VERSION).collect(),
             started_at: UnixMillis(hello.started_at_ms),
             since: self.options.clock.now(),
         };
         let identities = hello.backends.iter().map(|backend| (backend.instance.clone(), backend.identity.clone()));
         nodes.backends.insert(node.clone(), identities.collect());
         nodes.statuses.insert(node.clone(), status);
+        nodes.joined.insert(node.clone(), told);
         // Of nodes that are away for good, the names alone are kept, and not for ever.
         while nodes.statuses.len() > MAX_NODES * 10 {
             let Some(oldest) = nodes.statuses.values().filter(|known| !known.connected).min_by_key(|known| known.since)
@@ -260,10 +266,19 @@ impl Shared {
         }
     }
 
-    /// Nodes that have sessions, or had some a moment ago, and cannot be reached.
-    fn unreachable(&self) -> Vec<NodeId> {
+    /// Nodes that cannot be reached: of those with sessions, or those that had some a moment ago, or of all.
+    fn unreachable(&self, among: Among) -> Vec<NodeId> {
         let nodes = self.nodes();
-        nodes.serving.iter().filter(|node| !nodes.is_reachable(node)).cloned().collect()
+        let joined = nodes.joined.keys().filter(|_| among == Among::All);
+        let known: BTreeSet<&NodeId> = nodes.serving.iter().chain(joined).collect();
+        known.into_iter().filter(|node| !nodes.is_reachable(node)).cloned().collect()
+    }
+
+    /// The nodes that serve a backend instance, as far as they have said.
+    fn serving(&self, instance: &BackendInstance) -> BTreeSet<NodeId> {
+        let nodes = self.nodes();
+        let serving = nodes.joined.iter().filter(|(_, told)| told.instances().any(|told| told == *instance));
+        serving.map(|(node, _)| node.clone()).collect()
     }
 
     fn is_reachable(&self, node: &NodeId) -> bool {
@@ -279,7 +294,24 @@ impl Shared {
     }
 }
 
+/// Whose answer matters to whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Among {
+    /// It is about sessions.
+    WithSessions,
+    /// It is about what a node has without sessions, too: backends, data, figures.
+    All,
+}
+
 impl Known {
+    /// Takes over what the control state knows. What a node with a link says is newer.
+    fn take_over(&mut self, serving: BTreeSet<NodeId>, joined: Vec<JoinedNode>) {
+        self.serving = serving;
+        let linked = self.links.keys().filter_map(|node| Some((node.clone(), self.joined.get(node)?.clone())));
+        let linked: Vec<_> = linked.collect();
+        self.joined = joined.into_iter().map(|joined| (joined.node, joined.told)).chain(linked).collect();
+    }
+
     fn is_reachable(&self, node: &NodeId) -> bool {
         self.links.contains_key(node) || self.local.as_ref().is_some_and(|(local, _)| local == node)
     }

@@ -39,15 +39,16 @@ impl Shared {
     /// Learns which nodes have sessions. One that has none and is not connected has nothing to share, and nothing to be told.
     async fn look_for_members(&self) {
         let control = &self.options.control;
-        let (serving, sharing) = match tokio::try_join!(control.serving_nodes(), control.sharing_nodes()) {
-            Ok((serving, sharing)) => (serving.into_iter().collect(), sharing.into_iter().collect()),
+        let looks = tokio::try_join!(control.serving_nodes(), control.sharing_nodes(), control.joined_nodes());
+        let (serving, sharing, joined) = match looks {
+            Ok((serving, sharing, joined)) => (serving.into_iter().collect(), sharing.into_iter().collect(), joined),
             Err(error) => {
                 tracing::warn!(%error, "it could not be looked which nodes have sessions");
                 return;
             }
         };
         self.ledger().forget(&sharing);
-        self.nodes().serving = serving;
+        self.nodes().take_over(serving, joined);
         self.share_with_local();
     }
 

@@ -265,6 +265,7 @@ impl Connection<'_> {
             snapshot_revision: position.1,
             starting: shared.attached_now().is_none(),
             backends: backends.collect(),
+            data_endpoint: shared.options.data_endpoint.clone(),
         }))
         .await?;
         let mut chunks = self.told.chunks(MAX_ITEMS).peekable();

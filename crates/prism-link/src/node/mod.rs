@@ -33,6 +33,7 @@ use crate::storage::Storage;
 use crate::transport::Connector;
 use keeper::Keeper;
 use memory::Memory;
+pub use state::needs_preparation;
 use state::{Event, State};
 
 /// How much longer or shorter a pause becomes, so that many nodes do not all come back at once.
@@ -63,6 +64,8 @@ pub struct NodeLinkOptions {
     pub version: String,
     /// The backends that this node serves.
     pub backends: Vec<BackendIdentity>,
+    /// Where it serves the data plane, `host:port`; empty = it does not say.
+    pub data_endpoint: String,
     /// Where the time comes from.
     pub clock: Clock,
     /// How pauses vary.

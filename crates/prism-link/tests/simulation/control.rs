@@ -10,6 +10,7 @@ use prism_core::control::{
     ClientCredential, ClientIdentity, ClusterState, ControlPlane, Maintenance, Namespace, NamespaceStatus, Quota,
     Snapshot,
 };
+use prism_core::nodes::{JoinedNode, Told};
 use prism_core::secret::{Random, SecretKind, SecretProof, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
 use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
@@ -252,6 +253,11 @@ impl ClusterState for Control {
         let terminated = terminated.filter_map(|(id, _)| tables.nodes.get(id));
         let nodes: BTreeSet<NodeId> = tables.live.values().map(|(node, _)| node).chain(terminated).cloned().collect();
         Ok(nodes.into_iter().collect())
+    }
+
+    async fn joined_nodes(&self) -> Result<Vec<JoinedNode>> {
+        let nodes: BTreeSet<NodeId> = self.tables.lock().unwrap().nodes.values().cloned().collect();
+        Ok(nodes.into_iter().map(|node| JoinedNode { node, told: Told::default() }).collect())
     }
 
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {

@@ -69,7 +69,13 @@ pub struct Raw {
 impl Raw {
     /// Connects and introduces itself; from then on it answers pings, and commands in its manner.
     pub async fn link(fleet: &Arc<Fleet>, name: &str, manner: Manner) -> Self {
-        Self::connect(fleet, name, manner, Vec::new()).await.expect("the link stands")
+        let config = config();
+        let served = wire::BackendIdentity {
+            instance: config.instance.to_string(),
+            r#type: config.backend.kind.name().to_owned(),
+            identity: String::new(),
+        };
+        Self::connect(fleet, name, manner, vec![served]).await.expect("the link stands")
     }
 
     /// The same with backends; why the link has ended, if it is refused.

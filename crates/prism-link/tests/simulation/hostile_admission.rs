@@ -42,7 +42,7 @@ fn tables(config: &mut Config) {
 fn an_inline_config_is_proven_by_the_controller_too() {
     block_on(async {
         let (fleet, control) = fleet().await;
-        let backends = vec![backend("memory", "memory"), backend("sqlite", "sqlite"), backend("new", "of tomorrow")];
+        let backends = vec![backend("memory", "memory"), backend("sqlite", "sqlite"), backend("new", "of-tomorrow")];
         let mut raw = Raw::connect(&fleet, "one", Manner::Good, backends).await.unwrap();
         let name = |name: &str| InstanceName::parse("i", name).unwrap();
         let option = |key: &str, value: String| {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prism_core::config::{AccessPattern, BackendType, Config};
+use prism_core::config::{AccessPattern, BackendType, Catalog, Config};
 use prism_core::control::{
     BackendReport, ControlPlane, DataNode, DrainOutcome, DrainScope, Health, NamespaceDemand, NamespaceFigures,
     NodeFigures, RequestFigures, Termination,
@@ -250,6 +250,10 @@ impl DataNode for Plane {
                 report(session)
             })
             .collect()
+    }
+
+    fn catalog(&self) -> Catalog {
+        Catalog::default()
     }
 
     async fn check_config(&self, _: &Config) -> Result<()> {

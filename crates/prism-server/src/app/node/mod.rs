@@ -136,6 +136,7 @@ async fn start(
         storage: Arc::new(Files::new(files.folder())),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         backends: identities(settings, &id),
+        data_endpoint: addresses.data.map(|address| address.to_string()).unwrap_or_default(),
         clock: clock.clone(),
         jitter: jitter(),
     };
