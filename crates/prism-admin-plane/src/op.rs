@@ -134,32 +134,38 @@ impl Services {
         self.store.clock().now()
     }
 
-    /// Removes the data of a deleted namespace. What fails is tried again by [`Services::finish_removals`]; until then nobody
-    /// can make a namespace of that name, and nothing reaches the data.
-    pub async fn remove_data(&self, name: &NamespaceName) {
-        if let Err(failed) = self.try_remove_data(name).await {
-            tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace is not removed yet");
+    /// Removes the data of a deleted namespace, and returns the nodes that have still to. What fails is tried again by
+    /// [`Services::finish_removals`]; until this process is done nobody can make a namespace of that name, and until a node is,
+    /// no session of a later one of that name is admitted there.
+    pub async fn remove_data(&self, name: &NamespaceName) -> Vec<NodeId> {
+        match self.try_remove_data(name).await {
+            Ok(nodes) => nodes,
+            Err(failed) => {
+                tracing::error!(namespace = %name, reason = failed.reason(), cause = ?failed.cause(), "data of a deleted namespace is not removed yet");
+                Vec::new()
+            }
         }
     }
 
-    async fn try_remove_data(&self, name: &NamespaceName) -> Result<()> {
+    async fn try_remove_data(&self, name: &NamespaceName) -> Result<Vec<NodeId>> {
         // One at a time, each after another look: a removal that somebody finished meanwhile has made room for a new namespace
         // of the same name, whose data this must not touch.
         let _turn = self.removing.lock().await;
         if !self.store.write(|tx| tx.pending_removals()).await?.contains(name) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        self.fleet.remove_namespace(name).await?;
+        let reached = self.fleet.remove_namespace(name).await?;
         let name = name.clone();
-        self.store.write(move |tx| tx.finish_removal(&name)).await
+        self.store.write(move |tx| tx.finish_removal(&name)).await?;
+        Ok(reached.unreachable)
     }
 
-    /// Removes the data of namespaces whose removal was interrupted.
+    /// Removes the data of namespaces whose removal was interrupted, here and on the nodes that can be reached.
     pub async fn finish_removals(&self) -> Result<()> {
         for name in self.store.write(|tx| tx.pending_removals()).await? {
             self.remove_data(&name).await;
         }
-        Ok(())
+        self.fleet.finish_removals().await
     }
 
     /// Puts in force what was decided about the CA. Nothing happens when it is already.

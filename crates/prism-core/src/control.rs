@@ -60,6 +60,17 @@ pub struct Namespace {
     pub status: NamespaceStatus,
     /// Its quotas.
     pub quota: Quota,
+    /// Tells it from other namespaces of its name: larger than that of those before it.
+    pub generation: i64,
+}
+
+/// A namespace that is gone for good, and whose data a node has still to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Its name.
+    pub namespace: NamespaceName,
+    /// Its generation; data of a later namespace of the name stays.
+    pub generation: i64,
 }
 
 /// Maintenance of the gateway or of one namespace.
@@ -222,6 +233,12 @@ pub trait ClusterState: ControlPlane {
 
     /// The nodes that have joined, are not revoked and have had a link, in the order of their names.
     async fn joined_nodes(&self) -> Result<Vec<JoinedNode>>;
+
+    /// What each node has still to remove, nodes in the order of their names.
+    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>>;
+
+    /// A node has removed it, or has no data of it.
+    async fn removed(&self, node: &NodeId, removal: &Removal) -> Result<()>;
 
     /// Takes reports of a node's sessions; those of others change nothing.
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()>;

@@ -126,9 +126,12 @@ pub trait Nodes: Send + Sync + 'static {
     /// Checks every backend instance of every node.
     async fn backends(&self) -> Reached<Vec<(NodeId, BackendReport)>>;
 
-    /// Ends every session of a deleted namespace and removes its data; UNAVAILABLE `NODES_UNREACHABLE` when not every node
-    /// could be asked.
-    async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()>;
+    /// Ends every session of a deleted namespace and removes its data: in this process, or the error; and on the nodes that the
+    /// control state says have still to. Those that have not are named; [`Nodes::finish_removals`] asks them again.
+    async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<Reached<()>>;
+
+    /// Has every node that can be reached remove what it has still to.
+    async fn finish_removals(&self) -> Result<()>;
 }
 
 impl RequestFigures {

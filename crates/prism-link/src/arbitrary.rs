@@ -156,7 +156,7 @@ pub fn snapshot() -> impl Strategy<Value = Snapshot> {
             }
             let namespaces = namespaces.into_iter().map(|(name, status, quota)| {
                 let quota = Quota { max_sessions: quota.0, max_storage_bytes: quota.1, max_rps: quota.2 };
-                (name.clone(), Arc::new(Namespace { name, status, quota }))
+                (name.clone(), Arc::new(Namespace { name, status, quota, generation: 1 }))
             });
             let drains = drains.into_iter().map(|(namespace, node)| DrainScope { namespace, node });
             Snapshot {

@@ -76,6 +76,8 @@ pub const INTRODUCTION_TIMEOUT: Duration = SILENCE;
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command that does not say itself waits for its answer.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nodes that remove data of deleted namespaces at a time.
+pub const REMOVALS_AT_ONCE: usize = 16;
 /// How long nodes may take to report before what is known is shown without them.
 pub const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed connection: the shortest and the longest. It doubles, and is stretched or cut by a random fifth.

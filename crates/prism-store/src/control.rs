@@ -4,7 +4,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prism_core::access::ClientAccess;
 use prism_core::config::Config;
-use prism_core::control::{ClientCredential, ClientIdentity, ClusterState, ControlPlane, NamespaceStatus, Snapshot};
+use prism_core::control::{
+    ClientCredential, ClientIdentity, ClusterState, ControlPlane, NamespaceStatus, Removal, Snapshot,
+};
 use prism_core::error::QuotaViolation;
 use prism_core::nodes::JoinedNode;
 use prism_core::secret::{SecretKind, SecretProof, Token};
@@ -143,6 +145,15 @@ impl ClusterState for Store {
         self.read(|tx| tx.joined_nodes()).await
     }
 
+    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>> {
+        self.read(|tx| tx.node_removals()).await
+    }
+
+    async fn removed(&self, node: &NodeId, removal: &Removal) -> Result<()> {
+        let (node, removal) = (node.clone(), removal.clone());
+        self.write(move |tx| tx.finish_node_removal(&node, &removal)).await
+    }
+
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {
         let node = node.clone();
         self.write(move |tx| tx.apply_reports_of(&node, &reports)).await
@@ -212,6 +223,10 @@ impl Tx<'_> {
             && self.config_namespace(config.as_str())?.is_none()
         {
             return Err(Error::not_found(format!("config:{config}")));
+        }
+        if self.has_to_remove(&request.node, name)? {
+            let message = format!("the data of an earlier namespace {name} is still being removed here; retry later");
+            return Err(Error::unavailable("NAMESPACE_BEING_REMOVED", message).retry_after(RETRY));
         }
         if self.drains()?.iter().any(|scope| scope.covers(name, &request.node)) {
             return Err(

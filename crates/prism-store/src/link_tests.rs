@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use prism_core::access::ClientGrant;
 use prism_core::config::{AccessPattern, Backend, BackendType, Config};
-use prism_core::control::{ClusterState as _, ControlPlane as _, Quota};
+use prism_core::control::{ClusterState as _, ControlPlane as _, Quota, Removal};
 use prism_core::limits::SessionPolicy;
+use prism_core::nodes::Told;
 use prism_core::secret::{self, Random, SecretKind};
 use prism_core::session::{
     AdmitRequest, ClientBasis, DataGrant, EndReason, SessionFigures, SessionRecord, SessionReport,
 };
 use prism_core::subject::Subject;
-use prism_core::{Clock, ConfigName, InstanceName, NamespaceName, NodeId, UnixMillis};
+use prism_core::{Clock, ConfigName, InstanceName, Kind, NamespaceName, NodeId, UnixMillis};
 use tempfile::TempDir;
 
-use crate::{ClientBindingRow, ClientKeyRow, KeyLife, Store};
+use crate::{ClientBindingRow, ClientKeyRow, KeyLife, Store, Tx};
 
 const START: UnixMillis = UnixMillis(1_760_000_000_000);
 const GRANT: DataGrant = DataGrant { read: true, write: true };
@@ -171,4 +172,50 @@ async fn a_session_of_a_client_key_needs_the_key() {
         assert_eq!(refused.reason(), "CLIENT_CREDENTIAL_INVALID");
     }
     store.admit_session(AdmitRequest { key: Some(proof), ..request }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_of_the_later_one() {
+    let (_folder, store, mut request) = store().await;
+    let namespace = request.config.namespace.clone();
+    let told = Told { version: "1".to_owned(), ..Told::default() };
+    for name in ["one", "two"] {
+        let told = told.clone();
+        let joined = move |tx: &mut Tx<'_>| {
+            tx.enrol_node(&node(name), "token")?;
+            tx.node_linked(name, &told)
+        };
+        store.write(joined).await.unwrap();
+    }
+    // One that has never had a link has no data.
+    store.write(|tx| tx.enrol_node(&node("three"), "token")).await.unwrap();
+    let deleted = namespace.clone();
+    store.write(move |tx| tx.delete_namespace(&deleted)).await.unwrap();
+    let removals = store.removals().await.unwrap();
+    let names: Vec<&str> = removals.iter().map(|(node, _)| node.as_str()).collect();
+    assert_eq!(names, ["one", "two"]);
+    let (name, subject) = (namespace.clone(), request.basis.subjects[0].clone());
+    store
+        .write(move |tx| {
+            tx.finish_removal(&name)?;
+            let made = tx.create_namespace(&name, "", Quota::default())?;
+            assert!(made.namespace.generation > removals[0].1.generation, "whatever the clock says");
+            let grant = ClientGrant { namespace: name.clone(), grant: GRANT };
+            tx.insert_client_binding(&ClientBindingRow { id: "again".to_owned(), subject, grant, created_at: tx.now })
+        })
+        .await
+        .unwrap();
+    let refused = store.admit_session(request.clone()).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.reason()), (Kind::Unavailable, "NAMESPACE_BEING_REMOVED"));
+    let earlier = Removal { namespace: namespace.clone(), generation: 0 };
+    store.removed(&node("one"), &earlier).await.unwrap();
+    assert_eq!(store.removals().await.unwrap().len(), 2, "what was removed was an earlier one");
+    let (_, removal) = store.removals().await.unwrap().remove(0);
+    store.removed(&node("one"), &removal).await.unwrap();
+    let (record, _) = store.admit_session(request.clone()).await.unwrap();
+    assert!(!store.move_session(record.id, &node("one"), &node("two")).await.unwrap(), "that is not ready for it");
+    store.removed(&node("two"), &removal).await.unwrap();
+    assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
+    request.node = node("three");
+    store.admit_session(request).await.unwrap();
 }

@@ -1,11 +1,14 @@
-use prism_core::control::{Namespace, NamespaceStatus, Quota};
+use prism_core::control::{Namespace, NamespaceStatus, Quota, Removal};
 use prism_core::limits::MAX_NAMESPACES;
 use prism_core::page::Page;
 use prism_core::permission::Reach;
-use prism_core::{Error, Kind, NamespaceName, Result, UnixMillis};
+use prism_core::{Error, Kind, NamespaceName, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 
 use crate::tx::{Tx, corrupt, limited_to};
+
+/// Most pairs of a node and a deleted namespace whose data it has still to remove.
+const MAX_NODE_REMOVALS: i64 = 1_000_000;
 
 /// A namespace as stored.
 #[derive(Clone, Debug)]
@@ -44,6 +47,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<NamespaceRow> {
                 other => return Err(corrupt(format!("namespace status {other}"))),
             },
             quota: Quota { max_sessions: row.get(3)?, max_storage_bytes: row.get(4)?, max_rps: row.get(5)? },
+            generation: row.get(6)?,
         },
         description: row.get(1)?,
         created_at: UnixMillis(row.get(6)?),
@@ -118,10 +122,16 @@ impl Tx<'_> {
             )
             .retry_after(std::time::Duration::from_secs(10)));
         }
+        // The time of creation is its generation, which an earlier one must not have had, whatever the clock did since.
+        let sql = "SELECT coalesce(max(generation), 0) FROM node_removals WHERE namespace = ?1";
+        let before = self.count(sql, [name.as_str()])?;
+        let created_at = UnixMillis(self.now.0.max(before.saturating_add(1)));
+        let namespace =
+            Namespace { name: name.clone(), status: NamespaceStatus::Active, quota, generation: created_at.0 };
         let row = NamespaceRow {
-            namespace: Namespace { name: name.clone(), status: NamespaceStatus::Active, quota },
+            namespace,
             description: description.to_owned(),
-            created_at: self.now,
+            created_at,
             updated_at: self.now,
             revision: 1,
         };
@@ -165,7 +175,10 @@ impl Tx<'_> {
 
     /// Removes a namespace with everything that depends on it: configs are deleted, sessions end, client keys die, bound
     /// API keys are revoked, bindings are gone, its maintenance is over. Its data is to be removed until [`Tx::finish_removal`].
+    ///
+    /// RESOURCE_EXHAUSTED `TOO_MANY_REMOVALS` when nodes that are away have too much to remove already.
     pub fn delete_namespace(&mut self, name: &NamespaceName) -> Result<()> {
+        self.begin_node_removals(name)?;
         for config in
             self.all("SELECT name FROM configs WHERE namespace = ?1", [name.as_str()], |row| row.get::<_, String>(0))?
         {
@@ -196,6 +209,49 @@ impl Tx<'_> {
         self.touched.operations = true;
         Ok(())
     }
+
+    /// Every node that may have data of it has to remove it, also one that is revoked: it may join again with what it has.
+    fn begin_node_removals(&self, name: &NamespaceName) -> Result<()> {
+        let Some(row) = self.namespace(name.as_str())? else { return Ok(()) };
+        if self.count("SELECT count(*) FROM node_removals", [])? >= MAX_NODE_REMOVALS {
+            let message = format!(
+                "nodes that are away have the data of {MAX_NODE_REMOVALS} deleted namespaces still to remove, the most that is \
+                 kept; bring them back, or revoke them, which forgets them after a month"
+            );
+            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_REMOVALS", message));
+        }
+        self.execute(
+            "INSERT INTO node_removals (node, namespace, generation) SELECT id, ?1, ?2 FROM nodes WHERE linked = 1
+             ON CONFLICT (node, namespace) DO UPDATE SET generation = max(generation, excluded.generation)",
+            (name.as_str(), row.namespace.generation),
+        )?;
+        Ok(())
+    }
+
+    /// What each node has still to remove.
+    pub(crate) fn node_removals(&self) -> Result<Vec<(NodeId, Removal)>> {
+        self.all("SELECT node, namespace, generation FROM node_removals ORDER BY node, namespace", [], |row| {
+            let namespace = NamespaceName::try_from(row.get::<_, String>(1)?).map_err(corrupt)?;
+            let node = NodeId::try_from(row.get::<_, String>(0)?).map_err(corrupt)?;
+            Ok((node, Removal { namespace, generation: row.get(2)? }))
+        })
+    }
+
+    /// A node has removed the data of a deleted namespace.
+    pub(crate) fn finish_node_removal(&mut self, node: &NodeId, removal: &Removal) -> Result<()> {
+        self.execute(
+            "DELETE FROM node_removals WHERE node = ?1 AND namespace = ?2 AND generation <= ?3",
+            (node.as_str(), removal.namespace.as_str(), removal.generation),
+        )?;
+        Ok(())
+    }
+
+    /// Whether a node may still have data of an earlier namespace of this name.
+    pub(crate) fn has_to_remove(&self, node: &NodeId, name: &NamespaceName) -> Result<bool> {
+        let sql = "SELECT count(*) FROM node_removals WHERE node = ?1 AND namespace = ?2";
+        Ok(self.count(sql, (node.as_str(), name.as_str()))? > 0)
+    }
+
     /// Deleted namespaces whose data is still to be removed.
     pub fn pending_removals(&self) -> Result<Vec<NamespaceName>> {
         self.all("SELECT namespace FROM removals ORDER BY since", [], |row| {

@@ -197,7 +197,10 @@ impl Tx<'_> {
 
     /// Forgets nodes that were put out a month ago.
     pub(crate) fn forget_nodes(&mut self) -> Result<()> {
-        self.execute("DELETE FROM nodes WHERE revoked_at <= ?1", [(self.now - RETAIN_REVOKED).0])?;
+        let forgotten = self.execute("DELETE FROM nodes WHERE revoked_at <= ?1", [(self.now - RETAIN_REVOKED).0])?;
+        if forgotten > 0 {
+            self.execute("DELETE FROM node_removals WHERE node NOT IN (SELECT id FROM nodes)", [])?;
+        }
         Ok(())
     }
 }

@@ -309,5 +309,12 @@ ALTER TABLE nodes ADD COLUMN backends TEXT;
 -- Whether it has ever had a link: it may hold data. Stays when the node joins again.
 ALTER TABLE nodes ADD COLUMN linked INTEGER NOT NULL DEFAULT 0;
 UPDATE nodes SET linked = 1 WHERE version IS NOT NULL;
+-- Deleted namespaces whose data a node has still to remove; that of a later generation of the name stays.
+CREATE TABLE node_removals (
+    node TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (node, namespace)
+) STRICT, WITHOUT ROWID;
 CREATE INDEX sessions_live_by_node ON sessions (node) WHERE ended_at IS NULL AND node <> 'local';
 ";

@@ -343,7 +343,8 @@ impl Tx<'_> {
     /// Gives a live session to another node; `false` when it is not live or not there any more.
     pub(crate) fn move_session(&mut self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
         let changed = self.execute(
-            "UPDATE sessions SET node = ?3, active_streams = 0 WHERE id = ?1 AND node = ?2 AND ended_at IS NULL",
+            "UPDATE sessions SET node = ?3, active_streams = 0 WHERE id = ?1 AND node = ?2 AND ended_at IS NULL
+             AND NOT EXISTS (SELECT 1 FROM node_removals r WHERE r.node = ?3 AND r.namespace = sessions.namespace)",
             (id.to_string(), from.as_str(), to.as_str()),
         )?;
         Ok(changed > 0)

@@ -333,10 +333,12 @@ impl Op for DeleteNamespace {
         })
     }
 
-    async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
+    async fn follow_up(request: &Self::Request, response: &mut Self::Response, services: &Services) {
         let Ok(name) = NamespaceName::try_from(request.name.clone()) else { return };
         if !request.validate_only {
-            services.remove_data(&name).await;
+            let left = services.remove_data(&name).await.into_iter().map(String::from);
+            // Those that could not be asked what they hold and have removed it since are done.
+            response.unreachable_nodes = left.collect();
         }
     }
 }

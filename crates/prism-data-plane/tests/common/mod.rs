@@ -81,7 +81,9 @@ impl FakeControl {
     /// Changes a namespace.
     pub fn namespace(&self, name: &str, status: NamespaceStatus, quota: Quota) {
         let name = namespace(name);
-        self.change(|s| _ = s.namespaces.insert(name.clone(), Arc::new(Namespace { name, status, quota })));
+        self.change(|s| {
+            _ = s.namespaces.insert(name.clone(), Arc::new(Namespace { name, status, quota, generation: 1 }))
+        });
     }
 
     /// Puts the gateway into maintenance, or out of it.
@@ -413,7 +415,8 @@ fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
     for name in ["default", "other"] {
         let name = namespace(name);
-        let space = Namespace { name: name.clone(), status: NamespaceStatus::Active, quota: Quota::default() };
+        let space =
+            Namespace { name: name.clone(), status: NamespaceStatus::Active, quota: Quota::default(), generation: 1 };
         snapshot.namespaces.insert(name, Arc::new(space));
     }
     let schema = "CREATE TABLE IF NOT EXISTS items (id TEXT PRIMARY KEY, quantity INTEGER)";

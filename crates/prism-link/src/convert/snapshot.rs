@@ -127,6 +127,7 @@ fn namespace_to_wire(namespace: &Namespace) -> wire::NamespaceEntry {
         max_sessions: namespace.quota.max_sessions,
         max_storage_bytes: namespace.quota.max_storage_bytes,
         max_rps: namespace.quota.max_rps,
+        generation: namespace.generation,
     }
 }
 
@@ -140,6 +141,7 @@ fn namespace_from_wire(entry: wire::NamespaceEntry) -> Result<Namespace> {
             max_storage_bytes: entry.max_storage_bytes,
             max_rps: entry.max_rps,
         },
+        generation: entry.generation,
     })
 }
 

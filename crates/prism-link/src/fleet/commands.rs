@@ -377,21 +377,19 @@ impl Nodes for Fleet {
         Reached { answer: all, unreachable }
     }
 
-    async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<()> {
-        let command = Command::RemoveNamespace(wire::NamespaceCommand { namespace: namespace.to_string() });
-        let asked = self.shared.done(command, COMMAND_TIMEOUT, Among::All, |_| true).await;
-        if let Some(local) = asked.local {
+    async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<Reached<()>> {
+        if let Some((_, local)) = self.shared.local() {
             local.remove_namespace(namespace).await?;
         }
-        match asked.reached.named() {
-            None => Ok(()),
-            Some(nodes) => {
-                let message = format!(
-                    "data of the namespace {namespace} is still on nodes that are away or cannot remove it: {nodes}"
-                );
-                Err(Error::unavailable("NODES_UNREACHABLE", message).with("nodes", nodes).retry_after(RETRY))
-            }
+        self.shared.remove(|removal| removal.namespace == *namespace).await
+    }
+
+    async fn finish_removals(&self) -> Result<()> {
+        let reached = self.shared.remove(|_| true).await?;
+        if let Some(nodes) = reached.named() {
+            tracing::debug!(nodes, "nodes have still to remove data of deleted namespaces");
         }
+        Ok(())
     }
 }
 

@@ -433,6 +433,13 @@ async fn converse(
     };
     sessions(link, &records, &held).await?;
     drop(records);
+    let (cleaning, cleaned) = (Arc::clone(shared), Arc::clone(link));
+    // It needs what this loop sends and receives; what it does not get done is tried again later.
+    tokio::spawn(async move {
+        if let Err(error) = cleaning.remove_missed(&cleaned).await {
+            tracing::warn!(node.id = %cleaned.node, %error, "it could not be looked what a node has still to remove");
+        }
+    });
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sequence = 0;

@@ -6,6 +6,7 @@ mod commands;
 mod inline;
 mod link;
 mod rates;
+mod removals;
 mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};

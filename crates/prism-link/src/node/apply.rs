@@ -60,7 +60,7 @@ impl Shared {
             let before = Arc::clone(&memory.state.snapshot);
             // Numbers of its own, as those of another controller may be smaller.
             let after = Arc::new(builder.finish(before.revision + 1));
-            memory.state.snapshot = Arc::clone(&after);
+            memory.serve_by(Arc::clone(&after));
             memory.state.position = position;
             (before, after)
         };

@@ -1,8 +1,10 @@
 //! What a controller has a node do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prism_core::Error;
+use prism_core::control::DataNode;
 use prism_core::{NamespaceName, Result};
 use prism_proto::cluster::v1 as wire;
 use tokio::time::Instant;
@@ -10,7 +12,7 @@ use wire::command::Command;
 use wire::command_answer::Result as Answered;
 
 use super::Shared;
-use super::state::Event;
+use super::state::{Event, needs_preparation};
 use crate::bounds::MAX_BACKENDS;
 use crate::convert::{
     backend_to_wire, bad, config_from_wire, failure_to_wire, id_from_wire, namespace_figures_to_wire, need,
@@ -78,7 +80,8 @@ impl Shared {
                 Answered::Done(wire::Done {})
             }
             Command::RemoveNamespace(of) => {
-                node.remove_namespace(&name(of)?).await?;
+                let name = NamespaceName::try_from(of.namespace).map_err(bad)?;
+                self.remove(&*node, &name, of.generation.unwrap_or(i64::MAX)).await?;
                 Answered::Done(wire::Done {})
             }
             Command::Report(_) => {
@@ -86,6 +89,32 @@ impl Shared {
                 Answered::Done(wire::Done {})
             }
         })
+    }
+
+    /// Removes the data of a namespace that is gone for good. What is known to be of a later one stays: the controller may have
+    /// been restored from a copy that is older than that one.
+    async fn remove(&self, node: &dyn DataNode, name: &NamespaceName, generation: i64) -> Result<()> {
+        // One at a time: an earlier command that comes to it late finds what the later one has left.
+        let _turn = self.removing.lock().await;
+        if self.memory().is_of_later(name, generation) {
+            tracing::warn!(namespace = %name, "the data of a namespace that was to be removed is of a later one, and stays");
+            return Ok(());
+        }
+        node.remove_namespace(name).await?;
+        self.memory().removed(name, generation);
+        // Before anything new is in it.
+        self.keeper.keep().await?;
+        let snapshot = Arc::clone(&self.memory().state.snapshot);
+        for revision in snapshot.configs.into_iter().map(|(_, revision)| revision) {
+            let config = &revision.config;
+            if config.namespace == *name
+                && needs_preparation(config)
+                && let Err(error) = node.prepare_config(config).await
+            {
+                tracing::warn!(config = %config.name, %error, "what a config needs could not be made on this node");
+            }
+        }
+        Ok(())
     }
 
     /// Cuts first and writes down after: both before the answer.

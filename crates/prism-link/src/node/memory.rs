@@ -1,8 +1,10 @@
 //! What a node remembers, and how it changes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use prism_core::control::Snapshot;
 use prism_core::session::{SessionId, SessionRecord, SessionReport};
 use prism_core::{NamespaceName, UnixMillis};
 use tokio::time::Instant;
@@ -25,6 +27,10 @@ pub struct Memory {
     pub opening: BTreeMap<NamespaceName, Instant>,
     /// Sessions that were terminated a short time ago.
     verdicts: BTreeMap<SessionId, Instant>,
+    /// Generations of namespaces whose data was removed while the snapshot still had them.
+    removed: BTreeMap<NamespaceName, i64>,
+    /// Whether what was on disk was lost, and with it what the data there is of.
+    forgot: bool,
 }
 
 impl Memory {
@@ -34,7 +40,43 @@ impl Memory {
             record.last_activity = record.last_activity.max(now);
             record.figures.active_streams = 0;
         }
-        Self { state, shares_since: None, opening: BTreeMap::new(), verdicts: BTreeMap::new() }
+        let (opening, verdicts, removed) = Default::default();
+        Self { state, shares_since: None, opening, verdicts, removed, forgot: false }
+    }
+
+    /// What was on disk cannot be read: nobody knows of which namespaces there is data.
+    pub fn forget(&mut self) {
+        self.forgot = true;
+    }
+
+    /// Serves by another snapshot. A namespace that is new may have data from now on, and one that is newer than another of its
+    /// name has the data of that one, until it is removed.
+    pub fn serve_by(&mut self, snapshot: Arc<Snapshot>) {
+        for (name, namespace) in &snapshot.namespaces {
+            if self.removed.get(name).is_some_and(|removed| namespace.generation <= *removed) {
+                continue;
+            }
+            let generation = if self.forgot { 0 } else { namespace.generation };
+            self.state.spaces.entry(name.clone()).or_insert(generation);
+        }
+        self.removed.retain(|name, _| snapshot.namespaces.contains_key(name));
+        self.forgot = false;
+        self.state.snapshot = snapshot;
+    }
+
+    /// Whether data of a namespace may be that of a generation after this one only.
+    pub fn is_of_later(&self, name: &NamespaceName, generation: i64) -> bool {
+        self.state.spaces.get(name).is_some_and(|space| *space > generation)
+    }
+
+    /// The data of a namespace was removed, of this generation and those before it.
+    pub fn removed(&mut self, name: &NamespaceName, generation: i64) {
+        self.state.spaces.remove(name);
+        match self.state.snapshot.namespaces.get(name).map(|namespace| namespace.generation) {
+            Some(served) if served > generation => _ = self.state.spaces.insert(name.clone(), served),
+            Some(_) => _ = self.removed.insert(name.clone(), generation),
+            None => {}
+        }
     }
 
     /// Its shares.
@@ -73,5 +115,75 @@ impl Memory {
         if self.state.held.contains_key(&report.id) {
             self.state.reports.insert(report.id, report);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prism_core::control::{Namespace, NamespaceStatus, Quota};
+
+    use super::*;
+
+    fn name() -> NamespaceName {
+        NamespaceName::parse("n", "orders").unwrap()
+    }
+
+    fn snapshot(generation: Option<i64>) -> Arc<Snapshot> {
+        let of = |generation| Namespace {
+            name: name(),
+            status: NamespaceStatus::Active,
+            quota: Quota::default(),
+            generation,
+        };
+        let namespaces = generation.map(|generation| (name(), Arc::new(of(generation)))).into_iter().collect();
+        Arc::new(Snapshot { namespaces, ..Snapshot::default() })
+    }
+
+    fn memory() -> Memory {
+        Memory::new(State::default(), UnixMillis(0))
+    }
+
+    #[test]
+    fn data_is_of_the_earliest_namespace_of_its_name_until_that_is_removed() {
+        let mut memory = memory();
+        memory.serve_by(snapshot(Some(10)));
+        // It was away while the namespace was deleted and made again.
+        memory.serve_by(snapshot(Some(20)));
+        assert!(!memory.is_of_later(&name(), 10), "the data of the first has still to go");
+        memory.removed(&name(), 10);
+        assert!(memory.is_of_later(&name(), 10), "and what comes now is the second's");
+        assert!(!memory.is_of_later(&name(), 20));
+    }
+
+    #[test]
+    fn a_removal_that_is_told_again_does_not_touch_what_came_since() {
+        let mut memory = memory();
+        memory.serve_by(snapshot(Some(10)));
+        memory.serve_by(snapshot(None));
+        memory.removed(&name(), 10);
+        memory.serve_by(snapshot(Some(20)));
+        assert!(memory.is_of_later(&name(), 10), "a controller restored from a copy tells it again");
+        // Also when that controller knows of no namespace any more.
+        memory.serve_by(snapshot(None));
+        assert!(memory.is_of_later(&name(), 10));
+    }
+
+    #[test]
+    fn a_removal_may_be_quicker_than_the_snapshot() {
+        let mut memory = memory();
+        memory.serve_by(snapshot(Some(10)));
+        memory.removed(&name(), 10);
+        memory.serve_by(snapshot(Some(10)));
+        memory.serve_by(snapshot(None));
+        memory.serve_by(snapshot(Some(20)));
+        assert!(memory.is_of_later(&name(), 10));
+    }
+
+    #[test]
+    fn who_has_forgotten_does_what_it_is_told() {
+        let mut memory = memory();
+        memory.forget();
+        memory.serve_by(snapshot(Some(20)));
+        assert!(!memory.is_of_later(&name(), 10), "the data may be of an earlier one");
     }
 }

@@ -102,6 +102,8 @@ struct Shared {
     shares_taken: Signal<()>,
     /// Whether there is a snapshot to serve by.
     ready: Signal<bool>,
+    /// Held while data of a deleted namespace is removed.
+    removing: tokio::sync::Mutex<()>,
     /// Configs that wait to be prepared.
     connected_before: OnceLock<()>,
 }
@@ -127,7 +129,10 @@ impl NodeLink {
                 Error::unavailable("NODE_STATE_UNWRITABLE", message)
             })?;
         }
-        let memory = Memory::new(state, options.clock.now());
+        let mut memory = Memory::new(state, options.clock.now());
+        if stored.state.is_some() && !is_ready {
+            memory.forget();
+        }
         let (keeper, waiting) = Keeper::new();
         let shared = Arc::new(Shared {
             started_at: options.clock.now(),
@@ -143,6 +148,7 @@ impl NodeLink {
             demand: Notify::new(),
             shares_taken: Signal::new(()),
             ready: Signal::new(is_ready),
+            removing: tokio::sync::Mutex::default(),
             connected_before: OnceLock::new(),
             options,
         });

@@ -39,6 +39,18 @@ pub struct State {
     pub reports: BTreeMap<SessionId, SessionReport>,
     /// Its shares.
     pub shares: BTreeMap<NamespaceName, Share>,
+    /// Generations of the namespaces that it may have data of: the earliest, where there was more than one of a name. What is
+    /// deleted stays here until the controller has it removed.
+    pub spaces: BTreeMap<NamespaceName, i64>,
+}
+
+/// A namespace that the node may have data of.
+#[derive(Clone, PartialEq, Message)]
+struct Space {
+    #[prost(string, tag = "1")]
+    namespace: String,
+    #[prost(int64, tag = "2")]
+    generation: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -59,6 +71,8 @@ struct Payload {
     reports: Vec<wire::SessionReportEntry>,
     #[prost(message, repeated, tag = "9")]
     shares: Vec<wire::NamespaceShare>,
+    #[prost(message, repeated, tag = "10")]
+    spaces: Vec<Space>,
 }
 
 /// What happened since the state was written.
@@ -102,6 +116,8 @@ impl State {
             millis: share.leased,
             alone_millis: share.alone,
         };
+        let space =
+            |(name, generation): (&NamespaceName, &i64)| Space { namespace: name.to_string(), generation: *generation };
         let payload = Payload {
             node_id: node.to_string(),
             epoch: self.position.0,
@@ -111,6 +127,7 @@ impl State {
             ends: self.ends.values().map(|(last, reason)| end_to_wire(last, *reason)).collect(),
             reports: self.reports.values().map(report_to_wire).collect(),
             shares: self.shares.iter().map(share).collect(),
+            spaces: self.spaces.iter().map(space).collect(),
         };
         let length = payload.encoded_len();
         let mut out = Vec::with_capacity(HEADER + length);
@@ -154,8 +171,16 @@ impl State {
             let name = NamespaceName::try_from(share.namespace).map_err(bad)?;
             Ok((name, Share { leased: share.millis, alone: share.alone_millis }))
         };
+        let space = |space: Space| Ok((NamespaceName::try_from(space.namespace).map_err(bad)?, space.generation));
+        let snapshot = builder.finish(1);
+        let mut spaces: BTreeMap<_, _> = payload.spaces.into_iter().map(space).collect::<Result<_>>()?;
+        // An earlier version did not write them; what it served by may have data.
+        for (name, namespace) in &snapshot.namespaces {
+            spaces.entry(name.clone()).or_insert(namespace.generation);
+        }
         Ok(Self {
-            snapshot: Arc::new(builder.finish(1)),
+            spaces,
+            snapshot: Arc::new(snapshot),
             position: (payload.epoch, payload.revision),
             held: held.map(|record| record.map(|record| (record.id, record))).collect::<Result<_>>()?,
             ends: ends.map(|end| end.map(|end| (end.0.id, end))).collect::<Result<_>>()?,

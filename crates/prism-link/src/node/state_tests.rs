@@ -20,8 +20,10 @@ fn state() -> impl Strategy<Value = State> {
         prop::collection::vec((any_of::report(), reason), 0..3),
         prop::collection::vec(any_of::report(), 0..3),
         prop::collection::btree_map(any_of::namespace(), share, 0..3),
+        prop::collection::btree_map(any_of::namespace(), any::<i64>(), 0..3),
     )
-        .prop_map(|(snapshot, position, held, ends, reports, shares)| State {
+        .prop_map(|(snapshot, position, held, ends, reports, shares, spaces)| State {
+            spaces,
             snapshot: snapshot.into(),
             position,
             held: held.into_iter().map(|record| (record.id, record)).collect(),
@@ -51,6 +53,10 @@ proptest! {
         prop_assert_eq!(&read.ends, &state.ends);
         prop_assert_eq!(&read.reports, &state.reports);
         prop_assert_eq!(&read.shares, &state.shares);
+        let served = state.snapshot.namespaces.iter().map(|(name, namespace)| (name.clone(), namespace.generation));
+        let mut spaces: std::collections::BTreeMap<_, _> = served.collect();
+        spaces.extend(state.spaces.clone());
+        prop_assert_eq!(&read.spaces, &spaces);
         prop_assert_eq!(any_of::said(&read.snapshot), any_of::said(&state.snapshot));
     }
 

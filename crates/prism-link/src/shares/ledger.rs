@@ -249,7 +249,8 @@ mod tests {
 
     fn snapshot() -> Snapshot {
         let quota = Quota { max_rps: 100, ..Quota::default() };
-        let namespace = Namespace { name: name(), status: prism_core::control::NamespaceStatus::Active, quota };
+        let namespace =
+            Namespace { name: name(), status: prism_core::control::NamespaceStatus::Active, quota, generation: 1 };
         Snapshot { namespaces: [(name(), Arc::new(namespace))].into(), ..Snapshot::default() }
     }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use prism_core::config::Config;
 use prism_core::control::{
     ClientCredential, ClientIdentity, ClusterState, ControlPlane, Maintenance, Namespace, NamespaceStatus, Quota,
-    Snapshot,
+    Removal, Snapshot,
 };
 use prism_core::nodes::{JoinedNode, Told};
 use prism_core::secret::{Random, SecretKind, SecretProof, Token};
@@ -28,6 +28,7 @@ struct Tables {
     live: BTreeMap<SessionId, (NodeId, SessionRecord)>,
     ended: BTreeMap<SessionId, EndReason>,
     nodes: BTreeMap<SessionId, NodeId>,
+    removals: BTreeMap<NodeId, Removal>,
     next: u64,
 }
 
@@ -42,7 +43,7 @@ pub struct Control {
 impl Control {
     pub fn new(clock: Clock, dice: Dice) -> Arc<Self> {
         let quota = Quota { max_sessions: MAX_SESSIONS as i64, max_rps: MAX_RPS as i64, ..Quota::default() };
-        let of = Namespace { name: namespace(), status: NamespaceStatus::Active, quota };
+        let of = Namespace { name: namespace(), status: NamespaceStatus::Active, quota, generation: 1 };
         let snapshot =
             Snapshot { revision: 1, namespaces: [(namespace(), Arc::new(of))].into(), ..Snapshot::default() };
         Arc::new(Self { clock, dice, tables: Mutex::default(), snapshot: watch::Sender::new(Arc::new(snapshot)) })
@@ -109,6 +110,17 @@ impl Control {
         } else if let Some((_, record)) = tables.live.get_mut(&id) {
             record.terminating = Some("enough".to_owned());
         }
+    }
+
+    /// A namespace was deleted that these nodes have data of.
+    pub fn delete(&self, nodes: &[NodeId]) {
+        let removal = Removal { namespace: namespace(), generation: 1 };
+        self.tables.lock().unwrap().removals.extend(nodes.iter().map(|node| (node.clone(), removal.clone())));
+    }
+
+    /// Who has still to remove data.
+    pub fn has_to_remove(&self) -> Vec<NodeId> {
+        self.tables.lock().unwrap().removals.keys().cloned().collect()
     }
 
     fn apply(&self, node: Option<&NodeId>, report: &SessionReport) {
@@ -258,6 +270,16 @@ impl ClusterState for Control {
     async fn joined_nodes(&self) -> Result<Vec<JoinedNode>> {
         let nodes: BTreeSet<NodeId> = self.tables.lock().unwrap().nodes.values().cloned().collect();
         Ok(nodes.into_iter().map(|node| JoinedNode { node, told: Told::default() }).collect())
+    }
+
+    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>> {
+        let tables = self.tables.lock().unwrap();
+        Ok(tables.removals.iter().map(|(node, removal)| (node.clone(), removal.clone())).collect())
+    }
+
+    async fn removed(&self, node: &NodeId, _: &Removal) -> Result<()> {
+        self.tables.lock().unwrap().removals.remove(node);
+        Ok(())
     }
 
     async fn report_of(&self, node: &NodeId, reports: Vec<SessionReport>) -> Result<()> {

@@ -180,7 +180,7 @@ fn config() -> Arc<prism_core::config::Config> {
 #[test]
 fn a_node_that_fails_or_is_silent_is_named_and_keeps_nobody_waiting() {
     block_on(async {
-        let (fleet, _) = fleet().await;
+        let (fleet, control) = fleet().await;
         let _good = Raw::link(&fleet, "good", Manner::Good).await;
         let _bad = Raw::link(&fleet, "bad", Manner::Refusing).await;
         let _silent = Raw::link(&fleet, "silent", Manner::Silent).await;
@@ -191,7 +191,10 @@ fn a_node_that_fails_or_is_silent_is_named_and_keeps_nobody_waiting() {
         assert_eq!(fleet.check_config(&config()).await.unwrap().unreachable, [node("bad"), node("silent")]);
         assert_eq!(fleet.prepare_config(&config()).await.unwrap().unreachable, [node("bad"), node("silent")]);
         // Data that a node has not removed is there still.
-        assert_eq!(fleet.remove_namespace(&crate::world::namespace()).await.unwrap_err().reason(), "NODES_UNREACHABLE");
+        control.delete(&[node("away"), node("bad"), node("good"), node("silent")]);
+        let reached = fleet.remove_namespace(&crate::world::namespace()).await.unwrap();
+        assert_eq!(reached.unreachable, [node("away"), node("bad"), node("silent")]);
+        assert_eq!(control.has_to_remove(), reached.unreachable, "until each of them has");
     });
 }
 
