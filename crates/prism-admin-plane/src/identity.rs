@@ -15,6 +15,7 @@ use prism_identity::{
     CertificateKind, ClientTrust, FailureLimiter, Issuers, MAX_TOKEN_BYTES, Penalty, Plane, ProvenToken, TokenRefused,
     WaitPlace,
 };
+use prism_rpc::tls::CertificateFacts;
 use prism_store::{ApiKeyRow, Credential, OPERATOR_ON_THE_BOX, Store};
 use rustls_pki_types::CertificateDer;
 
@@ -225,6 +226,17 @@ impl Authenticator {
             NODE_ITSELF => self.certificate(presented).map_err(|unproven| self.refuse(presented, &unproven)),
             _ => self.authenticate(presented).await,
         }
+    }
+
+    /// The node whose own certificate, valid or ended by now, was presented and is revoked. Its owner has proven in the handshake
+    /// that it is his.
+    pub(crate) fn revoked_node(&self, presented: &Presented) -> Option<String> {
+        let leaf = presented.certificates.first()?;
+        let facts = CertificateFacts::of(leaf).ok()?;
+        let at = self.store.clock().now().min(UnixMillis(facts.expires_at.0.saturating_sub(1)));
+        let found = self.trust.load().identify(&presented.certificates, at).ok()?;
+        let is_revoked = self.store.access().revoked_certificates.contains(&found.fingerprint);
+        (found.kind == CertificateKind::Node && is_revoked).then_some(found.name)
     }
 
     fn refuse(&self, presented: &Presented, unproven: &Unproven) -> Refused {

@@ -25,6 +25,7 @@ use crate::identity::{Identity, Presented, Refused};
 use crate::op::Op as _;
 use crate::ops::bootstrap::{ExchangeJoinToken, RenewCertificate, resource_of_renewal};
 use crate::ops::join_token::{CreateJoinToken, ListJoinTokens};
+use crate::ops::link::{OpenLink, certificate_revoked};
 use crate::rates::Rates;
 use crate::rest::{self, Problem, Route};
 use crate::trailers::{AuditTrailers, CheckpointHeader};
@@ -145,6 +146,7 @@ where
         let (door, exchanges, from) = (Arc::clone(&self.door), self.exchanges.clone(), address_of(&request));
         let (calls, rates, checkpoint) = (self.calls.clone(), Arc::clone(&self.rates), self.checkpoint.clone());
         let node_rates = Arc::clone(&self.node_rates);
+        let is_link = request.uri().path().strip_prefix('/') == Some(OpenLink::RPC);
         let streams = (request.uri().path() == audit_stream::PATH).then(|| self.streams.clone());
         // The service that was asked whether it is ready goes with the call; its clone stays.
         let clone = self.inner.clone();
@@ -153,7 +155,11 @@ where
             let identity = match door.authenticator.authenticate_for(&permission, &presented).await {
                 Ok(identity) => Arc::new(identity),
                 // The body is not worth reading.
-                Err(refused) => return Ok(door.refuse_stray(stray, refused).await),
+                Err(refused) => {
+                    let revoked = is_link.then(|| door.authenticator.revoked_node(&presented)).flatten();
+                    let refused = revoked.map_or(refused, |node| certificate_revoked(&node).into());
+                    return Ok(door.refuse_stray(stray, refused).await);
+                }
             };
             if identity.is_stranger() {
                 // It is told nothing of the log, and its entries are bounded in number.

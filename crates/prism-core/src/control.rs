@@ -434,6 +434,12 @@ pub trait DataNode: Send + Sync + 'static {
     /// Serves a session that the control plane has handed over; one that is here already stays as it is.
     async fn take_up(&self, record: SessionRecord);
 
+    /// Ends a session here that the control plane does not count among this node's any more: it is over, or goes on on another.
+    async fn let_go(&self, id: SessionId, reason: &str);
+
+    /// Whether the control plane has revoked this node: everything is cut at once then, and nothing is served until that changes.
+    async fn set_revoked(&self, revoked: bool);
+
     /// Moves the end of a session that the control plane has moved.
     fn extend(&self, id: SessionId, expires_at: UnixMillis);
 

@@ -213,6 +213,10 @@ async fn prepare(plane: &Plane, config: &Config, runtime: &NamespaceRuntime) -> 
 /// Puts a session into the map. What was decided about it or its namespace between its admission and now holds for it too.
 async fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
     let verdict = plane.gate.sessions.insert(session);
+    if plane.gate.is_revoked() {
+        plane.cut(session, EndCause::NodeRevoked);
+        return Err(EndCause::NodeRevoked.error());
+    }
     // After it is in the map: a deletion that is published later finds it there.
     plane.gate.follow();
     let namespace = session.namespace().name();

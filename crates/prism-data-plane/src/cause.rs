@@ -24,6 +24,8 @@ pub enum EndCause {
     NamespaceDeleted,
     /// The credential it stood on was revoked, or lost its namespace.
     CredentialRevoked,
+    /// Its node was revoked; the control plane knows, or decides, what becomes of it.
+    NodeRevoked,
 }
 
 impl EndCause {
@@ -35,7 +37,7 @@ impl EndCause {
             Self::Drained => EndReason::Drained,
             Self::Expired => EndReason::Expired,
             Self::NamespaceDeleted => EndReason::NamespaceDeleted,
-            Self::CredentialRevoked => EndReason::CredentialRevoked,
+            Self::CredentialRevoked | Self::NodeRevoked => EndReason::CredentialRevoked,
         }
     }
 
@@ -60,6 +62,11 @@ impl EndCause {
                 let reason = "its credential was revoked or lost this namespace";
                 Error::aborted("SESSION_TERMINATED", format!("the session was terminated: {reason}"))
                     .with("reason", reason)
+            }
+            Self::NodeRevoked => {
+                let reason = "its node was revoked";
+                let message = format!("the session was terminated: {reason}; go on with a new one on another node");
+                Error::aborted("SESSION_TERMINATED", message).with("reason", reason)
             }
         }
     }

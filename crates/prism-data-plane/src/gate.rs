@@ -41,6 +41,7 @@ pub struct Gate {
     pub limits: Limits,
     methods: Methods,
     leaving: AtomicBool,
+    revoked: AtomicBool,
     metrics: Metrics,
     /// Figures of calls without a session.
     strangers: [OnceLock<Arc<Series>>; COUNT],
@@ -66,6 +67,7 @@ impl Gate {
             limits,
             methods,
             leaving: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
             metrics,
             strangers: [const { OnceLock::new() }; COUNT],
             trust: None,
@@ -90,6 +92,16 @@ impl Gate {
     /// Whether the node shuts down.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// The node is revoked, or is not any more.
+    pub fn set_revoked(&self, revoked: bool) {
+        self.revoked.store(revoked, Ordering::SeqCst);
+    }
+
+    /// Whether the node is revoked: nothing may be in the map of sessions.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::SeqCst)
     }
 
     /// The rule of `rpc`.

@@ -123,9 +123,7 @@ impl DataPlane {
         restore(&plane).await?;
         gauges(&plane);
         let (health, others) = others(options.reflection, options.health)?;
-        for service in SERVICES {
-            health.set_service_status(service, ServingStatus::Serving).await;
-        }
+        report_health(&health, ServingStatus::Serving).await;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(sweeper::sweep(Arc::clone(&plane), stop.clone()));
         tasks.spawn(sweeper::follow(Arc::clone(&plane), stop.clone()));
@@ -143,10 +141,7 @@ impl DataPlane {
     /// is to report. The sessions stay alive: after a restart their tokens go on working. The backends stay open.
     pub async fn shutdown(&self, deadline: Instant) {
         self.plane.gate.leave();
-        self.health.set_service_status("", ServingStatus::NotServing).await;
-        for service in SERVICES {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
-        }
+        report_health(&self.health, ServingStatus::NotServing).await;
         loop {
             let sessions = self.plane.gate.sessions.all();
             for session in &sessions {
@@ -170,6 +165,13 @@ impl DataPlane {
         for session in self.plane.gate.sessions.all() {
             self.plane.cut(&session, EndCause::Drained);
         }
+    }
+}
+
+/// Says of the whole and of each service whether it serves.
+async fn report_health(health: &HealthReporter, status: ServingStatus) {
+    for service in std::iter::once("").chain(SERVICES) {
+        health.set_service_status(service, status).await;
     }
 }
 
@@ -203,7 +205,10 @@ async fn restore_one(plane: &Arc<Plane>, record: SessionRecord) {
         tracing::warn!(session.id = %record.id, namespace = %config.namespace, %error, "a session has lost its backend");
     }
     let session = plane.assemble(record, route);
-    if let Some(verdict) = plane.gate.sessions.insert(&session) {
+    let verdict = plane.gate.sessions.insert(&session);
+    if plane.gate.is_revoked() {
+        plane.cut(&session, EndCause::NodeRevoked);
+    } else if let Some(verdict) = verdict {
         // The termination was quicker than the session.
         if verdict.force {
             plane.cut(&session, EndCause::Terminated(verdict.reason));

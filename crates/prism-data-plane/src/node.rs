@@ -12,6 +12,8 @@ use prism_core::control::{
 use prism_core::session::{SessionId, SessionRecord, SessionReport};
 use prism_core::{NamespaceName, NodeId, Result, UnixMillis};
 
+use tonic_health::ServingStatus;
+
 use crate::DataPlane;
 use crate::cause::EndCause;
 use crate::sessions::Verdict;
@@ -140,6 +142,27 @@ impl DataNode for DataPlane {
         gate.follow();
         if gate.sessions.by_id(record.id).is_none() {
             crate::restore_one(&self.plane, record).await;
+        }
+    }
+
+    async fn let_go(&self, id: SessionId, reason: &str) {
+        if let Some(session) = self.plane.gate.sessions.by_id(id) {
+            self.plane.cut(&session, EndCause::Terminated(reason.to_owned()));
+        }
+    }
+
+    async fn set_revoked(&self, revoked: bool) {
+        let gate = &self.plane.gate;
+        // Before the cut: what comes into the map after it sees this.
+        gate.set_revoked(revoked);
+        if revoked {
+            for session in gate.sessions.all() {
+                self.plane.cut(&session, EndCause::NodeRevoked);
+            }
+        }
+        if !gate.is_leaving() {
+            let status = if revoked { ServingStatus::NotServing } else { ServingStatus::Serving };
+            crate::report_health(&self.health, status).await;
         }
     }
 

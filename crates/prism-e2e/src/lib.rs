@@ -25,6 +25,7 @@ pub mod grants;
 pub mod http1;
 pub mod issuer;
 pub mod keys;
+pub mod machines;
 pub mod matrix;
 pub mod node;
 pub mod oidc;

@@ -82,6 +82,10 @@ pub const REMOVALS_AT_ONCE: usize = 16;
 pub const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed connection: the shortest and the longest. It doubles, and is stretched or cut by a random fifth.
 pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long a connection that takes nothing any more may take to say why.
+pub const LAST_WORD: Duration = Duration::from_secs(1);
+/// Pause of a node that was revoked before it asks again whether it was taken back, stretched or cut as well.
+pub const REVOKED_RETRY: Duration = Duration::from_secs(10);
 /// What a client is told to wait when there is no controller.
 pub const RETRY: Duration = Duration::from_secs(2);
 /// How soon a change of a node's state is written down, and the shortest pause between two states: many changes are one write.

@@ -29,6 +29,8 @@ pub enum Phase {
     Ready,
     /// On its way out.
     Draining,
+    /// Put out by the controllers: it serves nothing.
+    Revoked,
 }
 
 /// Says what keeps a server that is up from serving, if something does.
@@ -54,8 +56,15 @@ impl Readiness {
         match self.0.load(Ordering::SeqCst) {
             0 => Phase::Starting,
             1 => Phase::Ready,
-            _ => Phase::Draining,
+            2 => Phase::Draining,
+            _ => Phase::Revoked,
         }
+    }
+
+    /// Enters a phase, unless the current one is another than `from`.
+    pub fn change(&self, from: Phase, to: Phase) {
+        // If it is another, there is nothing to do.
+        let _ = self.0.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst);
     }
 }
 
@@ -88,6 +97,7 @@ async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
         Phase::Ready => obstacle(),
         Phase::Starting => Some("starting".to_owned()),
         Phase::Draining => Some("draining".to_owned()),
+        Phase::Revoked => Some("revoked".to_owned()),
     };
     match not_ready {
         None => (StatusCode::OK, "ready\n".to_owned()),
@@ -130,8 +140,12 @@ mod tests {
     #[tokio::test]
     async fn readiness_follows_the_phase() {
         let readiness = Readiness::default();
-        for (phase, ready) in [(Phase::Starting, 503), (Phase::Ready, 200), (Phase::Draining, 503)] {
+        for (phase, ready) in
+            [(Phase::Starting, 503), (Phase::Ready, 200), (Phase::Revoked, 503), (Phase::Draining, 503)]
+        {
             readiness.enter(phase);
+            assert_eq!(readiness.phase(), phase);
+            readiness.change(Phase::Starting, Phase::Starting);
             assert_eq!(get(&readiness, "/ready").await.0, ready);
             assert_eq!(get(&readiness, "/live").await.0, 200);
         }

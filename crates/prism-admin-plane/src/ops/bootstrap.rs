@@ -15,6 +15,7 @@ use prism_rpc::tls::{IssuedCertificate, NodeCertificate, SigningRequest};
 use prism_store::{CertificateOrigin, CertificateRow, JoinTokenRow, Redemption, Tx};
 
 use super::join_token::resource_of;
+use super::link::certificate_unknown;
 use super::node::free_id;
 use crate::convert;
 use crate::identity::Identity;
@@ -292,10 +293,7 @@ impl Op for RenewCertificate {
             return Err(Error::precondition("NODE_REVOKED", format!("node {node_id} is revoked")));
         }
         let current = tx.certificate(fingerprint)?.and_then(|row| row.origin).filter(|origin| origin.node_id == name);
-        let current = current.ok_or_else(|| {
-            let message = "the certificate is not one that this cluster remembers; join again with a token";
-            Error::precondition("CERTIFICATE_UNKNOWN", message)
-        })?;
+        let current = current.ok_or_else(certificate_unknown)?;
         not_revoked(&node_id, &self.key, tx)?;
         tx.node_seen(node_id.as_str())?;
         if let Some(earlier) = self.earlier(&node_id, fingerprint, tx)? {

@@ -11,6 +11,19 @@ use crate::op::{Caller, Done, Op, Place, Scope, Services};
 /// Most that is kept of a text of a node, in characters.
 const MAX_TOLD: usize = 64;
 
+/// A certificate that this cluster has not issued, or has forgotten.
+pub(crate) fn certificate_unknown() -> Error {
+    let message = "the certificate is not one that this cluster remembers; join again with a token";
+    Error::precondition("CERTIFICATE_UNKNOWN", message)
+}
+
+/// What a node is told that opens a link with a revoked certificate. It stops serving: nothing else may be answered so.
+pub(crate) fn certificate_revoked(name: &str) -> Error {
+    let message =
+        format!("this certificate of node {name} was revoked, alone or with the node; join again with a new token");
+    Error::unauthenticated("CERTIFICATE_REVOKED", message)
+}
+
 /// `Link`, from its first frame.
 #[derive(Clone)]
 pub struct OpenLink {
@@ -39,7 +52,7 @@ impl Op for OpenLink {
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
-        let (name, _) =
+        let (name, fingerprint) =
             caller.identity.node().ok_or_else(|| Error::internal("a link of somebody who is not a node"))?;
         if self.hello.node_id != name {
             let told: String = self.hello.node_id.chars().take(MAX_TOLD).collect();
@@ -51,7 +64,17 @@ impl Op for OpenLink {
             Error::precondition("NODE_UNKNOWN", format!("there is no node {name}; join again with a token"))
         })?;
         if node.revoked_at.is_some() {
-            return Err(Error::precondition("NODE_REVOKED", format!("node {name} is revoked")));
+            return Err(Error::precondition(
+                "NODE_REVOKED",
+                format!("node {name} is revoked; join again with a new token"),
+            ));
+        }
+        // As for a renewal: a certificate that is not remembered is worth nothing, whoever signed it.
+        let certificate = tx.certificate(fingerprint)?;
+        let certificate = certificate.filter(|row| row.origin.as_ref().is_some_and(|origin| origin.node_id == name));
+        let certificate = certificate.ok_or_else(certificate_unknown)?;
+        if certificate.revoked_at.is_some() {
+            return Err(certificate_revoked(name));
         }
         let resource = resource_of(name);
         tx.node_linked(name, &self.told)?;

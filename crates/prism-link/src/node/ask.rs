@@ -50,6 +50,9 @@ fn unexpected() -> Error {
 
 impl Shared {
     fn open_link(&self) -> Result<Arc<Link>, Unanswered> {
+        if self.is_revoked() {
+            return Err(Unanswered::Refused(super::standing::revoked()));
+        }
         self.link.get().ok_or(Unanswered::Lost)
     }
 

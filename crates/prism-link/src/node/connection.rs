@@ -18,10 +18,12 @@ use wire::node_frame::Frame;
 
 use super::ask::Unanswered;
 use super::demand::Demands;
+use super::standing::is_revocation;
 use super::{Shared, no_controller};
 use crate::bounds::{
-    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, MAX_ASK_BYTES, MAX_ASKS, MAX_AUTHORITIES_BYTES,
-    MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PING_EVERY, SILENCE,
+    ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, LAST_WORD, MAX_ASK_BYTES, MAX_ASKS,
+    MAX_AUTHORITIES_BYTES, MAX_COMMANDS, MAX_ITEMS, MAX_SESSIONS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL,
+    PING_EVERY, REVOKED_RETRY, SILENCE,
 };
 use crate::convert::{Builder, bad, failure_from_wire, id_from_wire, id_to_wire};
 use crate::transport::{Incoming, Outgoing};
@@ -138,12 +140,15 @@ pub async fn run(shared: Arc<Shared>) {
             return;
         };
         let (link, frames) = Link::new();
-        let ended = converse(&shared, &link, frames, &controller).await;
+        let (ended, is_said) = converse(&shared, &link, frames, &controller).await;
         link.close();
         let had = shared.link.set(None);
         let was_connected = had.is_some_and(|had| Arc::ptr_eq(&had, &link));
         if was_connected {
             pause = BACKOFF.0;
+        }
+        if is_said && is_revocation(&ended) {
+            shared.put_out(&ended).await;
         }
         let (reason, why) = (ended.reason(), ended.message());
         if was_connected || shared.connected_before.get().is_none() {
@@ -152,23 +157,25 @@ pub async fn run(shared: Arc<Shared>) {
             tracing::debug!(controller, reason, why, "no link to the controller");
         }
         turn += 1;
-        tokio::time::sleep((shared.options.jitter)(pause)).await;
+        let wait = if shared.is_revoked() { REVOKED_RETRY } else { pause };
+        tokio::time::sleep((shared.options.jitter)(wait)).await;
         pause = (pause * 2).min(BACKOFF.1);
     }
 }
 
-/// One connection, from its beginning to its end; returns why it ended.
+/// One connection, from its beginning to its end; returns why it ended, and whether that may be the word of a controller: it is
+/// not when there was no connection to one.
 async fn converse(
     shared: &Arc<Shared>,
     link: &Arc<Link>,
     frames: mpsc::Receiver<wire::NodeFrame>,
     controller: &str,
-) -> Error {
+) -> (Error, bool) {
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, shared.options.connector.connect(controller)).await;
     let transport = match connecting {
         Ok(Ok(transport)) => transport,
-        Ok(Err(error)) => return error,
-        Err(_) => return no_controller().with_message("the controller does not answer"),
+        Ok(Err(error)) => return (error, false),
+        Err(_) => return (no_controller().with_message("the controller does not answer"), false),
     };
     let connection = Connection {
         shared,
@@ -179,11 +186,21 @@ async fn converse(
         pings: BTreeMap::new(),
         commands: Arc::new(Semaphore::new(MAX_COMMANDS)),
     };
-    tokio::select! {
+    let conversation = connection.run(transport.incoming, controller);
+    tokio::pin!(conversation);
+    let ended = tokio::select! {
         biased;
-        () = pump(frames, transport.outgoing) => no_controller().with_message("the controller takes nothing any more"),
-        ended = connection.run(transport.incoming, controller) => ended.err().unwrap_or_else(no_controller),
-    }
+        () = pump(frames, transport.outgoing) => {
+            // Who refuses a link takes nothing of it; why comes the other way.
+            tokio::time::timeout(LAST_WORD, conversation).await.unwrap_or_else(|_| Err(not_taken()))
+        }
+        ended = &mut conversation => ended,
+    };
+    (ended.err().unwrap_or_else(no_controller), true)
+}
+
+fn not_taken() -> Error {
+    no_controller().with_message("the controller takes nothing any more")
 }
 
 /// Moves frames from the queue to the connection.
@@ -197,11 +214,13 @@ async fn pump(mut frames: mpsc::Receiver<wire::NodeFrame>, mut outgoing: Outgoin
 
 impl Connection<'_> {
     async fn run(mut self, mut incoming: Incoming<wire::ControllerFrame>, controller: &str) -> Result<()> {
-        self.introduce().await?;
+        // A controller that refuses the link may have done so before it has heard everything, and says why.
+        let introduced = self.introduce().await;
         let welcome = tokio::time::timeout(INTRODUCTION_TIMEOUT, incoming.next()).await;
         let welcome = welcome.map_err(|_| no_controller().with_message("the controller does not answer"))?;
         match welcome.ok_or_else(closed)??.frame {
-            Some(Received::Welcome(welcome)) => self.welcomed(&welcome, controller)?,
+            Some(Received::Welcome(welcome)) if introduced.is_ok() => self.welcomed(&welcome, controller).await?,
+            Some(Received::Welcome(_)) => return introduced,
             _ => return Err(bad("the first frame of a controller must be its Welcome")),
         }
         let mut ticks = tokio::time::interval(PING_EVERY);
@@ -280,7 +299,7 @@ impl Connection<'_> {
         }
     }
 
-    fn welcomed(&self, welcome: &wire::Welcome, controller: &str) -> Result<()> {
+    async fn welcomed(&self, welcome: &wire::Welcome, controller: &str) -> Result<()> {
         if !(OLDEST_PROTOCOL..=NEWEST_PROTOCOL).contains(&welcome.protocol) {
             return Err(Error::precondition(
                 "PROTOCOL_UNSUPPORTED",
@@ -291,6 +310,7 @@ impl Connection<'_> {
             ));
         }
         self.shared.set_offset(welcome.now_ms);
+        self.shared.take_back().await;
         tracing::info!(controller, id = welcome.controller_id, cluster = welcome.cluster, "linked to the controller");
         let _ = self.shared.connected_before.set(());
         Ok(())

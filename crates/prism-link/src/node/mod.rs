@@ -7,6 +7,7 @@ mod connection;
 mod demand;
 mod keeper;
 mod memory;
+mod standing;
 mod state;
 #[cfg(test)]
 mod state_tests;
@@ -104,6 +105,10 @@ struct Shared {
     ready: Signal<bool>,
     /// Held while data of a deleted namespace is removed.
     removing: tokio::sync::Mutex<()>,
+    /// Whether a controller has turned this node away as a revoked one.
+    revoked: Signal<bool>,
+    /// Held while the data plane is told of it.
+    standing: tokio::sync::Mutex<()>,
     /// Configs that wait to be prepared.
     connected_before: OnceLock<()>,
 }
@@ -129,6 +134,7 @@ impl NodeLink {
                 Error::unavailable("NODE_STATE_UNWRITABLE", message)
             })?;
         }
+        let is_revoked = state.revoked.is_some();
         let mut memory = Memory::new(state, options.clock.now());
         if stored.state.is_some() && !is_ready {
             memory.forget();
@@ -149,6 +155,8 @@ impl NodeLink {
             shares_taken: Signal::new(()),
             ready: Signal::new(is_ready),
             removing: tokio::sync::Mutex::default(),
+            revoked: Signal::new(is_revoked),
+            standing: tokio::sync::Mutex::default(),
             connected_before: OnceLock::new(),
             options,
         });
@@ -175,6 +183,14 @@ impl NodeLink {
         self.shared.node.set(Some(node));
         self.shared.apply_shares();
         self.shared.demand.notify_one();
+        // It may have been revoked since it began to start.
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.enforce_standing().await });
+    }
+
+    /// Waits until the node is revoked, or is not.
+    pub async fn revoked(&self, wanted: bool) {
+        self.shared.revoked.wait_for(|revoked| *revoked == wanted).await;
     }
 
     /// Whether there is a controller, and node and controller are equal.
@@ -227,7 +243,8 @@ impl Drop for NodeLink {
     }
 }
 
-/// The state that the node has written down, and whether it can serve by it: whether it is whole and its own. What the journal
+/// The state that the node has written down, and whether it can serve by it: whether it is whole and its own, and no controller has
+/// revoked the node. What the journal
 /// says is true without it.
 fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> (State, bool) {
     let mut is_whole = state.is_some();
@@ -244,6 +261,10 @@ fn found(state: Option<&[u8]>, journal: &[u8], options: &NodeLinkOptions) -> (St
     }
     for event in events {
         state.apply(event);
+    }
+    if let Some(why) = &state.revoked {
+        tracing::error!(node.id = %options.node, why, "{}", standing::WHAT_NOW);
+        is_whole = false;
     }
     if is_whole {
         tracing::info!(node.id = %options.node, sessions = state.held.len(), "the node's state is read");

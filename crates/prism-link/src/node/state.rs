@@ -42,6 +42,8 @@ pub struct State {
     /// Generations of the namespaces that it may have data of: the earliest, where there was more than one of a name. What is
     /// deleted stays here until the controller has it removed.
     pub spaces: BTreeMap<NamespaceName, i64>,
+    /// What a controller said when it turned this node away as a revoked one; `None` = it is not.
+    pub revoked: Option<String>,
 }
 
 /// A namespace that the node may have data of.
@@ -73,6 +75,8 @@ struct Payload {
     shares: Vec<wire::NamespaceShare>,
     #[prost(message, repeated, tag = "10")]
     spaces: Vec<Space>,
+    #[prost(string, optional, tag = "11")]
+    revoked: Option<String>,
 }
 
 /// What happened since the state was written.
@@ -84,6 +88,10 @@ pub enum Event {
     Gone(SessionId),
     /// A session is being terminated gently, with the operator's reason.
     Terminating(SessionId, String),
+    /// A controller has turned the node away as a revoked one, with these words.
+    Revoked(String),
+    /// A controller has taken the node back.
+    Reinstated,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -94,6 +102,10 @@ struct Record {
     gone: Option<bytes::Bytes>,
     #[prost(message, optional, tag = "3")]
     terminating: Option<wire::KnownSession>,
+    #[prost(string, optional, tag = "4")]
+    revoked: Option<String>,
+    #[prost(bool, tag = "5")]
+    reinstated: bool,
 }
 
 /// An end on the wire.
@@ -128,6 +140,7 @@ impl State {
             reports: self.reports.values().map(report_to_wire).collect(),
             shares: self.shares.iter().map(share).collect(),
             spaces: self.spaces.iter().map(space).collect(),
+            revoked: self.revoked.clone(),
         };
         let length = payload.encoded_len();
         let mut out = Vec::with_capacity(HEADER + length);
@@ -186,6 +199,7 @@ impl State {
             ends: ends.map(|end| end.map(|end| (end.0.id, end))).collect::<Result<_>>()?,
             reports: reports.map(|report| report.map(|report| (report.id, report))).collect::<Result<_>>()?,
             shares: payload.shares.into_iter().map(share).collect::<Result<_>>()?,
+            revoked: payload.revoked,
         })
     }
 
@@ -207,6 +221,13 @@ impl State {
                     record.terminating = Some(reason);
                 }
             }
+            // Its sessions are the controllers' from here on. What was promised before is still to be handed over.
+            Event::Revoked(why) => {
+                self.held.clear();
+                self.reports.clear();
+                self.revoked = Some(why);
+            }
+            Event::Reinstated => self.revoked = None,
         }
     }
 }
@@ -222,6 +243,8 @@ impl Event {
                 let (id, terminating) = (id_to_wire(*id), Some(reason.clone()));
                 record.terminating = Some(wire::KnownSession { id, expires_at_ms: 0, terminating });
             }
+            Self::Revoked(why) => record.revoked = Some(why.clone()),
+            Self::Reinstated => record.reinstated = true,
         }
         let payload = record.encode_to_vec();
         out.extend_from_slice(&crc32fast::hash(&payload).to_be_bytes());
@@ -255,6 +278,8 @@ impl Event {
             Record { terminating: Some(known), .. } => {
                 Self::Terminating(id_from_wire(&known.id).ok()?, known.terminating.unwrap_or_default())
             }
+            Record { revoked: Some(why), .. } => Self::Revoked(why),
+            Record { reinstated: true, .. } => Self::Reinstated,
             _ => return None,
         };
         Some((event, rest))

@@ -21,8 +21,9 @@ fn state() -> impl Strategy<Value = State> {
         prop::collection::vec(any_of::report(), 0..3),
         prop::collection::btree_map(any_of::namespace(), share, 0..3),
         prop::collection::btree_map(any_of::namespace(), any::<i64>(), 0..3),
+        prop::option::of(".{0,8}"),
     )
-        .prop_map(|(snapshot, position, held, ends, reports, shares, spaces)| State {
+        .prop_map(|(snapshot, position, held, ends, reports, shares, spaces, revoked)| State {
             spaces,
             snapshot: snapshot.into(),
             position,
@@ -30,6 +31,7 @@ fn state() -> impl Strategy<Value = State> {
             ends: ends.into_iter().map(|end| (end.0.id, end)).collect(),
             reports: reports.into_iter().map(|report| (report.id, report)).collect(),
             shares,
+            revoked,
         })
 }
 
@@ -39,6 +41,8 @@ fn event() -> impl Strategy<Value = Event> {
         (any_of::report(), reason).prop_map(|(last, reason)| Event::Ended(last, reason)),
         any_of::id().prop_map(Event::Gone),
         (any_of::id(), ".{0,8}").prop_map(|(id, reason)| Event::Terminating(id, reason)),
+        ".{0,8}".prop_map(Event::Revoked),
+        Just(Event::Reinstated),
     ]
 }
 
@@ -57,6 +61,7 @@ proptest! {
         let mut spaces: std::collections::BTreeMap<_, _> = served.collect();
         spaces.extend(state.spaces.clone());
         prop_assert_eq!(&read.spaces, &spaces);
+        prop_assert_eq!(&read.revoked, &state.revoked);
         prop_assert_eq!(any_of::said(&read.snapshot), any_of::said(&state.snapshot));
     }
 
@@ -98,6 +103,16 @@ proptest! {
         prop_assert!(!state.held.contains_key(&id) && state.ends.contains_key(&id));
         state.apply(Event::Gone(id));
         prop_assert!(!state.held.contains_key(&id) && !state.ends.contains_key(&id));
+    }
+
+    #[test]
+    fn a_revoked_node_holds_nothing_and_owes_what_it_promised(mut state in state(), why in ".{0,8}") {
+        let ends = state.ends.clone();
+        state.apply(Event::Revoked(why.clone()));
+        prop_assert!(state.held.is_empty() && state.reports.is_empty());
+        prop_assert_eq!((&state.revoked, &state.ends), (&Some(why), &ends));
+        state.apply(Event::Reinstated);
+        prop_assert_eq!(&state.revoked, &None);
     }
 }
 

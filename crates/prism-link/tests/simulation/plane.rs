@@ -316,6 +316,16 @@ impl DataNode for Plane {
         self.enrol(record);
     }
 
+    async fn let_go(&self, id: SessionId, _: &str) {
+        self.sessions.lock().unwrap().live.remove(&id);
+    }
+
+    async fn set_revoked(&self, revoked: bool) {
+        if revoked {
+            self.sessions.lock().unwrap().live.clear();
+        }
+    }
+
     fn extend(&self, id: SessionId, expires_at: UnixMillis) {
         if let Some(session) = self.sessions.lock().unwrap().live.get_mut(&id) {
             session.record.expires_at = session.record.expires_at.max(expires_at);

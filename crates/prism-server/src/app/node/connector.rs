@@ -30,6 +30,8 @@ use super::renewal::way_back;
 use crate::join::Controller;
 use crate::join::identity::{CA, CERTIFICATE, KEY, NodeFiles};
 
+/// ErrorInfo domain of what a controller says about a link.
+const DOMAIN: &str = "prism.cluster.v1";
 /// Frames that the connection has not taken yet; the link has a queue of its own.
 const WAITING: usize = 16;
 /// How long a connection without traffic is kept.
@@ -109,7 +111,9 @@ impl prism_link::Connector for Connector {
 /// What a controller said, with its reason.
 fn failed(status: &Status) -> Error {
     use tonic_types::StatusExt as _;
-    let reason = status.get_details_error_info().map_or_else(|| "LINK_FAILED".to_owned(), |info| info.reason);
+    // A reason of somebody else's is none of a controller's.
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+    let reason = info.map_or_else(|| "LINK_FAILED".to_owned(), |info| info.reason);
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == code_name(status.code()));
     Error::new(kind.unwrap_or(Kind::Unavailable), reason, status.message())
 }

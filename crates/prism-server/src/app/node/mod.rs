@@ -219,9 +219,11 @@ async fn start(
     security.spawn_renewal(&until_the_end);
     tokio::spawn(trust.follow(Connections::default(), until_the_end.clone()));
     tokio::spawn(certificates.warn(Clock::system(), until_the_end.clone()));
+    let revocation_until = until_the_end.clone();
     tokio::spawn(async move { issuers.keep_fresh(until_the_end.announced()).await });
     addresses.write(folder).map_err(|error| format!("endpoints.json cannot be written: {error}"))?;
     readiness.enter(Phase::Ready);
+    tokio::spawn(follow_standing(Arc::clone(&link), readiness.clone(), revocation_until));
     tracing::info!(data = ?addresses.data, metrics = %addresses.metrics, "ready");
     Ok((Node { link, plane, backends }, serving))
 }
@@ -231,6 +233,22 @@ fn ended(tls: &ServerTls) -> Option<String> {
     let ends = tls.expires_at();
     let is_over = ends <= Clock::system().now();
     is_over.then(|| format!("the certificate of the data port has ended at {}", timestamp(ends)))
+}
+
+/// `/ready` says whether the controllers have put this node out. It knows what to do with it: the link has cut everything.
+async fn follow_standing(link: Arc<NodeLink>, readiness: Readiness, until: Shutdown) {
+    let follow = async {
+        loop {
+            link.revoked(true).await;
+            readiness.change(Phase::Ready, Phase::Revoked);
+            link.revoked(false).await;
+            readiness.change(Phase::Revoked, Phase::Ready);
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = until.announced() => {}
+    }
 }
 
 /// Those of the settings, else those that the node joined through.
