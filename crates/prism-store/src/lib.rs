@@ -237,13 +237,15 @@ impl Store {
         &self.cluster
     }
 
-    /// Removes what is past its time: ended sessions after `retain_ended`, idempotency keys after a day. Called now and then.
+    /// Removes what is past its time: ended sessions after `retain_ended`, idempotency keys after a day; and ends the sessions that
+    /// no node can serve any more. Called now and then.
     pub async fn sweep(&self) -> Result<()> {
         let retain = self.policy.retain_ended;
         self.write(move |tx| {
             let before = |age: Duration| (tx.now - age).0;
             tx.execute("DELETE FROM sessions WHERE ended_at IS NOT NULL AND ended_at <= ?1", [before(retain)])?;
             tx.execute("DELETE FROM idempotency WHERE created_at <= ?1", [before(IDEMPOTENCY_WINDOW)])?;
+            tx.end_overdue_sessions()?;
             tx.forget_keys(tx.now - RETAIN_DEAD_KEYS)?;
             tx.forget_nodes()?;
             tx.forget_join_tokens()?;

@@ -1,6 +1,7 @@
 //! What the controller's end of the link asks of the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prism_core::access::ClientGrant;
 use prism_core::config::{AccessPattern, Backend, BackendType, Config};
@@ -15,6 +16,7 @@ use prism_core::subject::Subject;
 use prism_core::{Clock, ConfigName, InstanceName, Kind, NamespaceName, NodeId, UnixMillis};
 use tempfile::TempDir;
 
+use crate::session::OVERDUE_GRACE;
 use crate::{ClientBindingRow, ClientKeyRow, KeyLife, Store, Tx};
 
 const START: UnixMillis = UnixMillis(1_760_000_000_000);
@@ -25,9 +27,15 @@ fn node(name: &str) -> NodeId {
 }
 
 async fn store() -> (TempDir, Store, AdmitRequest) {
+    let (folder, store, _, request) = store_at().await;
+    (folder, store, request)
+}
+
+async fn store_at() -> (TempDir, Store, Clock, AdmitRequest) {
+    let clock = Clock::manual(START);
     let folder = tempfile::tempdir().unwrap();
     let policy = SessionPolicy::default();
-    let store = Store::open(folder.path(), policy, Clock::manual(START), Random::system()).await.unwrap();
+    let store = Store::open(folder.path(), policy, clock.clone(), Random::system()).await.unwrap();
     let namespace = NamespaceName::parse("namespace", "orders").unwrap();
     let name = namespace.clone();
     let subject = Subject::user("app").unwrap();
@@ -69,7 +77,7 @@ async fn store() -> (TempDir, Store, AdmitRequest) {
         key: None,
         node: node("one"),
     };
-    (folder, store, request)
+    (folder, store, clock, request)
 }
 
 fn last(record: &SessionRecord, requests_total: i64) -> SessionReport {
@@ -201,7 +209,8 @@ async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_o
             let made = tx.create_namespace(&name, "", Quota::default())?;
             assert!(made.namespace.generation > removals[0].1.generation, "whatever the clock says");
             let grant = ClientGrant { namespace: name.clone(), grant: GRANT };
-            tx.insert_client_binding(&ClientBindingRow { id: "again".to_owned(), subject, grant, created_at: tx.now })
+            let (id, created_by) = (Random::system().id(), "test".to_owned());
+            tx.insert_client_binding(&ClientBindingRow { id, subject, grant, created_at: START, created_by })
         })
         .await
         .unwrap();
@@ -217,5 +226,32 @@ async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_o
     store.removed(&node("two"), &removal).await.unwrap();
     assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
     request.node = node("three");
+    store.admit_session(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_of_a_node_that_is_away_counts_until_no_node_serves_it() {
+    let (_folder, store, clock, request) = store_at().await;
+    let name = request.config.namespace.clone();
+    let quota = Quota { max_sessions: 1, ..Quota::default() };
+    store
+        .write(move |tx| {
+            let mut row = tx.namespace(name.as_str())?.expect("the namespace");
+            row.namespace.quota = quota;
+            tx.update_namespace(row).map(|_| ())
+        })
+        .await
+        .unwrap();
+    let (record, _) = store.admit_session(request.clone()).await.unwrap();
+    // Long idle as far as anybody here knows, which is no reason: the node may know better.
+    let left = record.expires_at.since(START) + OVERDUE_GRACE;
+    clock.advance(left - Duration::from_millis(1));
+    store.sweep().await.unwrap();
+    assert_eq!(store.held_sessions(&node("one")).await.unwrap().len(), 1);
+    assert_eq!(store.admit_session(request.clone()).await.unwrap_err().reason(), "QUOTA_EXCEEDED");
+    clock.advance(Duration::from_millis(1));
+    store.sweep().await.unwrap();
+    assert!(store.held_sessions(&node("one")).await.unwrap().is_empty(), "and the node drops it when it is back");
+    assert!(store.serving_nodes().await.unwrap().is_empty());
     store.admit_session(request).await.unwrap();
 }

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::tx::{Tx, corrupt, limited_to, present_only};
 
+/// How long after its end a session of a node that is away counts.
+pub(crate) const OVERDUE_GRACE: std::time::Duration = std::time::Duration::from_mins(5);
+
 /// A session as operators see it: live, or ended and still listed. What its client chose freely — config and metadata, which
 /// may be large — is not read for it.
 #[derive(Clone, Debug)]
@@ -264,6 +267,18 @@ impl Tx<'_> {
             (id.to_string(), self.now.0, reason),
         )?;
         Ok(changed > 0)
+    }
+
+    /// Ends the sessions of nodes whose end has come and that their node has not ended: it is away. No node moves that end without
+    /// the controller, and each ends a session there by itself; how long it was idle, only the node knows. The grace is for a
+    /// clock that was set while the node was alone.
+    pub(crate) fn end_overdue_sessions(&mut self) -> Result<usize> {
+        let reason = serde_json::to_string(&EndReason::Expired).map_err(prism_core::Error::internal)?;
+        self.execute(
+            "UPDATE sessions SET ended_at = ?1, end_reason = ?2, active_streams = 0
+             WHERE ended_at IS NULL AND node <> 'local' AND expires_at <= ?3",
+            (self.now.0, reason, (self.now - OVERDUE_GRACE).0),
+        )
     }
 
     /// Takes over the last report of a session and ends it.

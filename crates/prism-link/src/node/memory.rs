@@ -29,24 +29,21 @@ pub struct Memory {
     verdicts: BTreeMap<SessionId, Instant>,
     /// Generations of namespaces whose data was removed while the snapshot still had them.
     removed: BTreeMap<NamespaceName, i64>,
-    /// Whether what was on disk was lost, and with it what the data there is of.
-    forgot: bool,
 }
 
 impl Memory {
-    /// Goes on from what is on disk; the time while the node was down counts for nobody's idleness.
-    pub fn new(mut state: State, now: UnixMillis) -> Self {
+    /// Goes on from what is on disk; the time while the node was down counts for nobody's idleness. There is data of the namespaces
+    /// in `stored`: where the state does not say of which generation, it may be of any.
+    pub fn new(mut state: State, stored: Vec<NamespaceName>, now: UnixMillis) -> Self {
+        for name in stored {
+            state.spaces.entry(name).or_insert(0);
+        }
         for record in state.held.values_mut() {
             record.last_activity = record.last_activity.max(now);
             record.figures.active_streams = 0;
         }
         let (opening, verdicts, removed) = Default::default();
-        Self { state, shares_since: None, opening, verdicts, removed, forgot: false }
-    }
-
-    /// What was on disk cannot be read: nobody knows of which namespaces there is data.
-    pub fn forget(&mut self) {
-        self.forgot = true;
+        Self { state, shares_since: None, opening, verdicts, removed }
     }
 
     /// Serves by another snapshot. A namespace that is new may have data from now on, and one that is newer than another of its
@@ -56,11 +53,9 @@ impl Memory {
             if self.removed.get(name).is_some_and(|removed| namespace.generation <= *removed) {
                 continue;
             }
-            let generation = if self.forgot { 0 } else { namespace.generation };
-            self.state.spaces.entry(name.clone()).or_insert(generation);
+            self.state.spaces.entry(name.clone()).or_insert(namespace.generation);
         }
         self.removed.retain(|name, _| snapshot.namespaces.contains_key(name));
-        self.forgot = false;
         self.state.snapshot = snapshot;
     }
 
@@ -140,7 +135,7 @@ mod tests {
     }
 
     fn memory() -> Memory {
-        Memory::new(State::default(), UnixMillis(0))
+        Memory::new(State::default(), Vec::new(), UnixMillis(0))
     }
 
     #[test]
@@ -180,10 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn who_has_forgotten_does_what_it_is_told() {
-        let mut memory = memory();
-        memory.forget();
+    fn data_of_which_nothing_is_written_down_may_be_of_any_namespace() {
+        let mut memory = Memory::new(State::default(), vec![name()], UnixMillis(0));
         memory.serve_by(snapshot(Some(20)));
-        assert!(!memory.is_of_later(&name(), 10), "the data may be of an earlier one");
+        assert!(!memory.is_of_later(&name(), 10), "the node may have crashed before it could write it down");
+        memory.removed(&name(), 10);
+        assert!(memory.is_of_later(&name(), 10));
     }
 }

@@ -22,7 +22,7 @@ use prism_core::config::Config;
 use prism_core::control::{ClientCredential, ClientIdentity, ControlPlane, DataNode, Snapshot};
 use prism_core::secret::{SecretProof, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionId, SessionRecord, SessionReport};
-use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
+use prism_core::{Clock, ConfigName, Error, NamespaceName, NodeId, Result, UnixMillis};
 use prost::bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -65,6 +65,8 @@ pub struct NodeLinkOptions {
     pub version: String,
     /// The backends that this node serves.
     pub backends: Vec<BackendIdentity>,
+    /// The namespaces that there is data of.
+    pub stored: Vec<NamespaceName>,
     /// Where it serves the data plane, `host:port`; empty = it does not say.
     pub data_endpoint: String,
     /// Where the time comes from.
@@ -135,10 +137,7 @@ impl NodeLink {
             })?;
         }
         let is_revoked = state.revoked.is_some();
-        let mut memory = Memory::new(state, options.clock.now());
-        if stored.state.is_some() && !is_ready {
-            memory.forget();
-        }
+        let memory = Memory::new(state, options.stored.clone(), options.clock.now());
         let (keeper, waiting) = Keeper::new();
         let shared = Arc::new(Shared {
             started_at: options.clock.now(),

@@ -107,6 +107,7 @@ impl Host {
                         kind: "memory".to_owned(),
                         identity: format!("embedded:{}:memory", host.node),
                     }],
+                    stored: Vec::new(),
                     data_endpoint: String::new(),
                     clock: host.clock.clone(),
                     jitter: Box::new(move |pause| pause * (80 + dice.below(41) as u32) / 100),

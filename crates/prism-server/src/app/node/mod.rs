@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use prism_backends::driver::Backend;
 use prism_core::secret::Random;
-use prism_core::{Clock, NodeId};
+use prism_core::{Clock, NamespaceName, NodeId};
 use prism_data_plane::{DataPlane, DataPlaneOptions};
 use prism_identity::Issuers;
 use prism_link::{BackendIdentity, Files, NodeLink, NodeLinkOptions};
@@ -128,6 +128,10 @@ async fn start(
     let addresses = listeners.endpoints();
     let table = Arc::new(Table::load()?);
 
+    let (instances, opening) = (settings.backends.clone(), clock.clone());
+    let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
+    let stored = stored(&backends, data).await?;
+
     let connector = Arc::new(Connector::new(files.clone(), id.as_str()));
     let options = NodeLinkOptions {
         node: id.clone(),
@@ -136,6 +140,7 @@ async fn start(
         storage: Arc::new(Files::new(files.folder())),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         backends: identities(settings, &id),
+        stored,
         data_endpoint: addresses.data.map(|address| address.to_string()).unwrap_or_default(),
         clock: clock.clone(),
         jitter: jitter(),
@@ -181,8 +186,6 @@ async fn start(
     certificates.register(&metrics);
     readiness.unless(move || data_tls.as_ref().and_then(ended));
 
-    let (instances, opening) = (settings.backends.clone(), clock.clone());
-    let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
     let connections = Connections::default();
     let options = DataPlaneOptions {
         node: id,
@@ -249,6 +252,20 @@ async fn follow_standing(link: Arc<NodeLink>, readiness: Readiness, until: Shutd
         () = follow => {}
         () = until.announced() => {}
     }
+}
+
+/// The namespaces that there is data of.
+async fn stored(backends: &[Arc<dyn Backend>], data: &Handle) -> Result<Vec<NamespaceName>, Failure> {
+    let backends = backends.to_vec();
+    let looked = on(data, async move {
+        let mut names = Vec::new();
+        for backend in backends {
+            names.extend(backend.stored().await?.into_iter().map(|(name, _)| name));
+        }
+        Ok(names)
+    });
+    let names: prism_core::Result<Vec<NamespaceName>> = looked.await?;
+    names.map_err(|error| failed("it cannot be looked what is stored", &error).into())
 }
 
 /// Those of the settings, else those that the node joined through.
