@@ -185,7 +185,7 @@ impl Door {
                 }
             }
             let prepared = match &mut parsed {
-                Ok(op) => op.prepare(&self.services).await,
+                Ok(op) => op.prepare_for(&admitted.caller.identity, &self.services).await,
                 Err(_) => Ok(()),
             };
             match prepared {

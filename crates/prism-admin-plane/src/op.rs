@@ -314,6 +314,11 @@ pub trait Op: Sized + Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// As [`Op::prepare`], for operations that are about who calls.
+    async fn prepare_for(&mut self, _identity: &Identity, services: &Services) -> Result<()> {
+        self.prepare(services).await
+    }
+
     /// Carries the operation out, inside the transaction that also holds its audit entry.
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>>;
 

@@ -57,8 +57,8 @@ pub const MAX_SESSIONS: usize = 1_000_000;
 pub const MAX_ASKS: usize = 10_000;
 /// Most commands to a node that are open at a time.
 pub const MAX_COMMANDS: usize = 1000;
-/// Most nodes of an installation.
-pub const MAX_NODES: usize = 100;
+/// Most nodes that are linked to a controller at a time. More may have joined; see the ADR on the node link for what they cost.
+pub const MAX_NODES: usize = 1000;
 /// Frames that wait to be sent.
 pub const MAX_WAITING_FRAMES: usize = 1024;
 /// Most controllers in a node's list.
@@ -70,6 +70,12 @@ pub const PING_EVERY: Duration = Duration::from_secs(1);
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long a controller may take to accept a connection; a list has others.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the link of a node may take to give a sign of life, when another process comes with the same identity.
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+/// Pause of a process that was refused as the second one of its node.
+pub const TWIN_PAUSE: Duration = Duration::from_secs(30);
+/// How often the log says again why a controller refuses the node.
+pub const REFUSAL_EVERY: Duration = Duration::from_mins(5);
 /// How long the first frames of the other end may take.
 pub const INTRODUCTION_TIMEOUT: Duration = SILENCE;
 /// How long a question waits for its answer.

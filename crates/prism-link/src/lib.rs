@@ -19,7 +19,7 @@ mod storage;
 mod transport;
 
 pub use convert::told_from_wire as told;
-pub use fleet::{Certifier, Fleet, FleetOptions, NodeStatus};
+pub use fleet::{ALREADY_CONNECTED, Certifier, Fleet, FleetOptions, NodeStatus, Refusal};
 pub use node::{BackendIdentity, Jitter, NodeLink, NodeLinkOptions};
 pub use storage::{Encode, Files, Storage, Stored};
 pub use transport::{Closed, Connector, ControllerEnd, Incoming, NodeEnd, Outgoing, Transport};

@@ -60,15 +60,22 @@ pub(super) async fn cut_revoked(node_id: &str, services: &Services) {
     }
 }
 
-/// Adds to nodes what only this process knows: whether they are linked, and since when.
+/// Adds to nodes what only this process knows: whether they are linked, since when, and why not.
 pub(super) fn tell_links<'a>(nodes: impl IntoIterator<Item = &'a mut wire::Node>, services: &Services) {
     let links: BTreeMap<NodeId, NodeStatus> =
         services.fleet.statuses().into_iter().map(|status| (status.node.clone(), status)).collect();
     for node in nodes {
         let Some(link) = links.get(node.node_id.as_str()) else { continue };
         node.connected = link.connected;
-        node.connected_since = Some(timestamp(link.since));
-        node.started_at = Some(timestamp(link.started_at));
+        // One that was refused only has never been linked.
+        if link.started_at.0 > 0 {
+            node.connected_since = Some(timestamp(link.since));
+            node.started_at = Some(timestamp(link.started_at));
+        }
+        if let Some(refusal) = link.refusal.as_ref().filter(|_| !node.revoked) {
+            node.link_refusal = format!("{}: {}", refusal.reason, refusal.message);
+            node.link_refused_at = Some(timestamp(refusal.at));
+        }
     }
 }
 
@@ -92,6 +99,8 @@ pub(super) fn node(row: &NodeRow) -> wire::Node {
         version: row.version.clone().unwrap_or_default(),
         data_endpoint: row.data_endpoint.clone().unwrap_or_default(),
         certificate_expires_at: row.certificate_expires_at.map(timestamp),
+        link_refusal: String::new(),
+        link_refused_at: None,
     }
 }
 

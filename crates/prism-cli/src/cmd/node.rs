@@ -90,8 +90,32 @@ fn state(node: &Node) -> &'static str {
     }
 }
 
+/// Why its newest try to link was refused, and when.
+fn refusal(node: &Node) -> String {
+    if node.link_refusal.is_empty() {
+        return text::or_dash("");
+    }
+    format!("{} {}", text::time(node.link_refused_at.as_ref()), node.link_refusal)
+}
+
+/// The reason of it, for a list.
+fn refusal_reason(node: &Node) -> String {
+    text::or_dash(node.link_refusal.split(':').next().unwrap_or_default())
+}
+
 fn table(nodes: &[Node]) -> String {
-    let header = ["NODE", "STATE", "SINCE", "LAST SEEN", "CERTIFICATE ENDS", "VERSION", "DATA", "SESSIONS", "BACKENDS"];
+    let header = [
+        "NODE",
+        "STATE",
+        "SINCE",
+        "LAST SEEN",
+        "CERTIFICATE ENDS",
+        "VERSION",
+        "DATA",
+        "SESSIONS",
+        "BACKENDS",
+        "LINK REFUSED",
+    ];
     let grid = nodes.iter().fold(Grid::new(header), |grid, node| {
         grid.row([
             node.node_id.clone(),
@@ -103,6 +127,7 @@ fn table(nodes: &[Node]) -> String {
             text::or_dash(&node.data_endpoint),
             node.live_sessions.to_string(),
             text::or_dash(&backends(node)),
+            refusal_reason(node),
         ])
     });
     grid.render("no nodes")
@@ -134,6 +159,7 @@ pub(super) fn sheet(node: &Node) -> Grid {
         .field("data plane", text::or_dash(&node.data_endpoint))
         .field("backends", text::or_dash(&backends(node)))
         .field("live sessions", node.live_sessions.to_string())
+        .field("link refused", refusal(node))
 }
 
 #[cfg(test)]
@@ -169,5 +195,13 @@ mod tests {
         let text = table(std::slice::from_ref(&node));
         assert!(text.contains("n1") && text.contains("revoked"), "{text}");
         assert!(sheet(&Node::default()).render("").contains("joined"));
+    }
+
+    #[test]
+    fn a_node_that_is_refused_shows_why() {
+        let node = Node { link_refusal: "TOO_MANY_NODES: 1000 nodes are linked".to_owned(), ..Node::default() };
+        let text = table(std::slice::from_ref(&node));
+        assert!(text.contains("TOO_MANY_NODES") && !text.contains("1000"), "{text}");
+        assert!(sheet(&node).render("").contains("1000 nodes are linked"));
     }
 }

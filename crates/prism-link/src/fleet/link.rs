@@ -26,7 +26,8 @@ use super::Shared;
 use super::allowance::Allowance;
 use crate::bounds::{
     DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_COMMANDS, MAX_ITEMS, MAX_REPORTS,
-    MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY, SILENCE,
+    MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY,
+    SIGN_OF_LIFE, SILENCE,
 };
 use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire, told_from_wire};
 use crate::parts::Gathered;
@@ -46,8 +47,12 @@ struct Waiting {
 /// An open link.
 pub struct Link {
     node: NodeId,
+    /// Which process of the node.
+    process: u64,
     /// The backend instances that the node has.
     catalog: Catalog,
+    /// How many frames have come.
+    heard: Signal<u64>,
     outgoing: mpsc::Sender<wire::ControllerFrame>,
     commands: Mutex<BTreeMap<u64, Waiting>>,
     next_command: AtomicU64,
@@ -69,6 +74,21 @@ impl Link {
     /// The backend instances that its node has.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Which process of its node it is.
+    pub fn process(&self) -> u64 {
+        self.process
+    }
+
+    /// Waits for a sign of life; `false` when none comes.
+    pub async fn is_alive(&self) -> bool {
+        let so_far = self.heard.get();
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => false,
+            heard = tokio::time::timeout(SIGN_OF_LIFE, self.heard.wait_for(|heard| *heard != so_far)) => heard.is_ok(),
+        }
     }
 
     /// Ends it.
@@ -145,12 +165,17 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
     };
     let (hello, told, held) = match introduced {
         Ok(Ok(introduced)) => introduced,
-        Ok(Err(error)) => return error,
+        Ok(Err(error)) => return shared.refused(&node, error),
         Err(_) => return closed("the node has not introduced itself in time"),
     };
+    if let Err(error) = shared.may_link(&node, &hello).await {
+        return error;
+    }
     let (sender, frames) = mpsc::channel(MAX_WAITING_FRAMES);
     let link = Arc::new(Link {
         node,
+        process: hello.process,
+        heard: Signal::new(0),
         catalog: Catalog { instances: told.instances().collect() },
         outgoing: sender,
         commands: Mutex::default(),
@@ -280,6 +305,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<
             biased;
             frame = incoming.next() => {
                 heard = Instant::now();
+                link.heard.update(|heard| *heard += 1);
                 match frame {
                     Some(Ok(wire::NodeFrame { frame: Some(frame) })) => received(shared, link, &asks, frame).await,
                     // Of a kind that this version does not know.

@@ -6,6 +6,7 @@ mod commands;
 mod inline;
 mod link;
 mod rates;
+mod refusal;
 mod removals;
 mod snapshots;
 
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prism_core::config::BackendInstance;
 use prism_core::control::{ClusterState, DataNode, Snapshot};
 use prism_core::nodes::{JoinedNode, Told};
-use prism_core::{Clock, Error, Kind, NodeId, Result, UnixMillis};
+use prism_core::{Clock, Error, NodeId, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -27,7 +28,11 @@ use crate::signal::Signal;
 use crate::transport::ControllerEnd;
 use allowance::Allowance;
 use link::Link;
+pub use refusal::{ALREADY_CONNECTED, Refusal};
 use snapshots::Snapshots;
+
+/// Most nodes of which something is kept, linked or not.
+const MAX_KNOWN: usize = MAX_NODES * 2;
 
 /// What a fleet is made of.
 pub struct FleetOptions {
@@ -62,6 +67,8 @@ pub struct NodeStatus {
     pub started_at: UnixMillis,
     /// Since when it is connected, or not.
     pub since: UnixMillis,
+    /// The newest refusal of a link since it was linked last.
+    pub refusal: Option<Refusal>,
 }
 
 /// The data nodes of a controller. Ends when it is dropped.
@@ -154,6 +161,13 @@ impl Fleet {
         self.shared.local().is_some()
     }
 
+    /// Whether `node` may link with this Hello now; waits for a sign of life of the process that is linked, if it is another.
+    ///
+    /// FAILED_PRECONDITION `NODE_ALREADY_CONNECTED` when it gives one, `NODE_ID_TAKEN`, RESOURCE_EXHAUSTED `TOO_MANY_NODES`.
+    pub async fn may_link(&self, node: &NodeId, hello: &wire::Hello) -> Result<()> {
+        self.shared.may_link(node, hello).await
+    }
+
     /// What is known of the nodes that are or were connected, by name.
     pub fn statuses(&self) -> Vec<NodeStatus> {
         self.shared.nodes().statuses.values().cloned().collect()
@@ -206,7 +220,7 @@ impl Shared {
     /// Whether a node may have one more certificate now. Who asks has a link, so there are not many.
     fn may_certify(&self, node: &NodeId) -> bool {
         let mut nodes = self.nodes();
-        while nodes.certificates.len() > MAX_NODES * 10 {
+        while nodes.certificates.len() > MAX_KNOWN {
             nodes.certificates.pop_first();
         }
         nodes.certificates.entry(node.clone()).or_insert_with(|| Allowance::new(CERTIFY_RATE)).take()
@@ -216,13 +230,10 @@ impl Shared {
     fn register(&self, link: &Arc<Link>, hello: &wire::Hello, told: Told) -> Result<()> {
         let mut nodes = self.nodes();
         let node = link.node();
-        if nodes.local.as_ref().is_some_and(|(local, _)| local == node) {
-            let message = format!("{node} is the name of the controller's own data plane; the node needs another");
-            return Err(Error::precondition("NODE_ID_TAKEN", message));
-        }
-        if nodes.links.len() >= MAX_NODES && !nodes.links.contains_key(node) {
-            let message = format!("{MAX_NODES} nodes are connected, the most that there may be");
-            return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
+        nodes.has_room_for(node)?;
+        // Two that came at the same time: the first has the place.
+        if nodes.links.get(node).is_some_and(|before| before.process() != link.process() && !before.is_closed()) {
+            return Err(refusal::twin(node));
         }
         if let Some(before) = nodes.links.insert(node.clone(), Arc::clone(link)) {
             tracing::warn!(node.id = %node, "a node has connected again; its link before is closed");
@@ -233,21 +244,12 @@ impl Shared {
             connected: true,
             started_at: UnixMillis(hello.started_at_ms),
             since: self.options.clock.now(),
+            refusal: None,
         };
         let identities = hello.backends.iter().map(|backend| (backend.instance.clone(), backend.identity.clone()));
         nodes.backends.insert(node.clone(), identities.collect());
-        nodes.statuses.insert(node.clone(), status);
         nodes.joined.insert(node.clone(), told);
-        // Of nodes that are away for good, the names alone are kept, and not for ever.
-        while nodes.statuses.len() > MAX_NODES * 10 {
-            let Some(oldest) = nodes.statuses.values().filter(|known| !known.connected).min_by_key(|known| known.since)
-            else {
-                break;
-            };
-            let oldest = oldest.node.clone();
-            nodes.statuses.remove(&oldest);
-            nodes.backends.remove(&oldest);
-        }
+        nodes.remember(status);
         Ok(())
     }
 
@@ -311,6 +313,17 @@ impl Known {
         let linked = self.links.keys().filter_map(|node| Some((node.clone(), self.joined.get(node)?.clone())));
         let linked: Vec<_> = linked.collect();
         self.joined = joined.into_iter().map(|joined| (joined.node, joined.told)).chain(linked).collect();
+    }
+
+    /// Keeps what is known of a node. Of nodes that are away for good the names alone are kept, and not for ever.
+    fn remember(&mut self, status: NodeStatus) {
+        self.statuses.insert(status.node.clone(), status);
+        while self.statuses.len() > MAX_KNOWN {
+            let away = self.statuses.values().filter(|known| !known.connected);
+            let Some(oldest) = away.min_by_key(|known| known.since).map(|known| known.node.clone()) else { break };
+            self.statuses.remove(&oldest);
+            self.backends.remove(&oldest);
+        }
     }
 
     fn is_reachable(&self, node: &NodeId) -> bool {

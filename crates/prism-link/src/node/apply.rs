@@ -131,6 +131,7 @@ impl Shared {
         self.keeper.change();
         // From here on this end and the other are equal.
         self.link.set(Some(Arc::clone(link)));
+        self.is_twin.set(false);
         self.outbox.notify_one();
         self.demand.notify_one();
         let shared = Arc::clone(self);

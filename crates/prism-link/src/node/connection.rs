@@ -19,6 +19,7 @@ use wire::node_frame::Frame;
 use super::ask::Unanswered;
 use super::demand::Demands;
 use super::standing::is_revocation;
+use super::turned_away::Said;
 use super::{Shared, no_controller};
 use crate::bounds::{
     ASK_TIMEOUT, BACKOFF, CONNECT_TIMEOUT, INTRODUCTION_TIMEOUT, LAST_WORD, MAX_ASK_BYTES, MAX_ASKS,
@@ -133,6 +134,7 @@ struct Connection<'a> {
 pub async fn run(shared: Arc<Shared>) {
     let mut pause = BACKOFF.0;
     let mut turn = 0;
+    let mut said = Said::default();
     loop {
         let controllers = &shared.options.controllers;
         let Some(controller) = controllers.get(turn % controllers.len().max(1)).cloned() else {
@@ -151,13 +153,15 @@ pub async fn run(shared: Arc<Shared>) {
             shared.put_out(&ended).await;
         }
         let (reason, why) = (ended.reason(), ended.message());
-        if was_connected || shared.connected_before.get().is_none() {
+        if said.is_news(&ended, was_connected) {
             tracing::warn!(controller, reason, why, "no link to the controller");
         } else {
             tracing::debug!(controller, reason, why, "no link to the controller");
         }
         turn += 1;
         let wait = if shared.is_revoked() { REVOKED_RETRY } else { pause };
+        let wait = Some(&ended).filter(|_| is_said).and_then(|ended| shared.turned_away(ended)).unwrap_or(wait);
+        shared.is_asking.set(false);
         tokio::time::sleep((shared.options.jitter)(wait)).await;
         pause = (pause * 2).min(BACKOFF.1);
     }
@@ -214,6 +218,7 @@ async fn pump(mut frames: mpsc::Receiver<wire::NodeFrame>, mut outgoing: Outgoin
 
 impl Connection<'_> {
     async fn run(mut self, mut incoming: Incoming<wire::ControllerFrame>, controller: &str) -> Result<()> {
+        self.shared.is_asking.set(true);
         // A controller that refuses the link may have done so before it has heard everything, and says why.
         let introduced = self.introduce().await;
         let welcome = tokio::time::timeout(INTRODUCTION_TIMEOUT, incoming.next()).await;
@@ -285,6 +290,7 @@ impl Connection<'_> {
             starting: shared.attached_now().is_none(),
             backends: backends.collect(),
             data_endpoint: shared.options.data_endpoint.clone(),
+            process: shared.options.process,
         }))
         .await?;
         let mut chunks = self.told.chunks(MAX_ITEMS).peekable();
@@ -311,8 +317,8 @@ impl Connection<'_> {
         }
         self.shared.set_offset(welcome.now_ms);
         self.shared.take_back().await;
+        self.shared.is_asking.set(false);
         tracing::info!(controller, id = welcome.controller_id, cluster = welcome.cluster, "linked to the controller");
-        let _ = self.shared.connected_before.set(());
         Ok(())
     }
 

@@ -11,10 +11,11 @@ mod standing;
 mod state;
 #[cfg(test)]
 mod state_tests;
+mod turned_away;
 
 use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::bounds::RETRY;
+use crate::bounds::{INTRODUCTION_TIMEOUT, RETRY};
 use crate::signal::Signal;
 use crate::storage::Storage;
 use crate::transport::Connector;
@@ -55,6 +56,8 @@ pub struct BackendIdentity {
 pub struct NodeLinkOptions {
     /// This node.
     pub node: NodeId,
+    /// Tells this process of the node from every other: random.
+    pub process: u64,
     /// The controllers to choose from, in order; at most [`crate::bounds::MAX_CONTROLLERS`].
     pub controllers: Vec<String>,
     /// How they are reached.
@@ -111,8 +114,10 @@ struct Shared {
     revoked: Signal<bool>,
     /// Held while the data plane is told of it.
     standing: tokio::sync::Mutex<()>,
-    /// Configs that wait to be prepared.
-    connected_before: OnceLock<()>,
+    /// Whether a controller has said that another process has this node's identity and is linked.
+    is_twin: Signal<bool>,
+    /// Whether a controller is there that has not said yet whether it takes this node.
+    is_asking: Signal<bool>,
 }
 
 impl NodeLink {
@@ -156,7 +161,8 @@ impl NodeLink {
             removing: tokio::sync::Mutex::default(),
             revoked: Signal::new(is_revoked),
             standing: tokio::sync::Mutex::default(),
-            connected_before: OnceLock::new(),
+            is_twin: Signal::new(false),
+            is_asking: Signal::new(false),
             options,
         });
         let storage = Arc::clone(&shared.options.storage);
@@ -169,10 +175,14 @@ impl NodeLink {
         Ok(Self { shared, tasks })
     }
 
-    /// Waits until there is a snapshot to serve by: a controller's, or if none answers within `patience` that on disk.
+    /// Waits until there is a snapshot to serve by: a controller's, or if none answers within `patience` that on disk. As long as
+    /// a controller refuses this process because another one of the node is linked, it waits.
     pub async fn ready(&self, patience: Duration) {
         // What is on disk is good enough when there is no answer.
         let _ = tokio::time::timeout(patience, self.shared.link.wait_for(Option::is_some)).await;
+        // Two processes must not serve the same sessions: a controller that is there may know of another.
+        let _ = tokio::time::timeout(INTRODUCTION_TIMEOUT, self.shared.is_asking.wait_for(|is_asking| !is_asking)).await;
+        self.shared.is_twin.wait_for(|is_twin| !is_twin).await;
         self.shared.ready.wait_for(|ready| *ready).await;
     }
 

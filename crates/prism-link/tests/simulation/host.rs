@@ -83,6 +83,13 @@ impl Host {
         })
     }
 
+    /// Another machine with a copy of what is on the disk of this one.
+    pub fn copy(&self) -> Arc<Self> {
+        let copy = Self::new(self.node.clone(), self.clock.clone(), &self.network, &self.dice, &self.log);
+        *copy.disk.stored.lock().unwrap() = self.disk.stored.lock().unwrap().clone();
+        copy
+    }
+
     pub fn running(&self) -> Option<Running> {
         self.running.lock().unwrap().clone()
     }
@@ -98,6 +105,7 @@ impl Host {
                 let dice = host.dice.clone();
                 let options = NodeLinkOptions {
                     node: host.node.clone(),
+                    process: dice.below(u64::MAX),
                     controllers: vec!["controller".to_owned()],
                     connector: Arc::new(Way { network: Arc::clone(&host.network), node: host.node.clone() }),
                     storage: host.disk.clone(),

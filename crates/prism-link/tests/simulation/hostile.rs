@@ -48,6 +48,8 @@ pub enum Manner {
     Good,
     Refusing,
     Silent,
+    /// Not even a sign of life.
+    Dead,
 }
 
 /// Why a link has ended.
@@ -59,11 +61,22 @@ impl Ended {
     }
 }
 
+/// What a good node says first.
+pub fn hello(name: &str) -> wire::Hello {
+    wire::Hello {
+        node_id: name.to_owned(),
+        oldest_protocol: 1,
+        newest_protocol: 1,
+        version: "1".to_owned(),
+        ..Default::default()
+    }
+}
+
 /// A node that speaks frames.
 pub struct Raw {
     frames: mpsc::Sender<prism_core::Result<wire::NodeFrame>>,
     answers: mpsc::Receiver<wire::Answer>,
-    ended: tokio::task::JoinHandle<Error>,
+    pub ended: tokio::task::JoinHandle<Error>,
 }
 
 impl Raw {
@@ -85,6 +98,12 @@ impl Raw {
         manner: Manner,
         backends: Vec<wire::BackendIdentity>,
     ) -> Result<Self, Error> {
+        let process = 1;
+        Self::introduce(fleet, manner, wire::Hello { backends, process, ..hello(name) }).await
+    }
+
+    /// The same with this Hello.
+    pub async fn introduce(fleet: &Arc<Fleet>, manner: Manner, hello: wire::Hello) -> Result<Self, Error> {
         let (frames, taken) = mpsc::channel(64);
         let (given, mut received) = mpsc::channel::<wire::ControllerFrame>(64);
         let outgoing = futures::sink::unfold(given, |given, frame| async move {
@@ -92,18 +111,10 @@ impl Raw {
             Ok(given)
         });
         let end = ControllerEnd { incoming: tokio_stream(taken).boxed(), outgoing: Box::pin(outgoing) };
-        let (serving, who) = (Arc::clone(fleet), node(name));
+        let (serving, who) = (Arc::clone(fleet), node(&hello.node_id));
         let ended = tokio::spawn(async move { serving.serve(who, end).await });
         let (told, answers) = mpsc::channel(64);
         let raw = Self { frames, answers, ended };
-        let hello = wire::Hello {
-            node_id: name.to_owned(),
-            oldest_protocol: 1,
-            newest_protocol: 1,
-            version: "1".to_owned(),
-            backends,
-            ..Default::default()
-        };
         raw.send(Frame::Hello(hello)).await;
         raw.send(Frame::Held(wire::Held { session_ids: Vec::new(), last: true })).await;
         let back = raw.frames.clone();
@@ -113,7 +124,7 @@ impl Raw {
         tokio::spawn(async move {
             while let Some(frame) = received.recv().await {
                 let answer = match frame.frame {
-                    Some(Sent::Ping(ping)) => Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms: 0 }),
+                    Some(Sent::Ping(ping)) if manner != Manner::Dead => Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms: 0 }),
                     Some(Sent::Welcome(_)) => {
                         welcomed = true;
                         continue;
@@ -126,7 +137,7 @@ impl Raw {
                         let _ = told.send(answer).await;
                         continue;
                     }
-                    Some(Sent::Command(command)) if manner != Manner::Silent => {
+                    Some(Sent::Command(command)) if !matches!(manner, Manner::Silent | Manner::Dead) => {
                         let result = if manner == Manner::Good {
                             Answered::Done(wire::Done {})
                         } else {
@@ -161,6 +172,12 @@ impl Raw {
     pub async fn end(self, frame: Frame) -> Ended {
         self.send(frame).await;
         Ended(self.ended.await.unwrap())
+    }
+
+    /// Breaks the connection.
+    pub async fn leave(self) {
+        self.frames.send(Err(Error::unavailable("GONE", "the connection broke"))).await.expect("the link is open");
+        self.ended.await.unwrap();
     }
 
     pub async fn send(&self, frame: Frame) {

@@ -13,6 +13,7 @@ mod large;
 mod network;
 mod operator;
 mod plane;
+mod twins;
 mod world;
 
 use std::panic::AssertUnwindSafe;

@@ -19,8 +19,10 @@ const DELAY: u64 = 60;
 /// How long a connection is tried while the node is cut off.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a controller says last, as the status of a call is.
+pub type LastWord = Box<dyn FnOnce(Error) + Send>;
 /// Takes the controller's end of a new connection.
-pub type Accept = Arc<dyn Fn(NodeId, ControllerEnd) + Send + Sync>;
+pub type Accept = Arc<dyn Fn(NodeId, ControllerEnd, LastWord) + Send + Sync>;
 
 /// The network.
 pub struct Network {
@@ -139,7 +141,12 @@ impl Connector for Way {
         network.connections.lock().unwrap().push((self.node.clone(), broken.clone()));
         let (to_controller, at_controller) = network.pipe(&self.node, &broken, MAX_NODE_FRAME_BYTES);
         let (to_node, at_node) = network.pipe(&self.node, &broken, MAX_FRAME_BYTES);
-        accept(self.node.clone(), ControllerEnd { incoming: at_controller, outgoing: to_node });
-        Ok(NodeEnd { incoming: at_node, outgoing: to_controller })
+        let said = Arc::new(Mutex::new(None));
+        let heard = Arc::clone(&said);
+        let last_word: LastWord = Box::new(move |error| *said.lock().unwrap() = Some(error));
+        accept(self.node.clone(), ControllerEnd { incoming: at_controller, outgoing: to_node }, last_word);
+        let last = futures::stream::once(async move { heard.lock().unwrap().take() });
+        let incoming = at_node.chain(last.filter_map(|word| async { word.map(Err) })).boxed();
+        Ok(NodeEnd { incoming, outgoing: to_controller })
     }
 }

@@ -172,9 +172,9 @@ impl World {
         };
         let fleet = Arc::new(Fleet::start(options).await.unwrap());
         let serving = Arc::clone(&fleet);
-        self.network.listen(Some(Arc::new(move |node, end| {
+        self.network.listen(Some(Arc::new(move |node, end, last_word| {
             let fleet = Arc::clone(&serving);
-            tokio::spawn(async move { fleet.serve(node, end).await });
+            tokio::spawn(async move { last_word(fleet.serve(node, end).await) });
         })));
         *self.fleet.lock().unwrap() = Some(fleet);
         self.log.line("the controller is there");

@@ -135,6 +135,7 @@ async fn start(
     let connector = Arc::new(Connector::new(files.clone(), id.as_str()));
     let options = NodeLinkOptions {
         node: id.clone(),
+        process: process(),
         controllers: controllers(settings, &identity),
         connector: connector.clone(),
         storage: Arc::new(Files::new(files.folder())),
@@ -292,6 +293,13 @@ fn identities(settings: &Settings, node: &NodeId) -> Vec<BackendIdentity> {
         identity: format!("embedded:{node}:{}", backend.name),
     };
     settings.backends.iter().map(of).collect()
+}
+
+/// A number that no other process has.
+fn process() -> u64 {
+    let mut bytes = [0; 8];
+    Random::system().fill(&mut bytes);
+    u64::from_be_bytes(bytes)
 }
 
 /// Up to a fifth more or less.
