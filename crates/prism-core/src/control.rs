@@ -255,6 +255,12 @@ pub trait ClusterState: ControlPlane {
     /// The live session with this token, and its node.
     async fn session_of(&self, token: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>>;
 
+    /// What proves to a later life of this installation that it has said `words`; nobody else can make it.
+    fn seal(&self, words: &[u8]) -> Vec<u8>;
+
+    /// Whether this installation has said `words`.
+    fn has_sealed(&self, words: &[u8], seal: &[u8]) -> bool;
+
     /// Gives a live session of `from` to another node, durably; `false` when it is not live or not there any more.
     async fn move_session(&self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool>;
 }

@@ -73,7 +73,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the link of a node may take to give a sign of life, when another process comes with the same identity.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Pause of a process that was refused as the second one of its node.
-pub const TWIN_PAUSE: Duration = Duration::from_secs(30);
+pub const TWIN_PAUSE: Duration = Duration::from_secs(10);
 /// How often the log says again why a controller refuses the node.
 pub const REFUSAL_EVERY: Duration = Duration::from_mins(5);
 /// How long the first frames of the other end may take.

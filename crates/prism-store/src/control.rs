@@ -178,6 +178,14 @@ impl ClusterState for Store {
         self.read(move |tx| tx.session_of(&token)).await
     }
 
+    fn seal(&self, words: &[u8]) -> Vec<u8> {
+        self.signer.seal(words)
+    }
+
+    fn has_sealed(&self, words: &[u8], seal: &[u8]) -> bool {
+        self.signer.has_sealed(words, seal)
+    }
+
     async fn move_session(&self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
         let (from, to) = (from.clone(), to.clone());
         self.write(move |tx| tx.move_session(id, &from, &to)).await

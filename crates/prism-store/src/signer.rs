@@ -3,6 +3,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,10 +18,14 @@ use crate::bootstrap::write_secret;
 /// Name of the file with the key that signs checkpoints, in the data directory.
 pub const AUDIT_KEY: &str = "audit.key";
 
+/// What is signed to have a key for seals; no checkpoint has this form.
+const SEALING: &[u8] = b"prism: key of seals, version 1";
+
 /// The key with which an installation vouches for its audit log.
 pub struct Signer {
     pair: Ed25519KeyPair,
     key_id: String,
+    sealing: hmac::Key,
 }
 
 impl Signer {
@@ -63,7 +68,19 @@ impl Signer {
 
     fn new(pair: Ed25519KeyPair) -> Self {
         let key_id = key_id(pair.public_key().as_ref());
-        Self { pair, key_id }
+        // Signatures of Ed25519 are always the same, and nobody is shown this one.
+        let sealing = hmac::Key::new(hmac::HMAC_SHA256, pair.sign(SEALING).as_ref());
+        Self { pair, key_id, sealing }
+    }
+
+    /// What proves later that this installation has said `words`, to itself.
+    pub fn seal(&self, words: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.sealing, words).as_ref().to_vec()
+    }
+
+    /// Whether `seal` is that of `words`.
+    pub fn has_sealed(&self, words: &[u8], seal: &[u8]) -> bool {
+        hmac::verify(&self.sealing, words, seal).is_ok()
     }
 
     /// The public key, 32 bytes.
@@ -138,6 +155,18 @@ mod tests {
         assert!(text.lines().all(|line| line.len() <= 64), "{text}");
         let secret = text.lines().nth(1).unwrap();
         assert!(!format!("{first:?}").contains(&secret[24..]) && format!("{first:?}").len() < 40);
+    }
+
+    #[test]
+    fn a_seal_is_of_one_installation_and_of_what_was_said() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let seal = Signer::load_or_create(folder.path(), false).unwrap().seal(b"words");
+        let again = Signer::load_or_create(folder.path(), true).unwrap();
+        assert!(again.has_sealed(b"words", &seal), "a later life of it knows");
+        assert!(!again.has_sealed(b"other words", &seal) && !again.has_sealed(b"words", &seal[..31]));
+        assert!(!again.has_sealed(b"words", b""));
+        let other = Signer::load_or_create(other.path(), false).unwrap();
+        assert!(!other.has_sealed(b"words", &seal) && other.seal(b"words") != seal);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -31,6 +31,7 @@ use crate::bounds::{
 };
 use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire, told_from_wire};
 use crate::parts::Gathered;
+use crate::shares::Proof;
 use crate::signal::Signal;
 use crate::transport::{ControllerEnd, Incoming, Outgoing};
 
@@ -295,8 +296,8 @@ async fn introduction(
 
 /// Reads what the node sends.
 async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<wire::NodeFrame>) -> Error {
-    let asks =
-        Asks { at_once: Arc::new(Semaphore::new(MAX_ASKS_AT_ONCE)), bytes: Arc::new(Semaphore::new(MAX_ASKED_BYTES)) };
+    let (at_once, bytes) = (Arc::new(Semaphore::new(MAX_ASKS_AT_ONCE)), Arc::new(Semaphore::new(MAX_ASKED_BYTES)));
+    let asks = Asks { at_once, bytes, proof: OnceLock::new() };
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -326,6 +327,8 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, incoming: &mut Incoming<
 struct Asks {
     at_once: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// What the node can show that it was given before.
+    proof: OnceLock<Proof>,
 }
 
 impl Asks {
@@ -386,8 +389,15 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Re
             if !link.demands.take() {
                 return Ok(());
             }
-            let answer = shared.shares_of(link.node(), demand)?;
+            let answer = shared.shares_of(link.node(), asks.proof.get_or_init(Proof::default), demand)?;
             send(link, Frame::Shares(answer)).await?;
+        }
+        Received::Proof(shares) => {
+            // Of a link there is one, before its first demand.
+            let proof = Proof::of(link.node(), shares, &*shared.options.control)?;
+            if asks.proof.set(proof).is_err() {
+                return Err(bad("what a node was given comes once, before its first demand"));
+            }
         }
         Received::Applied(applied) => {
             if applied.epoch == shared.snapshots.epoch() {

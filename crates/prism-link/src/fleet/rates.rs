@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Shared;
 use crate::bounds::{DEMAND_EVERY, LEASE, MAX_GRANTS, MEMBERS_EVERY};
 use crate::convert::{bad, bounded};
-use crate::shares::{MAX_MILLIS, Share, Wish, quota_of};
+use crate::shares::{MAX_MILLIS, Proof, Share, Wish, quota_of, words};
 
 /// Looks after what changes with time: who shares, and what the data plane of this process may use.
 pub async fn tend(shared: Arc<Shared>) {
@@ -104,18 +104,17 @@ impl Shared {
     }
 
     /// The answer to a demand.
-    pub(super) fn shares_of(&self, node: &NodeId, demand: wire::Demand) -> Result<wire::Shares> {
+    pub(super) fn shares_of(&self, node: &NodeId, proof: &Proof, demand: wire::Demand) -> Result<wire::Shares> {
         let mut wishes = BTreeMap::new();
         for wish in bounded("namespaces", demand.namespaces, MAX_GRANTS)? {
             let name = NamespaceName::try_from(wish.namespace).map_err(bad)?;
-            wishes.insert(
-                name,
-                Wish {
-                    wanted: wish.wanted_millis.min(MAX_MILLIS),
-                    held: wish.held_millis.min(MAX_MILLIS),
-                    alone: wish.alone_millis.min(MAX_MILLIS),
-                },
-            );
+            let wish = Wish {
+                wanted: wish.wanted_millis.min(MAX_MILLIS),
+                held: wish.held_millis.min(MAX_MILLIS),
+                alone: wish.alone_millis.min(MAX_MILLIS),
+            };
+            let wish = proof.bound(&name, wish);
+            wishes.insert(name, wish);
         }
         let snapshot = Arc::clone(&self.options.control.snapshot().borrow());
         let now = Instant::now();
@@ -125,10 +124,13 @@ impl Shared {
             millis: share.leased,
             alone_millis: share.alone,
         };
-        Ok(wire::Shares {
+        let mut shares = wire::Shares {
             sequence: demand.sequence,
             namespaces: shares.iter().map(entry).collect(),
             lease_ms: i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX),
-        })
+            seal: bytes::Bytes::new(),
+        };
+        shares.seal = self.options.control.seal(&words(node, &shares)).into();
+        Ok(shares)
     }
 }

@@ -363,6 +363,10 @@ impl Connection<'_> {
             return Err(bad(format_args!("a part of a snapshot has more than {MAX_ITEMS} items")));
         }
         part.items.into_iter().try_for_each(|item| builder.add(item))?;
+        let known = self.shared.memory().state.position;
+        if known.0 == epoch && revision < known.1 {
+            return Err(bad(format_args!("revision {revision} comes after revision {}", known.1)));
+        }
         if part.last {
             self.shared.publish(&self.link, builder, (epoch, revision));
         } else {

@@ -49,7 +49,11 @@ pub async fn tell(shared: Arc<Shared>) {
         }
         let link = shared.link.get();
         if let Some(link) = link {
+            let proof = if link.demands().is_first() { shared.memory().state.proof.clone() } else { None };
             let demand = shared.next_demand(&link, &meter.rates);
+            if let Some(proof) = proof {
+                link.send(Frame::Proof(proof)).await;
+            }
             link.send(Frame::Demand(demand)).await;
         }
         // Leases end by time.
@@ -137,6 +141,7 @@ impl Shared {
     /// Serves by the answer to a demand.
     pub(super) fn take_shares(&self, link: &Link, shares: wire::Shares) -> Result<()> {
         let Some((since, wished)) = link.demands().answered(shares.sequence) else { return Ok(()) };
+        let proof = shares.clone();
         let share = |share: wire::NamespaceShare| {
             let name = NamespaceName::try_from(share.namespace).map_err(bad)?;
             Ok((name, Share { leased: share.millis, alone: share.alone_millis }))
@@ -151,6 +156,7 @@ impl Shared {
                 memory.state.shares = by_namespace;
                 self.keeper.change();
             }
+            memory.state.proof = Some(proof);
             memory.shares_since = Some(since);
         }
         self.apply_shares();
@@ -166,6 +172,11 @@ pub struct Demands(Mutex<Open>);
 impl Demands {
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether none was sent yet.
+    fn is_first(&self) -> bool {
+        self.lock().next == 0
     }
 
     /// Numbers a demand that is sent now; returns its number and that of the answer which is in force.

@@ -44,6 +44,8 @@ pub struct State {
     pub spaces: BTreeMap<NamespaceName, i64>,
     /// What a controller said when it turned this node away as a revoked one; `None` = it is not.
     pub revoked: Option<String>,
+    /// The answer of a controller that the shares are from.
+    pub proof: Option<wire::Shares>,
 }
 
 /// A namespace that the node may have data of.
@@ -77,6 +79,8 @@ struct Payload {
     spaces: Vec<Space>,
     #[prost(string, optional, tag = "11")]
     revoked: Option<String>,
+    #[prost(message, optional, tag = "12")]
+    proof: Option<wire::Shares>,
 }
 
 /// What happened since the state was written.
@@ -141,6 +145,7 @@ impl State {
             shares: self.shares.iter().map(share).collect(),
             spaces: self.spaces.iter().map(space).collect(),
             revoked: self.revoked.clone(),
+            proof: self.proof.clone(),
         };
         let length = payload.encoded_len();
         let mut out = Vec::with_capacity(HEADER + length);
@@ -200,6 +205,7 @@ impl State {
             reports: reports.map(|report| report.map(|report| (report.id, report))).collect::<Result<_>>()?,
             shares: payload.shares.into_iter().map(share).collect::<Result<_>>()?,
             revoked: payload.revoked,
+            proof: payload.proof,
         })
     }
 

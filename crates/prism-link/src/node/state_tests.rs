@@ -25,6 +25,7 @@ fn state() -> impl Strategy<Value = State> {
     )
         .prop_map(|(snapshot, position, held, ends, reports, shares, spaces, revoked)| State {
             spaces,
+            proof: (!shares.is_empty()).then(|| prism_proto::cluster::v1::Shares { lease_ms: 7, ..Default::default() }),
             snapshot: snapshot.into(),
             position,
             held: held.into_iter().map(|record| (record.id, record)).collect(),
@@ -62,6 +63,7 @@ proptest! {
         spaces.extend(state.spaces.clone());
         prop_assert_eq!(&read.spaces, &spaces);
         prop_assert_eq!(&read.revoked, &state.revoked);
+        prop_assert_eq!(&read.proof, &state.proof);
         prop_assert_eq!(any_of::said(&read.snapshot), any_of::said(&state.snapshot));
     }
 

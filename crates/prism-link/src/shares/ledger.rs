@@ -38,9 +38,12 @@ impl Holding {
         sent.chain(confirmed).max().unwrap_or(0)
     }
 
-    /// The most that it was ever sent and has not replaced, whether its lease runs or not.
-    fn most(&self) -> u64 {
-        self.sent.iter().map(|sent| sent.share.leased).fold(self.confirmed.leased, u64::max)
+    /// How much of `held` may be in force by a lease that runs, and since when the newest of those runs that allow it.
+    fn lease(&self, held: u64, now: Instant) -> (u64, Instant) {
+        let held = held.min(self.leased(now));
+        let sent = self.sent.iter().filter(|sent| sent.share.leased >= held).map(|sent| sent.at);
+        let confirmed = Some(self.confirmed_at).filter(|_| self.confirmed.leased >= held);
+        (held, sent.chain(confirmed).max().unwrap_or(self.confirmed_at))
     }
 
     /// The most that the node may serve by when it has long been alone.
@@ -139,6 +142,7 @@ impl Ledger {
         snapshot: &Snapshot,
         now: Instant,
     ) {
+        let started = self.started;
         let member = self.members.entry(node.clone()).or_default();
         let first = !std::mem::replace(&mut member.connected, true);
         let known = member.known.is_some();
@@ -157,11 +161,14 @@ impl Ledger {
                 // What was sent over an earlier link is in force, or it never will be.
                 // More than it was ever sent it cannot hold, nor more than there is.
                 let quota = quota_of(snapshot, name).unwrap_or(0);
-                let (held, alone) = (wish.held.min(quota), wish.alone.min(quota));
-                let held = if known { held.min(holding.most()) } else { held };
+                let alone = wish.alone.min(quota);
                 let alone = if known { holding.alone() } else { alone };
-                holding.confirmed = Share { leased: held, alone };
-                holding.confirmed_at = now;
+                // A lease runs from when it was given: a node that says it again does not make it longer.
+                let held = wish.held.min(quota);
+                let (leased, since) = if known { holding.lease(held, now) } else { (held, started) };
+                let leased = if now.saturating_duration_since(since) < LEASE { leased } else { 0 };
+                holding.confirmed = Share { leased: leased.max(held.min(alone)), alone };
+                holding.confirmed_at = if leased > alone { since } else { now };
                 holding.sent.clear();
             } else if let Some(at) = holding.sent.iter().position(|sent| sent.sequence == serves_by) {
                 let confirmed = holding.sent[at];
@@ -310,6 +317,30 @@ mod tests {
         assert_eq!(world.ask("b", Q, 0).leased, 0);
         world.ledger.forget(&BTreeSet::new());
         assert_eq!(world.ask("b", Q, 0).leased, Q);
+    }
+
+    #[test]
+    fn who_says_again_what_it_had_does_not_have_it_longer() {
+        let mut world = World::new(&["a", "liar"]);
+        let claim = |world: &mut World| {
+            world.sequence += 1;
+            let wishes = [(name(), Wish { wanted: Q, held: Q, alone: 0 })].into();
+            let numbers = (world.sequence, 0);
+            world.ledger.demand(&node("liar"), numbers, &wishes, &snapshot(), world.now)[&name()]
+        };
+        for _ in 0..9 {
+            world.pass(1);
+            claim(&mut world);
+            assert_eq!(world.ask("a", Q, 0).leased, 0, "it may have had all of it from the controller before");
+            world.ledger.silent(&node("liar"));
+        }
+        // Later than that no lease of the controller before can be in force, whatever is said, and however often.
+        for _ in 0..10 {
+            world.pass(1);
+            claim(&mut world);
+            world.ledger.silent(&node("liar"));
+        }
+        assert!(world.ask("a", Q, 0).leased >= Q / 2, "{:?}", world.ledger);
     }
 
     #[test]

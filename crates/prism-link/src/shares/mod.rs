@@ -23,12 +23,18 @@
 //! nodes, and for `L` at most, nobody gets more than it says it has. After that they use no more than what they may use alone:
 //! all of `Q` that the connected nodes may not. So these share what they may use alone together, and nobody gets more of that.
 //!
+//! What a node says it has counts no further than it can prove: every answer to a demand has a seal that only the installation
+//! can make, and the node shows its newest one before its first demand. One that lies gets, and reserves, what it was once given,
+//! and nothing more. What it may have by a lease of the controller before is reserved until `L` after the start and no longer,
+//! however often it connects again.
+//!
 //! A bucket lets a second's worth through at once, and a changed rate adds nothing to it ([`TokenBucket::set_share`]). So all
 //! nodes together pass at most `Q·t + Q` operations in any time `t`: over 10 s, 1.1 times the quota, with or without partitions.
 //!
 //! [`TokenBucket::set_share`]: prism_core::rate::TokenBucket::set_share
 
 mod ledger;
+mod proof;
 mod split;
 
 use std::collections::BTreeMap;
@@ -41,6 +47,7 @@ use tokio::time::Instant;
 use crate::bounds::LEASE;
 
 pub use ledger::Ledger;
+pub use proof::{Proof, words};
 
 /// Rates above this are not told apart, in operations per second.
 const MAX_RATE: u64 = 1_000_000_000_000;

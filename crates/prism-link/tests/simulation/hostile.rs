@@ -76,6 +76,7 @@ pub fn hello(name: &str) -> wire::Hello {
 pub struct Raw {
     frames: mpsc::Sender<prism_core::Result<wire::NodeFrame>>,
     answers: mpsc::Receiver<wire::Answer>,
+    pub shares: mpsc::Receiver<wire::Shares>,
     pub ended: tokio::task::JoinHandle<Error>,
 }
 
@@ -114,7 +115,8 @@ impl Raw {
         let (serving, who) = (Arc::clone(fleet), node(&hello.node_id));
         let ended = tokio::spawn(async move { serving.serve(who, end).await });
         let (told, answers) = mpsc::channel(64);
-        let raw = Self { frames, answers, ended };
+        let (given_out, shares) = mpsc::channel(64);
+        let raw = Self { frames, answers, shares, ended };
         raw.send(Frame::Hello(hello)).await;
         raw.send(Frame::Held(wire::Held { session_ids: Vec::new(), last: true })).await;
         let back = raw.frames.clone();
@@ -131,6 +133,10 @@ impl Raw {
                     }
                     Some(Sent::Sessions(part)) if part.last && welcomed => {
                         ready.take().map(|ready| ready.send(()));
+                        continue;
+                    }
+                    Some(Sent::Shares(shares)) => {
+                        let _ = given_out.send(shares).await;
                         continue;
                     }
                     Some(Sent::Answer(answer)) => {
@@ -172,6 +178,11 @@ impl Raw {
     pub async fn end(self, frame: Frame) -> Ended {
         self.send(frame).await;
         Ended(self.ended.await.unwrap())
+    }
+
+    /// Sends a frame of a kind that is of a later version.
+    pub async fn unknown(&self) {
+        self.frames.send(Ok(wire::NodeFrame { frame: None })).await.expect("the link is open");
     }
 
     /// Breaks the connection.

@@ -9,6 +9,8 @@ mod control;
 mod host;
 mod hostile;
 mod hostile_admission;
+mod hostile_controller;
+mod hostile_shares;
 mod large;
 mod network;
 mod operator;
