@@ -392,9 +392,9 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Re
             let answer = shared.shares_of(link.node(), asks.proof.get_or_init(Proof::default), demand)?;
             send(link, Frame::Shares(answer)).await?;
         }
-        Received::Proof(shares) => {
+        Received::Proof(given) => {
             // Of a link there is one, before its first demand.
-            let proof = Proof::of(link.node(), shares, &*shared.options.control)?;
+            let proof = Proof::of(link.node(), given, &*shared.options.control)?;
             if asks.proof.set(proof).is_err() {
                 return Err(bad("what a node was given comes once, before its first demand"));
             }

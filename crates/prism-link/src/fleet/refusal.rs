@@ -37,7 +37,8 @@ impl Known {
             return Err(Error::precondition("NODE_ID_TAKEN", message));
         }
         if self.links.len() >= MAX_NODES && !self.links.contains_key(node) {
-            let message = format!("{MAX_NODES} nodes are linked, the most that a controller takes; stop one that is not needed");
+            let message =
+                format!("{MAX_NODES} nodes are linked, the most that a controller takes; stop one that is not needed");
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODES", message));
         }
         Ok(())

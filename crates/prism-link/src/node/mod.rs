@@ -181,7 +181,8 @@ impl NodeLink {
         // What is on disk is good enough when there is no answer.
         let _ = tokio::time::timeout(patience, self.shared.link.wait_for(Option::is_some)).await;
         // Two processes must not serve the same sessions: a controller that is there may know of another.
-        let _ = tokio::time::timeout(INTRODUCTION_TIMEOUT, self.shared.is_asking.wait_for(|is_asking| !is_asking)).await;
+        let _ =
+            tokio::time::timeout(INTRODUCTION_TIMEOUT, self.shared.is_asking.wait_for(|is_asking| !is_asking)).await;
         self.shared.is_twin.wait_for(|is_twin| !is_twin).await;
         self.shared.ready.wait_for(|ready| *ready).await;
     }

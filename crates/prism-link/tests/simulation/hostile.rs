@@ -126,7 +126,9 @@ impl Raw {
         tokio::spawn(async move {
             while let Some(frame) = received.recv().await {
                 let answer = match frame.frame {
-                    Some(Sent::Ping(ping)) if manner != Manner::Dead => Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms: 0 }),
+                    Some(Sent::Ping(ping)) if manner != Manner::Dead => {
+                        Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms: 0 })
+                    }
                     Some(Sent::Welcome(_)) => {
                         welcomed = true;
                         continue;

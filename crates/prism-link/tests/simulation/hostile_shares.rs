@@ -58,7 +58,8 @@ fn what_a_node_has_after_a_start_of_the_controller_it_must_have_been_given() {
         let mut liar = Raw::link(&first_life, "liar", Manner::Good).await;
         let mut given = [wire::Shares::default(), wire::Shares::default()];
         for sequence in 1..=6 {
-            let have = |shares: &wire::Shares| shares.namespaces.first().map_or((0, 0), |one| (one.millis, one.alone_millis));
+            let have =
+                |shares: &wire::Shares| shares.namespaces.first().map_or((0, 0), |one| (one.millis, one.alone_millis));
             let (one, other) = (have(&given[0]), have(&given[1]));
             given[0] = honest.demand(sequence, sequence - 1, one.0, one.1).await;
             given[1] = liar.demand(sequence, sequence - 1, other.0, other.1).await;
