@@ -141,7 +141,7 @@ mod tests {
         format!("{number:063}")
     }
 
-    fn arrives_in_parts(result: Answered) {
+    fn arrives_in_parts(result: &Answered) {
         let answer = wire::CommandAnswer { id: 7, result: Some(result.clone()), more: false };
         assert!(answer.encoded_len() > MAX_NODE_FRAME_BYTES, "it is not much: {}", answer.encoded_len());
         let parts = cut(answer);
@@ -150,7 +150,7 @@ mod tests {
             assert!(part.id == 7 && part.encoded_len() <= MAX_NODE_FRAME_BYTES, "{}", part.encoded_len());
             assert_eq!(part.more, at + 1 < parts.len());
         }
-        assert_eq!(put_together(parts).unwrap(), result);
+        assert_eq!(&put_together(parts).unwrap(), result);
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
             instance: long(number),
             figures: Some(figures()),
         };
-        arrives_in_parts(Answered::Figures(wire::NodeFiguresEntry {
+        arrives_in_parts(&Answered::Figures(wire::NodeFiguresEntry {
             total: Some(figures()),
             namespaces: (0..=MAX_ITEMS).map(|number| (long(number), figures())).collect(),
             backends: (0..MAX_BACKENDS).map(backend).collect(),
@@ -175,7 +175,7 @@ mod tests {
             endpoint: "e".repeat(crate::bounds::MAX_REPORT_TEXT),
             ..Default::default()
         };
-        arrives_in_parts(Answered::Backends(wire::BackendReports {
+        arrives_in_parts(&Answered::Backends(wire::BackendReports {
             backends: (0..MAX_BACKENDS).map(report).collect(),
         }));
     }
