@@ -245,11 +245,12 @@ async fn a_session_of_a_node_that_is_away_counts_until_no_node_serves_it() {
     let (record, _) = store.admit_session(request.clone()).await.unwrap();
     // Long idle as far as anybody here knows, which is no reason: the node may know better.
     let left = record.expires_at.since(START) + OVERDUE_GRACE;
-    clock.advance(left - Duration::from_millis(1));
+    let (moment, before) = (Duration::from_millis(1), left.saturating_sub(Duration::from_millis(1)));
+    clock.advance(before);
     store.sweep().await.unwrap();
     assert_eq!(store.held_sessions(&node("one")).await.unwrap().len(), 1);
     assert_eq!(store.admit_session(request.clone()).await.unwrap_err().reason(), "QUOTA_EXCEEDED");
-    clock.advance(Duration::from_millis(1));
+    clock.advance(moment);
     store.sweep().await.unwrap();
     assert!(store.held_sessions(&node("one")).await.unwrap().is_empty(), "and the node drops it when it is back");
     assert!(store.serving_nodes().await.unwrap().is_empty());

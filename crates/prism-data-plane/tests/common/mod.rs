@@ -82,7 +82,7 @@ impl FakeControl {
     pub fn namespace(&self, name: &str, status: NamespaceStatus, quota: Quota) {
         let name = namespace(name);
         self.change(|s| {
-            _ = s.namespaces.insert(name.clone(), Arc::new(Namespace { name, status, quota, generation: 1 }))
+            _ = s.namespaces.insert(name.clone(), Arc::new(Namespace { name, status, quota, generation: 1 }));
         });
     }
 

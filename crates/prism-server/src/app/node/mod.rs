@@ -5,6 +5,7 @@ mod connector;
 mod data_port;
 mod renewal;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,24 +129,10 @@ async fn start(
     let addresses = listeners.endpoints();
     let table = Arc::new(Table::load()?);
 
-    let (instances, opening) = (settings.backends.clone(), clock.clone());
-    let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
-    let stored = stored(&backends, data).await?;
-
+    let (backends, stored) = open(settings, &clock, data).await?;
     let connector = Arc::new(Connector::new(files.clone(), id.as_str()));
-    let options = NodeLinkOptions {
-        node: id.clone(),
-        process: process(),
-        controllers: controllers(settings, &identity),
-        connector: connector.clone(),
-        storage: Arc::new(Files::new(files.folder())),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        backends: identities(settings, &id),
-        stored,
-        data_endpoint: addresses.data.map(|address| address.to_string()).unwrap_or_default(),
-        clock: clock.clone(),
-        jitter: jitter(),
-    };
+    let told = (stored, addresses.data);
+    let options = link_options(settings, &files, (&identity, &id), connector.clone(), told);
     let started = on(data, async move { NodeLink::start(options).await }).await?;
     let link = Arc::new(started.map_err(|error| failed("the node cannot start", &error))?);
     tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
@@ -255,18 +242,48 @@ async fn follow_standing(link: Arc<NodeLink>, readiness: Readiness, until: Shutd
     }
 }
 
-/// The namespaces that there is data of.
-async fn stored(backends: &[Arc<dyn Backend>], data: &Handle) -> Result<Vec<NamespaceName>, Failure> {
-    let backends = backends.to_vec();
-    let looked = on(data, async move {
+/// The backends, and the namespaces that they have data of.
+async fn open(
+    settings: &Settings,
+    clock: &Clock,
+    data: &Handle,
+) -> Result<(Vec<Arc<dyn Backend>>, Vec<NamespaceName>), Failure> {
+    let (instances, opening) = (settings.backends.clone(), clock.clone());
+    let backends = on(data, async move { open_backends(instances, &opening).await }).await??;
+    let looked = backends.clone();
+    let names = on(data, async move {
         let mut names = Vec::new();
-        for backend in backends {
+        for backend in looked {
             names.extend(backend.stored().await?.into_iter().map(|(name, _)| name));
         }
         Ok(names)
     });
-    let names: prism_core::Result<Vec<NamespaceName>> = looked.await?;
-    names.map_err(|error| failed("it cannot be looked what is stored", &error).into())
+    let names: prism_core::Result<Vec<NamespaceName>> = names.await?;
+    let names = names.map_err(|error| failed("it cannot be looked what is stored", &error))?;
+    Ok((backends, names))
+}
+
+/// The link of a node that has data of the namespaces `stored`, and serves at an address.
+fn link_options(
+    settings: &Settings,
+    files: &NodeFiles,
+    (identity, id): (&Identity, &NodeId),
+    connector: Arc<Connector>,
+    (stored, address): (Vec<NamespaceName>, Option<SocketAddr>),
+) -> NodeLinkOptions {
+    NodeLinkOptions {
+        node: id.clone(),
+        process: process(),
+        controllers: controllers(settings, identity),
+        connector,
+        storage: Arc::new(Files::new(files.folder())),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backends: identities(settings, id),
+        stored,
+        data_endpoint: address.map(|address| address.to_string()).unwrap_or_default(),
+        clock: Clock::system(),
+        jitter: jitter(),
+    }
 }
 
 /// Those of the settings, else those that the node joined through.
