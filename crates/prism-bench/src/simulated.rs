@@ -40,7 +40,7 @@ impl Node {
             started_at_ms,
             ..Hello::default()
         };
-        let held = Held { session_ids: Vec::new(), last: true };
+        let held = Held { last: true, ..Held::default() };
         let first = [node_frame::Frame::Hello(hello), node_frame::Frame::Held(held)].map(frame);
         let link = Duplex::open(&peer, LINK, &first).await.with_context(|| format!("the link of {node_id}"))?;
         Ok(Self { link, heard })
@@ -59,7 +59,7 @@ impl Node {
                 }
                 Some(controller_frame::Frame::Command(command)) => {
                     let result = Some(command_answer::Result::Done(Done {}));
-                    let answer = CommandAnswer { id: command.id, result, more: false };
+                    let answer = CommandAnswer { id: command.id, result, ..CommandAnswer::default() };
                     self.link.send(&frame(node_frame::Frame::CommandAnswer(answer)))?;
                 }
                 Some(_) | None => {}
