@@ -24,7 +24,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::callers::{self, Calls, Outcome};
 use crate::figures::median;
 use crate::prism::Prism;
-use crate::process::cpu_microseconds;
+use crate::process::{cpu_microseconds, thread_microseconds};
 use crate::wire::{Peer, unary};
 use crate::{ROUNDS, Size, wire};
 
@@ -34,6 +34,8 @@ pub const MOST_TOKENS: u64 = 10_000;
 const CALLERS: usize = 64;
 /// Exchanges before those that are measured, of each round.
 const WARM_UP: u64 = 200;
+/// The thread that runs all transactions.
+const WRITER: &str = "state";
 /// Exchanges per second and core that are asked for.
 const GOAL: f64 = 2000.0;
 /// Bytes before the message of an answer.
@@ -67,6 +69,8 @@ pub fn run(scratch: &Path, size: &Size) -> Result<()> {
 struct Round {
     audited: Outcome,
     first: Outcome,
+    /// Processor time of the writer's thread for each of these, in microseconds.
+    writer: f64,
     again: Outcome,
 }
 
@@ -90,10 +94,12 @@ async fn round(folder: &Path, requests: &Rc<Vec<String>>, size: &Size) -> Result
         message: Box::new(move |number| messages.get(number as usize).cloned().unwrap_or_default()),
     });
     callers::each(&exchanges, CALLERS, 0..WARM_UP).await?;
+    let before = thread_microseconds(prism.pid(), WRITER)?;
     let first = callers::each(&exchanges, CALLERS, WARM_UP..size.tokens).await?;
+    let writer = (thread_microseconds(prism.pid(), WRITER)? - before) as f64 / first.answered as f64;
     require_redeemed(&admin, size.tokens).await?;
     let again = callers::each(&exchanges, CALLERS, WARM_UP..size.tokens).await?;
-    Ok(Round { audited, first, again })
+    Ok(Round { audited, first, writer, again })
 }
 
 fn exchange(number: usize, token: &str, csr: &str) -> Vec<u8> {
@@ -200,6 +206,7 @@ fn print(signatures: &Signatures, rounds: &[Round]) {
     let middle = |of: fn(&Round) -> Outcome| median(rounds.iter().map(of).collect(), |outcome| outcome.run.rate);
     let (audited, first, again) =
         (middle(|round| round.audited), middle(|round| round.first), middle(|round| round.again));
+    let writer = median(rounds.iter().map(|round| round.writer).collect(), |writer| *writer);
     for (name, cost) in [("CSR read and verified", signatures.verified), ("certificate signed", signatures.made)] {
         println!("{name:>28} {:>10} {:>8} {:>8} {cost:>12.1} {:>14.0}", "", "", "", 1e6 / cost);
     }
@@ -209,11 +216,14 @@ fn print(signatures: &Signatures, rounds: &[Round]) {
     print_one("exchange", &first);
     print_one("exchange, the same again", &again);
     println!(
-        "{:>28} {:.0} exchanges/s per core, {:.2} of the goal of {GOAL}; {:.2} times the processor time of the bare sum",
+        "{:>28} {:.0} exchanges/s per core, {:.2} of the goal of {GOAL}; {:.2} times the processor time of the bare sum;\n\
+         {:>28} {writer:.1} µs of it on the writer's thread, which there is one of: {:.0} exchanges/s at most",
         "",
         1e6 / first.run.cpu,
         1e6 / first.run.cpu / GOAL,
-        first.run.cpu / bare
+        first.run.cpu / bare,
+        "",
+        1e6 / writer
     );
 }
 

@@ -39,7 +39,24 @@ impl Drop for Ended {
 
 /// User and system time of a process so far, in microseconds, in steps of 10 ms.
 pub fn cpu_microseconds(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    used(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+/// As [`cpu_microseconds`], of the threads of this name alone; there must be one.
+pub fn thread_microseconds(pid: u32, name: &str) -> Result<u64> {
+    let (mut sum, mut found) = (0, false);
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that is over is nowhere any more.
+        let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else { continue };
+        if stat.contains(&format!("({name})")) {
+            (sum, found) = (sum + used(&stat)?, true);
+        }
+    }
+    ensure!(found, "process {pid} has no thread {name}");
+    Ok(sum)
+}
+
+fn used(stat: &str) -> Result<u64> {
     let after_name = stat.rsplit_once(") ").context("unreadable /proc stat")?.1;
     let fields: Vec<&str> = after_name.split(' ').collect();
     let ticks: u64 =
