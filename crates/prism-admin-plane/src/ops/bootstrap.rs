@@ -399,3 +399,6 @@ fn pem_of(row: &CertificateRow) -> prost::bytes::Bytes {
 fn expiry_of(row: &CertificateRow) -> i64 {
     row.expires_at.map_or(0, |at| at.0)
 }
+
+#[cfg(test)]
+mod tests;
