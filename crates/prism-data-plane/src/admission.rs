@@ -164,7 +164,8 @@ async fn admit(
     Ok((session, answer))
 }
 
-fn too_many(most: usize) -> Error {
+/// RESOURCE_EXHAUSTED: the node has no room for one more session.
+pub fn too_many(most: usize) -> Error {
     let message = format!("{most} sessions are live, the most that this node takes");
     Error::new(Kind::ResourceExhausted, "TOO_MANY_SESSIONS", message)
 }

@@ -1,6 +1,7 @@
 //! How a call is carried out: unary calls under their deadline and the session's end, and the mapping of errors to statuses.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Response, Status};
 
+use crate::credential::Origin;
 use crate::gate::{Gate, Permit};
 use crate::rpc::Rpc;
 use crate::session::Session;
@@ -77,6 +79,8 @@ pub struct Context {
     pub rpc: Rpc,
     /// When the client gives up.
     pub deadline: Option<Instant>,
+    /// Where the call comes from.
+    pub source: IpAddr,
     request_id: Option<RequestId>,
 }
 
@@ -87,6 +91,7 @@ impl Context {
         Self {
             rpc,
             deadline: deadline.and_then(|timeout| Instant::now().checked_add(timeout)),
+            source: Origin::of(extensions).source(),
             request_id: extensions.get::<RequestId>().cloned(),
         }
     }
@@ -111,7 +116,7 @@ impl Gate {
     {
         let (metadata, extensions, message) = request.into_parts();
         let context = Context::new(rpc, &metadata, &extensions);
-        let outcome = match self.enter(message.session_token(), &metadata, rpc) {
+        let outcome = match self.let_in(message.session_token(), &metadata, &context).await {
             Ok(mut permit) => {
                 let session = Arc::clone(permit.session());
                 session.received(message.encoded_len());

@@ -1,9 +1,9 @@
 //! Client credentials: client keys, JWTs and certificates, from what a call presents to what it may do.
 //!
 //! Only credentials are counted when they fail, and that is where something can be guessed at a price: a key, a token of an
-//! issuer, a certificate. Session tokens are not counted. They are looked up on every call, they hold 190 bits of chance like a
-//! client key, nothing but a hash is compared, and a map of failures on that path would cost every caller what it makes an
-//! attacker pay.
+//! issuer, a certificate. Session tokens are not counted here. They are looked up on every call, they hold 190 bits of chance like
+//! a client key, nothing but a hash is compared, and a map of failures on that path would cost every caller what it makes an
+//! attacker pay. Those that have to be asked about have a price of their own: [`crate::elsewhere`].
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Origin {
     }
 
     /// Whom failures are counted for; every request that comes through the listener has a peer.
-    fn source(&self) -> IpAddr {
+    pub fn source(&self) -> IpAddr {
         self.peer.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip())
     }
 }

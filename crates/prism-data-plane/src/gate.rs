@@ -2,7 +2,7 @@
 //! is awaited on the way.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,7 +10,7 @@ use prism_backends::driver::Route;
 use prism_core::control::Maintenance;
 use prism_core::error::QuotaViolation;
 use prism_core::limits::{Limits, SessionPolicy};
-use prism_core::secret::{self, SecretKind};
+use prism_core::secret::{self, SecretKind, SecretProof};
 use prism_core::session::ClientBasis;
 use prism_core::{Clock, Error, Kind, Result, UnixMillis};
 use prism_identity::ClientTrust;
@@ -20,6 +20,7 @@ use tonic::metadata::MetadataMap;
 use crate::cause::{self, EndCause};
 use crate::decision::{self, Act, Leaving, Refusal, State};
 use crate::namespaces::{NamespaceRuntime, Namespaces, Policy};
+use crate::plane::Plane;
 use crate::rpc::{COUNT, Method, Methods, Needs, Rpc};
 use crate::session::Session;
 use crate::sessions::Sessions;
@@ -47,6 +48,8 @@ pub struct Gate {
     strangers: [OnceLock<Arc<Series>>; COUNT],
     /// Whose client certificates are believed; `None` = the node has no TLS.
     trust: Option<Arc<ArcSwap<ClientTrust>>>,
+    /// Who asks about sessions that are not here.
+    plane: OnceLock<Weak<Plane>>,
 }
 
 impl Gate {
@@ -71,7 +74,19 @@ impl Gate {
             metrics,
             strangers: [const { OnceLock::new() }; COUNT],
             trust: None,
+            plane: OnceLock::new(),
         }
+    }
+
+    /// Has `plane` ask about sessions that are not here.
+    pub fn belongs_to(&self, plane: &Arc<Plane>) {
+        let first = self.plane.set(Arc::downgrade(plane));
+        debug_assert!(first.is_ok(), "a gate has one plane");
+    }
+
+    /// Who asks about sessions that are not here.
+    pub fn plane(&self) -> Option<Arc<Plane>> {
+        self.plane.get().and_then(Weak::upgrade)
     }
 
     /// Believes client certificates that `trust` vouches for.
@@ -115,15 +130,22 @@ impl Gate {
     }
 
     /// Checks everything, in the order of law 3, and counts the call; a refused call is counted here.
-    pub fn enter(&self, field: &str, metadata: &MetadataMap, rpc: Rpc) -> Result<Permit> {
+    ///
+    /// A call whose session is not here is neither counted nor refused yet: see [`Gate::let_in`].
+    pub fn enter(&self, field: &str, metadata: &MetadataMap, rpc: Rpc) -> Result<Permit, Turned> {
         let started = Instant::now();
         self.follow();
         let (now, method) = (self.clock.now(), self.methods.of(rpc));
-        let session = self.session(field, metadata, now).map_err(|refusal| {
-            self.count_stranger(rpc, started.elapsed(), false);
-            // At the end of the process its sessions are not here any more, but their tokens are good.
-            if self.is_leaving() { cause::draining().retry_after(cause::RETRY) } else { refusal }
-        })?;
+        let session = match self.session(field, metadata, now) {
+            Ok(session) => session,
+            Err(Turned::Unknown(token)) if !self.is_leaving() => return Err(Turned::Unknown(token)),
+            Err(turned) => {
+                self.count_stranger(rpc, started.elapsed(), false);
+                // At the end of the process its sessions are not here any more, but their tokens are good.
+                let leaving = self.is_leaving().then(|| Turned::Away(cause::draining().retry_after(cause::RETRY)));
+                return Err(leaving.unwrap_or(turned));
+            }
+        };
         session.heard(now);
         let mut permit = Permit::new(session, rpc, method, started);
         self.check(&mut permit, method, now, started)?;
@@ -145,13 +167,13 @@ impl Gate {
         }
     }
 
-    fn session(&self, field: &str, metadata: &MetadataMap, now: UnixMillis) -> Result<Arc<Session>> {
+    fn session(&self, field: &str, metadata: &MetadataMap, now: UnixMillis) -> Result<Arc<Session>, Turned> {
         let token = presented(field, metadata)?;
         let presented = secret::parse(SecretKind::Session, token).ok_or_else(cause::token_invalid)?;
-        let session = self.sessions.find(&presented).ok_or_else(cause::token_invalid)?;
+        let session = self.sessions.find(&presented).ok_or_else(|| Turned::Unknown(presented.proof()))?;
         // The sweeper ends it soon; its token is dead from now on.
         if session.is_over(&self.policy, now) {
-            return Err(cause::token_invalid());
+            return Err(cause::token_invalid().into());
         }
         Ok(session)
     }
@@ -319,6 +341,20 @@ pub fn presented<'a>(field: &'a str, metadata: &'a MetadataMap) -> Result<&'a st
         (_, "") => Ok(field),
         _ if field == header => Ok(field),
         _ => Err(Error::invalid("session_token", "differs from the header x-session-token")),
+    }
+}
+
+/// Why a call is not let in.
+pub enum Turned {
+    /// It is refused.
+    Away(Error),
+    /// There is no live session with this token here.
+    Unknown(SecretProof),
+}
+
+impl From<Error> for Turned {
+    fn from(error: Error) -> Self {
+        Self::Away(error)
     }
 }
 

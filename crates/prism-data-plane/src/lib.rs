@@ -11,6 +11,7 @@ mod credential;
 mod decision;
 mod dispatch;
 mod drain;
+mod elsewhere;
 mod fields;
 mod gate;
 mod namespaces;
@@ -119,6 +120,7 @@ impl DataPlane {
         let gate = gate.trusting(trust);
         let backends = Backends::new(options.backends);
         let plane = Arc::new(Plane::new(gate, control, credentials, backends, options.node, options.metrics));
+        plane.gate.belongs_to(&plane);
         fill_meters(&plane).await?;
         restore(&plane).await?;
         gauges(&plane);

@@ -138,16 +138,12 @@ impl DataNode for DataPlane {
     }
 
     async fn take_up(&self, record: SessionRecord) {
-        let gate = &self.plane.gate;
-        gate.follow();
-        if gate.sessions.by_id(record.id).is_none() {
-            crate::restore_one(&self.plane, record).await;
-        }
+        self.plane.take_up(record).await;
     }
 
     async fn let_go(&self, id: SessionId, reason: &str) {
         if let Some(session) = self.plane.gate.sessions.by_id(id) {
-            self.plane.cut(&session, EndCause::Terminated(reason.to_owned()));
+            self.plane.let_go(&session, EndCause::Terminated(reason.to_owned()));
         }
     }
 

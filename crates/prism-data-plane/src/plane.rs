@@ -18,6 +18,7 @@ use crate::backends::Backends;
 use crate::cause::EndCause;
 use crate::credential::Credentials;
 use crate::drain::Drains;
+use crate::elsewhere::Elsewhere;
 use crate::gate::Gate;
 use crate::session::{Parts, Session};
 
@@ -42,6 +43,10 @@ pub struct Plane {
     pub metrics: Metrics,
     /// Drains in progress.
     pub drains: Drains,
+    /// Tokens of sessions that are not here.
+    pub elsewhere: Elsewhere,
+    /// Held while a session that the control plane has given to this node is put into the map.
+    pub taking_up: tokio::sync::Mutex<()>,
     /// Rate limits by config, as all sessions of one config share one.
     rates: DashMap<(ConfigName, i32, i32), Weak<TokenBucket>>,
     /// Ends that the control plane could not take yet.
@@ -68,6 +73,8 @@ impl Plane {
             node,
             metrics,
             drains: Drains::default(),
+            elsewhere: Elsewhere::default(),
+            taking_up: tokio::sync::Mutex::default(),
             rates: DashMap::new(),
             unsaved_ends: Mutex::default(),
             changes: TaskTracker::new(),
@@ -149,6 +156,12 @@ impl Plane {
         }
     }
 
+    /// Whether the session has ended here, and the control plane has not taken that yet.
+    pub fn is_ending(&self, record: &SessionRecord) -> bool {
+        let unsaved = self.unsaved_ends.lock().unwrap_or_else(PoisonError::into_inner);
+        unsaved.iter().any(|(last, _)| last.id == record.id)
+    }
+
     /// Ends a session durably and then here; nothing changes when the control plane refuses. Begun once, it is done whole.
     async fn end_durably(self: &Arc<Self>, session: &Arc<Session>, cause: EndCause) -> Result<()> {
         let (plane, session) = (Arc::clone(self), Arc::clone(session));
@@ -184,6 +197,13 @@ impl Plane {
 
     /// Ends a session here and cuts what runs; `false` when it had ended before.
     pub fn cut(&self, session: &Arc<Session>, cause: EndCause) -> bool {
+        // Known to be dead before it is missing.
+        self.elsewhere.died(session.record());
+        self.let_go(session, cause)
+    }
+
+    /// As [`Plane::cut`], of a session that may be live on another node.
+    pub fn let_go(&self, session: &Arc<Session>, cause: EndCause) -> bool {
         let first = session.cut(cause);
         self.gate.sessions.remove(session);
         first

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use prism_core::control::DrainScope;
-use prism_core::secret::{PresentedSecret, SecretId};
+use prism_core::secret::{PresentedSecret, SecretId, SecretProof};
 use prism_core::session::SessionId;
 use prism_core::{NamespaceName, NodeId};
 
@@ -49,6 +49,13 @@ impl Sessions {
     pub fn find(&self, presented: &PresentedSecret<'_>) -> Option<Arc<Session>> {
         let session = self.by_token.get(&presented.id).map(|entry| Arc::clone(entry.value()))?;
         (session.record().token_hash.matches(presented) && !session.has_ended()).then_some(session)
+    }
+
+    /// Whether the live session that was proven is here.
+    pub fn has(&self, token: &SecretProof) -> bool {
+        self.by_token
+            .get(&token.id)
+            .is_some_and(|session| session.record().token_hash.is_of(token) && !session.has_ended())
     }
 
     /// The live session with this id.

@@ -146,10 +146,15 @@ impl<T> Feed<T> {
 
 impl Gate {
     /// Lets a call that answers with a stream in.
-    pub fn open<Q: Message + Tokened>(&self, rpc: Rpc, request: Request<Q>) -> Result<(Permit, Context, Q), Status> {
+    pub async fn open<Q: Message + Tokened>(
+        &self,
+        rpc: Rpc,
+        request: Request<Q>,
+    ) -> Result<(Permit, Context, Q), Status> {
         let (metadata, extensions, message) = request.into_parts();
         let context = Context::new(rpc, &metadata, &extensions);
-        let permit = self.enter(message.session_token(), &metadata, rpc).map_err(|refusal| context.status(&refusal))?;
+        let entered = self.let_in(message.session_token(), &metadata, &context).await;
+        let permit = entered.map_err(|refusal| context.status(&refusal))?;
         permit.session().received(message.encoded_len());
         Ok((permit, context, message))
     }

@@ -61,6 +61,8 @@ pub const MAX_COMMANDS: usize = 1000;
 pub const MAX_NODES: usize = 250;
 /// Frames that wait to be sent.
 pub const MAX_WAITING_FRAMES: usize = 1024;
+/// How often a session may have been moved by others while it is moved.
+pub const MOVES: usize = 3;
 /// Most controllers in a node's list.
 pub const MAX_CONTROLLERS: usize = 100;
 

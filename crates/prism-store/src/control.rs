@@ -118,9 +118,16 @@ impl ControlPlane for Store {
         self.write(move |tx| tx.apply_reports(&reports)).await
     }
 
-    /// In one process there is nowhere to take a session from.
-    async fn resolve_session(&self, _: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
-        Ok(None)
+    /// The data plane of this process has all of its own sessions, and one that it has not is ending; the backends of another node
+    /// are never its own.
+    async fn resolve_session(&self, token: &SecretProof, node: &NodeId) -> Result<Option<SessionRecord>> {
+        match self.session_of(token).await? {
+            Some((owner, _)) if owner != *node => {
+                let message = format!("the session is on the node {owner}; go there, or open a new session");
+                Err(Error::precondition("SESSION_ELSEWHERE", message).with("node", owner.as_str()))
+            }
+            _ => Ok(None),
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl Service {
         let (metadata, extensions, message) = request.into_parts();
         let context = Context::new(rpc, &metadata, &extensions);
         let fail = |error: &Error| context.status(error);
-        let caller = self.caller(rpc, wanted.as_ref(), &metadata, &Origin::of(&extensions), context.deadline).await;
+        let caller = self.caller(rpc, wanted.as_ref(), &metadata, &Origin::of(&extensions), &context).await;
         let (mut caller, scope) = caller.map_err(|error| fail(&error))?;
         let outcome = call::within(context.deadline, work(scope, message)).await;
         match &mut caller {
@@ -116,18 +116,18 @@ impl Service {
         wanted: Option<&NamespaceName>,
         metadata: &MetadataMap,
         origin: &Origin,
-        deadline: Option<Instant>,
+        context: &Context,
     ) -> Result<(Caller, Scope)> {
         let started = Instant::now();
         let gate = &self.0.gate;
         if metadata.contains_key(TOKEN_HEADER) {
-            let permit = gate.enter("", metadata, rpc)?;
+            let permit = gate.let_in("", metadata, context).await?;
             let namespaces = vec![permit.session().namespace().name().clone()];
             return Ok((Caller::Session(permit), Scope { namespaces, closed: Vec::new() }));
         }
         gate.follow();
         let identified = match presented(metadata, origin) {
-            Some(presented) => call::within(deadline, self.0.credentials.identify(presented, origin)).await,
+            Some(presented) => call::within(context.deadline, self.0.credentials.identify(presented, origin)).await,
             None => Err(Error::unauthenticated(
                 "CREDENTIAL_REQUIRED",
                 "present a session token in x-session-token, a client key or a JWT as authorization: Bearer, or a client \

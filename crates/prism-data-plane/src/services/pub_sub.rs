@@ -42,7 +42,7 @@ impl PubSubService for Service {
     }
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (mut permit, context, request) = self.0.open(Rpc::EventSubscribe, request)?;
+        let (mut permit, context, request) = self.0.open(Rpc::EventSubscribe, request).await?;
         let opened = call::run(&permit, context.deadline, open(permit.session(), request)).await;
         // Live from here on: the initial metadata leave after this.
         let subscription = opened.map_err(|error| context.status(&error))?;

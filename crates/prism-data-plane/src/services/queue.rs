@@ -60,7 +60,7 @@ impl QueueService for Service {
     }
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (mut permit, context, request) = self.0.open(Rpc::QueueSubscribe, request)?;
+        let (mut permit, context, request) = self.0.open(Rpc::QueueSubscribe, request).await?;
         let session = Arc::clone(permit.session());
         let topic = request.topic.clone();
         let number = session.number_subscription();

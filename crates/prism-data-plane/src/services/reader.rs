@@ -43,7 +43,7 @@ impl ReaderService for Service {
     type QueryStream = Responses<wire::Row>;
 
     async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let (permit, context, request) = self.0.open(Rpc::Read, request)?;
+        let (permit, context, request) = self.0.open(Rpc::Read, request).await?;
         let wanted = Wanted {
             collection: request.collection,
             filter: request.filter,
@@ -57,7 +57,7 @@ impl ReaderService for Service {
     }
 
     async fn query(&self, request: Request<wire::QueryRequest>) -> Result<Response<Self::QueryStream>, Status> {
-        let (permit, context, request) = self.0.open(Rpc::Query, request)?;
+        let (permit, context, request) = self.0.open(Rpc::Query, request).await?;
         let wanted = Wanted {
             collection: request.collection,
             filter: request.filter,

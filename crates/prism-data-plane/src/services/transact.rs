@@ -62,7 +62,7 @@ impl TransactService for Service {
         &self,
         request: Request<wire::ReadMailboxRequest>,
     ) -> Result<Response<Self::ReadMailboxStream>, Status> {
-        let (permit, context, request) = self.0.open(Rpc::ReadMailbox, request)?;
+        let (permit, context, request) = self.0.open(Rpc::ReadMailbox, request).await?;
         let mailbox = mailbox(permit.session(), request).map_err(|error| context.status(&error))?;
         Ok(stream::start(&self.0, permit, context, Kind::Finite, |outlet| send_messages(outlet, mailbox)))
     }

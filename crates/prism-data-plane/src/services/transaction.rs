@@ -103,7 +103,7 @@ async fn serve(
             return Err(refused.unwrap_or_else(|| Error::internal("a refusal was lost")));
         }
     };
-    let permit = gate.enter(&begin.session_token, metadata, Rpc::Transaction)?;
+    let permit = gate.let_in(&begin.session_token, metadata, feed.context()).await?;
     let session = Arc::clone(permit.session());
     session.received(begin.encoded_len());
     let mut fields = Fields::new();

@@ -14,7 +14,7 @@ use wire::controller_frame::Frame;
 
 use super::Shared;
 use super::link::Link;
-use crate::bounds::{CERTIFY_RATE, MAX_REPORTS};
+use crate::bounds::{CERTIFY_RATE, MAX_REPORTS, MOVES};
 use crate::convert::{
     admit_from_wire, bad, basis_from_wire, bounded, client_to_wire, config_to_wire, failure_to_wire, id_from_wire,
     need, proof_from_wire, record_to_wire, report_from_wire,
@@ -165,26 +165,43 @@ impl Shared {
     /// data.
     async fn resolve(&self, node: &NodeId, token: &SecretProof) -> Result<Option<SessionRecord>> {
         let control = &self.options.control;
-        let Some((owner, record)) = control.session_of(token).await? else { return Ok(None) };
-        if owner == *node {
-            return Ok(Some(record));
+        // Others may take it meanwhile; who has it then is looked at once more.
+        for _ in 0..MOVES {
+            let Some((owner, record)) = control.session_of(token).await? else { return Ok(None) };
+            if owner == *node {
+                return Ok(Some(record));
+            }
+            if self.is_reachable(&owner) {
+                return Err(session_elsewhere(&owner));
+            }
+            let instance = record.config.instance.as_str();
+            if !self.serve_the_same(&owner, node, instance) {
+                return Err(backend_elsewhere(&owner, node, instance));
+            }
+            if control.move_session(record.id, &owner, node).await? {
+                tracing::info!(session.id = %record.id, from = %owner, to = %node, "a session goes on on another node");
+                // If its node came back while it was moved, that may have been told that it still has it. On a new link it is told
+                // anew.
+                self.cut(&owner);
+                return Ok(Some(record));
+            }
         }
-        if self.is_reachable(&owner) {
-            let message = format!("the session is on the node {owner}, which can be reached; go there");
-            return Err(Error::precondition("SESSION_ELSEWHERE", message).with("node", owner.as_str()));
-        }
-        let instance = record.config.instance.as_str();
-        if !self.serve_the_same(&owner, node, instance) {
-            let message = format!(
-                "the session is on the node {owner}, which is away, and the data of its backend {instance} is there and not \
-                 on {node}; wait for {owner}, or open a new session"
-            );
-            return Err(Error::precondition("BACKEND_ELSEWHERE", message).with("node", owner.as_str()));
-        }
-        let moved = control.move_session(record.id, &owner, node).await?;
-        if moved {
-            tracing::info!(session.id = %record.id, from = %owner, to = %node, "a session goes on on another node");
-        }
-        Ok(moved.then_some(record))
+        let message = "the session is being taken from node to node; retry";
+        Err(Error::aborted("SESSION_MOVING", message))
     }
+}
+
+/// FAILED_PRECONDITION `SESSION_ELSEWHERE`.
+fn session_elsewhere(owner: &NodeId) -> Error {
+    let message = format!("the session is on the node {owner}, which can be reached; go there");
+    Error::precondition("SESSION_ELSEWHERE", message).with("node", owner.as_str())
+}
+
+/// FAILED_PRECONDITION `BACKEND_ELSEWHERE`.
+fn backend_elsewhere(owner: &NodeId, node: &NodeId, instance: &str) -> Error {
+    let message = format!(
+        "the session is on the node {owner}, which is away; the data of its backend {instance} is that node's own and not on {node}, \
+         so it goes on on {owner} only: wait for {owner}, or open a new session"
+    );
+    Error::precondition("BACKEND_ELSEWHERE", message).with("node", owner.as_str()).with("instance", instance)
 }

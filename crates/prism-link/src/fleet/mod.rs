@@ -175,8 +175,7 @@ impl Fleet {
 
     /// Cuts the link of a node; `false` when it has none.
     pub fn cut(&self, node: &NodeId) -> bool {
-        let link = self.shared.nodes().links.get(node).cloned();
-        link.inspect(|link| link.close()).is_some()
+        self.shared.cut(node)
     }
 
     /// Ends all links.
@@ -205,6 +204,11 @@ impl Shared {
 
     fn local(&self) -> Option<(NodeId, Arc<dyn DataNode>)> {
         self.nodes().local.clone()
+    }
+
+    fn cut(&self, node: &NodeId) -> bool {
+        let link = self.nodes().links.get(node).cloned();
+        link.inspect(|link| link.close()).is_some()
     }
 
     /// Begins the introduction of a node, and ends the one before.

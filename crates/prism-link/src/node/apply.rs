@@ -19,8 +19,8 @@ use crate::convert::{Builder, bad};
 
 /// Clocks that differ less from what is known of them are left alone: an answer takes its time.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
-/// What a session that ended while its node was away is told.
-const WHILE_AWAY: &str = "it was ended while its node had no controller";
+/// What streams of a session are told that is not this node's any more when there is a controller again.
+const WHILE_AWAY: &str = "it was ended, or goes on on another node, while this node had no controller";
 
 impl Shared {
     /// Takes over the controller's time.
@@ -113,7 +113,7 @@ impl Shared {
         {
             let mut memory = self.memory();
             for id in &gone {
-                memory.condemn(*id, now);
+                memory.forget(*id);
             }
             for (id, (expires_at, terminating)) in moved {
                 // It may have ended here since.
@@ -147,7 +147,11 @@ impl Shared {
     ) {
         let node = self.attached().await;
         for id in gone {
-            node.terminate(id, true, WHILE_AWAY).await;
+            // It may have come back meanwhile, as another node's that has gone since.
+            if self.memory().state.held.contains_key(&id) {
+                continue;
+            }
+            node.let_go(id, WHILE_AWAY).await;
             if let Err(error) = self.keeper.record(Event::Gone(id)).await {
                 tracing::warn!(session.id = %id, %error, "the end of a session is not written down yet");
             }

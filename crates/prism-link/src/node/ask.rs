@@ -6,7 +6,7 @@ use prism_core::config::Config;
 use prism_core::control::{ClientCredential, ClientIdentity};
 use prism_core::secret::{SecretKind, SecretProof, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionId, SessionRecord, SessionReport};
-use prism_core::{ConfigName, Error, Result, UnixMillis};
+use prism_core::{ConfigName, Error, Kind, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 use tokio::time::Instant;
 use wire::answer::Result as Answered;
@@ -42,6 +42,11 @@ impl From<Unanswered> for Error {
             Unanswered::Lost => no_controller(),
         }
     }
+}
+
+/// Whether the controller says that the session is another node's by now; then what happened to it here is nobody's.
+fn is_of_another(error: &Error) -> bool {
+    error.kind() == Kind::PermissionDenied && error.reason() == "NODE_MISMATCH"
 }
 
 fn unexpected() -> Error {
@@ -163,7 +168,11 @@ impl Shared {
 
     pub(super) async fn resolve(&self, token: &SecretProof) -> Result<Option<SessionRecord>> {
         match self.ask(Ask::Resolve(wire::ResolveAsk { token: Some(proof_to_wire(token)) })).await? {
-            Answered::Resolved(wire::Resolved { session }) => session.map(|session| self.received(session)).transpose(),
+            Answered::Resolved(wire::Resolved { session }) => {
+                let record = session.map(|session| self.received(session)).transpose()?;
+                // It was given to this node when it arrived, unless it has ended here, or was terminated on its way.
+                Ok(record.and_then(|record| self.memory().state.held.get(&record.id).cloned()))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -185,6 +194,11 @@ impl Shared {
                 if let Err(error) = self.keeper.record(Event::Gone(last.id)).await {
                     tracing::warn!(session.id = %last.id, %error, "the end of a session is not written down yet");
                 }
+                Ok(())
+            }
+            Err(Unanswered::Refused(error)) if is_of_another(&error) => {
+                self.memory().state.apply(Event::Gone(last.id));
+                self.keeper.change();
                 Ok(())
             }
             Err(Unanswered::Refused(error)) => Err(error),
@@ -243,6 +257,10 @@ impl Shared {
             for ((last, _), answer) in some.iter().zip(asked) {
                 match answer {
                     Ok(()) => drop(self.memory().state.ends.remove(&last.id)),
+                    Err(Unanswered::Refused(error)) if is_of_another(&error) => {
+                        tracing::warn!(session.id = %last.id, %error, "a session that ended here goes on on another node");
+                        self.memory().state.ends.remove(&last.id);
+                    }
                     Err(Unanswered::Lost) => all = false,
                     Err(Unanswered::Refused(error)) => {
                         tracing::warn!(session.id = %last.id, %error, "the controller did not take the end of a session yet");

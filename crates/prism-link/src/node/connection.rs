@@ -405,7 +405,11 @@ impl Connection<'_> {
             Ok(Answered::Resolved(resolved)) => resolved.session.clone(),
             _ => None,
         };
-        let session = session.map(|session| self.shared.received(session)).transpose()?;
+        let mut session = session.map(|session| self.shared.received(session)).transpose()?;
+        if let (Some(record), false) = (&mut session, waiting.is_admission) {
+            // Whoever brought its token is a sign of life; its node, which is gone, may have told of none for long.
+            record.last_activity = record.last_activity.max(self.shared.options.clock.now());
+        }
         if let Some(record) = &session {
             self.shared.given(record.clone());
         }

@@ -92,6 +92,11 @@ impl Memory {
     /// Remembers that a session was terminated, and forgets the session.
     pub fn condemn(&mut self, id: SessionId, now: Instant) {
         self.verdicts.insert(id, now);
+        self.forget(id);
+    }
+
+    /// Forgets a session; it may come back.
+    pub fn forget(&mut self, id: SessionId) {
         self.state.held.remove(&id);
         self.state.reports.remove(&id);
     }
