@@ -12,24 +12,27 @@ use std::time::{Duration, Instant};
 
 use prism_core::secret::{SecretId, SecretProof};
 use prism_core::session::SessionRecord;
-use prism_core::source::{Place, PlaceBounds, Places, Source};
+use prism_core::source::Source;
 use prism_core::{Error, Kind, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::call::{self, Context};
 use crate::cause;
 use crate::gate::{Gate, Permit, Turned};
 use crate::plane::Plane;
 
-/// Questions under way; half of them may be of one source.
-const ASKED_AT_ONCE: PlaceBounds = PlaceBounds { all: 64, per_source: 32, kept_for_loopback: 0 };
+/// Questions under way; others wait for their turn, and how long.
+const ASKED_AT_ONCE: usize = 64;
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 /// Tokens of which is remembered that they are dead, those of sessions that ended here among them.
 const MAX_DEAD: usize = 50_000;
 /// Tokens of which is remembered what was answered a moment ago.
 const MAX_ANSWERED: usize = 10_000;
 /// How long the same is answered about a session that is elsewhere.
 const ANSWER_HOLDS: Duration = Duration::from_secs(1);
-/// Wrong tokens of one source that are asked about at once, and how many more in a second.
-const WRONG_AT_ONCE: f64 = 100.0;
+/// Tokens of one source that are asked about at once and, as only those that are wrong count from then on, how many more in a
+/// second.
+const WRONG_AT_ONCE: f64 = 200.0;
 const WRONG_PER_SECOND: f64 = 20.0;
 /// Counters of wrong tokens. Sources share them by chance, so that there is no bound on sources.
 const COUNTERS: usize = 4096;
@@ -53,7 +56,7 @@ pub struct Elsewhere {
     tokens: Mutex<Tokens>,
     /// One question about a token at a time.
     turns: Mutex<HashMap<Key, Weak<tokio::sync::Mutex<()>>>>,
-    places: Places,
+    places: Arc<Semaphore>,
     hasher: RandomState,
     wrong: Box<[Mutex<Wrong>]>,
 }
@@ -85,7 +88,7 @@ impl Default for Elsewhere {
         Self {
             tokens: Mutex::default(),
             turns: Mutex::default(),
-            places: Places::new(ASKED_AT_ONCE),
+            places: Arc::new(Semaphore::new(ASKED_AT_ONCE)),
             hasher: RandomState::new(),
             wrong: (0..COUNTERS).map(|_| Mutex::new(none)).collect(),
         }
@@ -117,13 +120,27 @@ impl Elsewhere {
         tokens.answered.get(key).filter(|(_, until)| now < *until).map(|(error, _)| error.clone())
     }
 
-    /// Takes a place for a question of `source`.
-    fn begin(&self, source: IpAddr, now: Instant) -> Result<Place> {
-        let count = locked(self.counter(source)).at(now);
-        if count >= WRONG_AT_ONCE {
+    /// Counts a token of `source` as wrong, until it is known to be right.
+    fn begin(&self, source: IpAddr, now: Instant) -> Result<()> {
+        let mut wrong = locked(self.counter(source));
+        let count = wrong.at(now);
+        if count > WRONG_AT_ONCE - 1.0 {
             return Err(too_many(Duration::from_secs_f64((count - WRONG_AT_ONCE + 1.0) / WRONG_PER_SECOND)));
         }
-        self.places.take(source).map_err(|_| too_many(ANSWER_HOLDS))
+        *wrong = Wrong { count: count + 1.0, at: now };
+        Ok(())
+    }
+
+    /// It was not wrong, or nobody knows.
+    fn forgive(&self, source: IpAddr, now: Instant) {
+        let mut wrong = locked(self.counter(source));
+        *wrong = Wrong { count: (wrong.at(now) - 1.0).max(0.0), at: now };
+    }
+
+    /// Waits for a place for a question.
+    async fn place(&self) -> Result<OwnedSemaphorePermit> {
+        let place = tokio::time::timeout(TURN_WITHIN, Arc::clone(&self.places).acquire_owned()).await;
+        place.map_err(|_| too_many(TURN_WITHIN))?.map_err(Error::internal)
     }
 
     fn counter(&self, source: IpAddr) -> &Mutex<Wrong> {
@@ -134,14 +151,13 @@ impl Elsewhere {
     /// Remembers what the control plane said.
     fn answered(&self, key: Key, source: IpAddr, answer: &Result<Option<SessionRecord>>, now: Instant) {
         match answer {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                locked(&self.tokens).dies(key);
-                let mut wrong = locked(self.counter(source));
-                *wrong = Wrong { count: wrong.at(now) + 1.0, at: now };
-            }
+            Ok(Some(_)) => self.forgive(source, now),
+            Ok(None) => locked(&self.tokens).dies(key),
             // It is somewhere, or nobody knows; that may be otherwise in a moment.
-            Err(error) => locked(&self.tokens).is_answered(key, error.clone(), now),
+            Err(error) => {
+                self.forgive(source, now);
+                locked(&self.tokens).is_answered(key, error.clone(), now);
+            }
         }
     }
 
@@ -252,14 +268,17 @@ impl Plane {
         if self.gate.sessions.has(&token) {
             return Ok(());
         }
-        let place = self.elsewhere.begin(source, Instant::now())?;
+        self.elsewhere.begin(source, Instant::now())?;
         // Once it is asked it is done whole: the session may be this node's from then on.
         let plane = Arc::clone(self);
         self.whole(async move {
-            let _held = (turn, place);
+            let _turn = turn;
             let most = plane.gate.limits.max_sessions;
-            let _room = plane.gate.sessions.reserve(most).ok_or_else(|| crate::admission::too_many(most))?;
-            let answer = plane.control.resolve_session(&token, &plane.node).await;
+            let room = plane.gate.sessions.reserve(most);
+            let answer = match &room {
+                Some(_) => plane.ask(&token).await,
+                None => Err(crate::admission::too_many(most)),
+            };
             plane.elsewhere.answered(key, source, &answer, Instant::now());
             let record = answer?.filter(|record| !plane.is_ending(record)).ok_or_else(cause::token_invalid)?;
             tracing::info!(session.id = %record.id, "a session goes on on this node");
@@ -267,6 +286,11 @@ impl Plane {
             Ok(())
         })
         .await
+    }
+
+    async fn ask(&self, token: &SecretProof) -> Result<Option<SessionRecord>> {
+        let _place = self.elsewhere.place().await?;
+        self.control.resolve_session(token, &self.node).await
     }
 
     /// Serves a session that the control plane has given to this node; one that is here already stays as it is.
@@ -303,10 +327,7 @@ mod tests {
         let (elsewhere, start) = (Elsewhere::default(), Instant::now());
         let guess = |source, at: Duration| {
             let began = elsewhere.begin(address(source), start + at);
-            began.map(|place| {
-                elsewhere.answered(key(), address(source), &Ok(None), start + at);
-                drop(place);
-            })
+            began.map(|()| elsewhere.answered(key(), address(source), &Ok(None), start + at))
         };
         let asked = (0..1000).filter(|_| guess(1, Duration::ZERO).is_ok()).count();
         assert_eq!(asked, WRONG_AT_ONCE as usize);
@@ -319,19 +340,25 @@ mod tests {
         // Whose tokens are right may ask as often as it likes.
         let elsewhere = Elsewhere::default();
         for _ in 0..10_000 {
-            drop(elsewhere.begin(address(1), start).unwrap());
+            elsewhere.begin(address(1), start).unwrap();
             elsewhere.answered(key(), address(1), &Err(cause::draining()), start);
         }
     }
 
-    #[test]
-    fn questions_under_way_are_bounded() {
-        let (elsewhere, now) = (Elsewhere::default(), Instant::now());
-        let places: Vec<_> = (0..1000).filter_map(|source| elsewhere.begin(address(source % 7), now).ok()).collect();
-        assert_eq!(places.len(), ASKED_AT_ONCE.all);
-        drop(places);
-        let of_one: Vec<_> = (0..1000).filter_map(|_| elsewhere.begin(address(1), now).ok()).collect();
-        assert_eq!(of_one.len(), ASKED_AT_ONCE.per_source);
+    #[tokio::test]
+    async fn questions_under_way_are_bounded_and_the_others_wait_for_their_turn() {
+        let elsewhere = Elsewhere::default();
+        let mut places = Vec::new();
+        for _ in 0..ASKED_AT_ONCE {
+            places.push(elsewhere.place().await.unwrap());
+        }
+        let refused = elsewhere.place().await.unwrap_err();
+        assert_eq!((refused.kind(), refused.reason()), (Kind::ResourceExhausted, "TOO_MANY_FAILURES"));
+        let (waited, ()) = tokio::join!(elsewhere.place(), async { drop(places.pop()) });
+        drop(waited.unwrap());
+        // Of one source there are not more than it may guess.
+        let began = (0..1000).filter(|_| elsewhere.begin(address(1), Instant::now()).is_ok()).count();
+        assert!((WRONG_AT_ONCE as usize..1000).contains(&began), "{began}");
     }
 
     #[test]

@@ -183,7 +183,9 @@ impl Shared {
                 // If its node came back while it was moved, that may have been told that it still has it. On a new link it is told
                 // anew.
                 self.cut(&owner);
-                return Ok(Some(record));
+                // It may have been marked since it was looked at.
+                let now = control.session_of(token).await?;
+                return Ok(now.filter(|(owner, _)| owner == node).map(|(_, record)| record));
             }
         }
         let message = "the session is being taken from node to node; retry";

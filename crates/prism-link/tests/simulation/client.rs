@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use prism_core::config::{AccessPattern, Backend, BackendType, Config};
 use prism_core::control::ControlPlane;
+use prism_core::control::DataNode as _;
+use prism_core::secret::SecretProof;
 use prism_core::session::{AdmitRequest, ClientBasis, DataGrant, SessionId};
 use prism_core::{ConfigName, InstanceName, NodeId};
 
@@ -37,22 +39,36 @@ pub fn request(node: &NodeId) -> AdmitRequest {
     }
 }
 
+/// A session as its client knows it.
+#[derive(Clone)]
+struct Session {
+    host: Arc<Host>,
+    id: SessionId,
+    token: SecretProof,
+}
+
 /// One client, until the end of the simulation.
 pub async fn live(world: Arc<World>) {
     let dice = world.dice.clone();
-    let mut session: Option<(Arc<Host>, SessionId)> = None;
+    let mut session: Option<Session> = None;
     while world.pause(Duration::from_millis(50 + dice.below(300))).await {
-        let Some((host, id)) = session.clone() else {
+        let Some(Session { host, id, .. }) = session.clone() else {
             session = open(&world).await;
             continue;
         };
-        let Some(running) = host.running() else { continue };
+        let Some(running) = host.running() else {
+            session = go_elsewhere(&world, session).await;
+            continue;
+        };
         if dice.below(60) == 0 {
             // It forgets its session, which ends by itself.
             session = None;
         } else if dice.below(40) == 0 {
             session = None;
             close(&world, &running, id).await;
+        } else if dice.below(20) == 0 {
+            // It cannot reach its node, whoever else can.
+            session = go_elsewhere(&world, session).await;
         } else {
             for _ in 0..dice.below(15) {
                 if running.plane.operate(id) {
@@ -66,7 +82,42 @@ pub async fn live(world: Arc<World>) {
     }
 }
 
-async fn open(world: &Arc<World>) -> Option<(Arc<Host>, SessionId)> {
+/// Brings the token to another node; the session as it is known after that.
+async fn go_elsewhere(world: &Arc<World>, session: Option<Session>) -> Option<Session> {
+    let Session { host: home, id, token } = session?;
+    let stays = || Some(Session { host: Arc::clone(&home), id, token });
+    let host = world.any_host();
+    let Some(running) = host.running().filter(|_| host.node != home.node) else { return stays() };
+    // What a node still holds from before, it may not know that the session has gone on elsewhere since.
+    if running.plane.held().contains(&id) {
+        return stays();
+    }
+    let resolved = tokio::select! {
+        biased;
+        () = running.crash.cancelled() => return stays(),
+        resolved = running.link.resolve_session(&token, &host.node) => resolved,
+    };
+    match resolved {
+        Ok(Some(record)) => {
+            assert_eq!(record.id, id);
+            // As in a data plane, what was terminated on its way is not served.
+            running.plane.take_up(record).await;
+            if !running.plane.held().contains(&id) {
+                return None;
+            }
+            world.moved(id, &host.node);
+            Some(Session { host, id, token })
+        }
+        Ok(None) => None,
+        Err(error) => {
+            let known = ["NO_CONTROLLER", "SESSION_ELSEWHERE", "BACKEND_ELSEWHERE", "SESSION_MOVING"];
+            assert!(known.contains(&error.reason()), "{error:?}");
+            stays()
+        }
+    }
+}
+
+async fn open(world: &Arc<World>) -> Option<Session> {
     let host = world.any_host();
     let running = host.running()?;
     let admitted = running.link.admit_session(request(&host.node));
@@ -77,9 +128,9 @@ async fn open(world: &Arc<World>) -> Option<(Arc<Host>, SessionId)> {
     };
     match admitted {
         Ok((record, _)) => {
-            let id = record.id;
+            let (id, token) = (record.id, SecretProof { id: record.token_id, hash: record.token_hash });
             world.opened(id);
-            running.plane.enrol(record).then_some((host, id))
+            running.plane.enrol(record).then_some(Session { host, id, token })
         }
         Err(error) => {
             assert!(["NO_CONTROLLER", "FULL"].contains(&error.reason()), "{error:?}");

@@ -16,7 +16,7 @@ use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, Se
 use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
 use tokio::sync::watch;
 
-use crate::world::{Dice, MAX_RPS, MAX_SESSIONS, namespace};
+use crate::world::{Dice, MAX_RPS, MAX_SESSIONS, SHARING, namespace};
 
 /// The longest time that a transaction takes, before and after its commit.
 const PAUSE: u64 = 15;
@@ -29,6 +29,7 @@ struct Tables {
     ended: BTreeMap<SessionId, EndReason>,
     nodes: BTreeMap<SessionId, NodeId>,
     removals: BTreeMap<NodeId, Removal>,
+    moved: BTreeSet<SessionId>,
     next: u64,
 }
 
@@ -93,6 +94,11 @@ impl Control {
 
     pub fn requests_of(&self, id: SessionId) -> Option<i64> {
         self.tables.lock().unwrap().live.get(&id).map(|(_, record)| record.figures.requests_total)
+    }
+
+    /// Whether it has been on more nodes than one.
+    pub fn has_moved(&self, id: SessionId) -> bool {
+        self.tables.lock().unwrap().moved.contains(&id)
     }
 
     pub fn is_live(&self, id: SessionId) -> bool {
@@ -302,8 +308,16 @@ impl ClusterState for Control {
         Ok(self.tables.lock().unwrap().nodes.get(&id).cloned())
     }
 
-    async fn session_of(&self, _: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>> {
-        Ok(None)
+    async fn session_of(&self, token: &SecretProof) -> Result<Option<(NodeId, SessionRecord)>> {
+        self.pause().await;
+        let found = {
+            let tables = self.tables.lock().unwrap();
+            let mut live = tables.live.values();
+            live.find(|(_, record)| record.token_id == token.id && record.token_hash.is_of(token)).cloned()
+        };
+        // Others may change it between the look and what follows from it.
+        self.pause().await;
+        Ok(found)
     }
 
     fn seal(&self, words: &[u8]) -> Vec<u8> {
@@ -314,7 +328,25 @@ impl ClusterState for Control {
         self.seal(words) == seal
     }
 
-    async fn move_session(&self, _: SessionId, _: &NodeId, _: &NodeId) -> Result<bool> {
-        Ok(false)
+    async fn move_session(&self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
+        self.pause().await;
+        let moved = {
+            let mut guard = self.tables.lock().unwrap();
+            let tables = &mut *guard;
+            let of = tables.live.get_mut(&id).filter(|(of, _)| of == from);
+            let moved = of.is_some();
+            if let Some((of, _)) = of {
+                assert!(
+                    SHARING.contains(&from.as_str()) && SHARING.contains(&to.as_str()),
+                    "{id} goes from {from} to {to}"
+                );
+                *of = to.clone();
+                tables.nodes.insert(id, to.clone());
+                tables.moved.insert(id);
+            }
+            moved
+        };
+        self.pause().await;
+        Ok(moved)
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::network::{Network, Way};
 use crate::plane::Plane;
-use crate::world::{Dice, Log};
+use crate::world::{Dice, Log, SHARING};
 
 /// How long a node waits for a controller when it could start without.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -55,6 +55,13 @@ pub struct Running {
     pub plane: Arc<Plane>,
     /// Ends when the machine crashes.
     pub crash: CancellationToken,
+}
+
+/// The backend of all sessions: two machines serve the same data, the third has its own.
+fn backend(node: &NodeId) -> BackendIdentity {
+    let identity =
+        if SHARING.contains(&node.as_str()) { "cluster".to_owned() } else { format!("embedded:{node}:memory") };
+    BackendIdentity { instance: "memory".to_owned(), kind: "memory".to_owned(), identity }
 }
 
 /// A machine.
@@ -110,11 +117,7 @@ impl Host {
                     connector: Arc::new(Way { network: Arc::clone(&host.network), node: host.node.clone() }),
                     storage: host.disk.clone(),
                     version: "0".to_owned(),
-                    backends: vec![BackendIdentity {
-                        instance: "memory".to_owned(),
-                        kind: "memory".to_owned(),
-                        identity: format!("embedded:{}:memory", host.node),
-                    }],
+                    backends: vec![backend(&host.node)],
                     stored: Vec::new(),
                     data_endpoint: String::new(),
                     clock: host.clock.clone(),

@@ -55,12 +55,15 @@ fn what_was_acknowledged_holds_whatever_fails() {
         return;
     }
     let seeds = number("PRISM_LINK_SEEDS").unwrap_or(SEEDS);
-    let mut acknowledged = 0;
+    let (mut acknowledged, mut moved) = (0, 0);
     for seed in 0..seeds {
-        acknowledged += run(seed).iter().filter(|line| line.contains("acknowledged")).count();
+        let lines = run(seed);
+        acknowledged += lines.iter().filter(|line| line.contains("acknowledged")).count();
+        moved += lines.iter().filter(|line| line.contains("goes on on")).count();
     }
     // A simulation in which nothing happens proves nothing.
     assert!(acknowledged as u64 > seeds * 10, "{acknowledged} acknowledgements in {seeds} runs");
+    assert!(moved as u64 > seeds / 2, "{moved} sessions went on on another node in {seeds} runs");
 }
 
 #[test]
