@@ -6,7 +6,7 @@ pub mod proofs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +55,9 @@ pub struct FakeControl {
     pub hold: watch::Sender<Hold>,
     /// Revisions of configs that are not current any more, oldest first.
     pub earlier: Mutex<Vec<Arc<prism_core::config::Config>>>,
+    /// What it says about tokens that the node does not know, and how often it was asked.
+    pub elsewhere: Mutex<Result<Option<SessionRecord>>>,
+    pub asked: AtomicUsize,
     clock: Clock,
     /// How long a session lives at first.
     pub life: Mutex<Duration>,
@@ -255,8 +258,11 @@ impl ControlPlane for FakeControl {
         Ok(())
     }
 
-    async fn resolve_session(&self, _: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
-        Ok(None)
+    async fn resolve_session(&self, token: &SecretProof, _: &NodeId) -> Result<Option<SessionRecord>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.held(Hold::Before).await?;
+        let found = self.elsewhere.lock().unwrap().clone()?;
+        Ok(found.filter(|record| record.token_id == token.id && record.token_hash.is_of(token)))
     }
 }
 
@@ -330,6 +336,8 @@ impl Node {
             life: Mutex::new(setup.policy.max_age),
             hold: watch::Sender::new(Hold::Nowhere),
             earlier: Mutex::default(),
+            elsewhere: Mutex::new(Ok(None)),
+            asked: AtomicUsize::new(0),
         });
         let key = control.key("default", true, true);
         let node = Self::run(control, setup, key, Arc::new(tempfile::tempdir().unwrap())).await;
