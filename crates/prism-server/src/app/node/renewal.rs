@@ -178,11 +178,11 @@ impl Tended {
                     return;
                 };
                 let ends = timestamp(life.expires_at).to_string();
-                let left = Duration::from_secs(life.expires_at.since(Clock::system().now()).as_secs());
+                let left = life.expires_at.since(Clock::system().now());
                 if left.is_zero() {
                     tracing::error!(ends, why, "{what} has ended; {lost}");
                 } else {
-                    let left = humantime::format_duration(left).to_string();
+                    let left = humantime::format_duration(Duration::from_secs(left.as_secs())).to_string();
                     tracing::warn!(ends, left, why, "{what} was not renewed; trying again");
                 }
             }
