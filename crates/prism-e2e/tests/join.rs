@@ -153,7 +153,7 @@ async fn the_secret_goes_to_the_right_controller_only() {
 }
 
 #[tokio::test]
-async fn with_a_certificate_of_the_operators_ca_the_file_says_whom_to_trust() {
+async fn with_a_certificate_of_the_operators_ca_a_machine_sees_the_clusters_or_trusts_the_file() {
     let operators = folder();
     let ca = Authority::new("the operator's");
     let path = ca.write(operators.path(), "ca");
@@ -167,8 +167,9 @@ async fn with_a_certificate_of_the_operators_ca_the_file_says_whom_to_trust() {
     };
     let token = admin.create_join_token("").await.join_token;
     let machine = folder();
-    let refused = join_at(&server, machine.path(), &token, &["--node-id", "n1"]).ends(1);
-    assert!(refused.err.contains("--ca FILE"), "{refused:?}");
+    // Without a word about it the token goes to the CA that it names, and with the file to whom that vouches for.
+    let unnamed = admin.create_join_token("").await.join_token;
+    join_at(&server, folder().path(), &unnamed, &["--node-id", "n0"]).ok();
     let shown = path.to_string_lossy().into_owned();
     join_at(&server, machine.path(), &token, &["--node-id", "n1", "--ca", &shown]).ok();
     assert_eq!(
@@ -178,6 +179,15 @@ async fn with_a_certificate_of_the_operators_ca_the_file_says_whom_to_trust() {
     let other = Authority::new("another").write(operators.path(), "other").to_string_lossy().into_owned();
     let refused = join_at(&server, &machine.path().join("b"), &token, &["--node-id", "n2", "--ca", &other]).ends(1);
     assert!(refused.err.contains("not trusted"), "{refused:?}");
+
+    // A server of the operator's CA that is none of the cluster, with the same words for the same client.
+    let (certificate, key) = ca.server().write(operators.path(), "another");
+    let config =
+        format!("[tls.admin]\nmode = \"files\"\ncert = '{}'\nkey = '{}'\n", certificate.display(), key.display());
+    let another = Prism::start(Options::new().config(&config)).await;
+    let token = admin.create_join_token("").await.join_token;
+    let refused = join_at(&another, folder().path(), &token, &["--node-id", "n3"]).ends(1);
+    assert!(refused.err.contains("does not show the CA that the token names"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -131,10 +131,6 @@ async fn passes(session: &Session, stream: &mut Streaming<Message>) {
     session.acknowledge(&message.message_id).await.unwrap();
 }
 
-async fn is_cut(what: &str, stream: &mut Streaming<Message>, since: Instant) {
-    let _: Failure = cut(what, stream, since).await;
-}
-
 fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().unwrap()
 }
@@ -205,7 +201,7 @@ async fn a_running_node_goes_along_with_a_new_ca_and_lets_the_old_one_go() {
     let mut of_new = newest.subscribe("t", "newer").await.unwrap();
     let since = Instant::now();
     admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
-    is_cut("a client's certificate of a CA that was retired", &mut of_old, since).await;
+    cut("a client's certificate of a CA that was retired", &mut of_old, since).await;
     for node in [&node, &second] {
         until("the old CA is gone from the node", async || {
             (node.files().read("ca.pem") == std::fs::read_to_string(&new).unwrap()).then_some(())
@@ -230,7 +226,7 @@ async fn a_running_node_goes_along_with_a_new_ca_and_lets_the_old_one_go() {
 
 #[tokio::test]
 async fn a_client_does_not_notice_that_its_node_renews() {
-    let controller = controller("[cluster]\ncertificate_ttl = \"10s\"\n").await;
+    let controller = controller("[cluster]\ncertificate_ttl = \"20s\"\n").await;
     let admin = controller.admin();
     let key = provision(&admin).await;
     let node = Node::start(&controller, &admin, "one").await;
@@ -243,8 +239,8 @@ async fn a_client_does_not_notice_that_its_node_renews() {
     let first = node.metric("data").await;
     // Long enough for what there was at first to be over.
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(15) || seen.len() < 3 || identities.len() < 3 {
-        assert!(start.elapsed() < Duration::from_secs(60), "{} and {}", seen.len(), identities.len());
+    while start.elapsed() < Duration::from_secs(22) || seen.len() < 3 || identities.len() < 3 {
+        assert!(start.elapsed() < Duration::from_secs(90), "{} and {}", seen.len(), identities.len());
         passes(&session, &mut stream).await;
         let (certificate, identity) = (shown().await, node.files().read("cert.pem"));
         if seen.last() != Some(&certificate) {
@@ -256,8 +252,7 @@ async fn a_client_does_not_notice_that_its_node_renews() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(node.readiness().await, (200, "ready\n".to_owned()));
-    let now = Instant::now().duration_since(start).as_secs_f64();
-    assert!(node.metric("data").await > first + 5.0 && node.metric("node").await > first + 5.0, "after {now} s");
+    assert!(node.metric("data").await > first + 5.0 && node.metric("node").await > first + 5.0);
     assert!(node.metric("ca").await > first + 1e6);
     // The link goes on as well, with what is new.
     until("a session", async || node.open(&key).await.ok()).await;
@@ -402,4 +397,31 @@ async fn nodes_see_the_clusters_ca_where_operators_see_a_certificate_of_their_ow
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_missed_a_whole_change_of_the_ca_is_told_what_to_do() {
+    let controller = controller("").await;
+    let admin = controller.admin();
+    let key = provision(&admin).await;
+    let node = Node::start(&controller, &admin, "one").await;
+    let session = node.open(&key).await.unwrap();
+    node.prism.signal("STOP");
+    admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
+    assert_eq!(status(&admin).await.nodes_waiting, ["one"]);
+    admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
+    node.prism.signal("CONT");
+    // It cannot know the new CA for the cluster's, and says so.
+    node.wait_for_log("the cluster's CA may have been replaced while this node was away").await;
+    session.publish("t", b"x").await.unwrap();
+    node.open(&key).await.unwrap_err().is(Code::Unavailable, "NO_CONTROLLER");
+    // The way back: what it serves stays, its identity is made anew.
+    node.prism.kill();
+    std::fs::remove_dir_all(node.files().path("")).unwrap();
+    node.join(&controller, &admin).await;
+    node.prism.spawn();
+    node.prism.ready().await;
+    let session = until("a session", async || node.open(&key).await.ok()).await;
+    let mut stream = session.subscribe("t", "g").await.unwrap();
+    assert_eq!(next("a message", &mut stream).await.unwrap().unwrap().payload, &b"x"[..]);
 }

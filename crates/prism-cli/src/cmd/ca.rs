@@ -110,6 +110,8 @@ fn verdict(answer: &GetCaStatusResponse) -> String {
         let and = if more { ", …" } else { "" };
         let names = answer.nodes_waiting.join(", ");
         let _ = write!(sentence, "; {} nodes have no new one yet: {names}{and}", answer.nodes_waiting_count);
+    } else if (*user_certificates, *client_certificates) == (0, 0) {
+        sentence.push_str("; every node has been given a new one, so --force locks out none that has received it");
     }
     sentence
 }
@@ -129,6 +131,12 @@ mod tests {
         for part in ["cannot go yet", "3 node", "2 nodes have no new one yet: n1, …"] {
             assert!(said.contains(part), "{said}");
         }
+        (answer.nodes_waiting, answer.nodes_waiting_count) = (Vec::new(), 0);
+        assert!(verdict(&answer).contains("every node has been given a new one"));
+        if let Some(old) = answer.authorities.last_mut() {
+            old.client_certificates = 1;
+        }
+        assert!(!verdict(&answer).contains("every node"));
         answer.can_retire = true;
         assert!(verdict(&answer).starts_with("the old CA can go"));
         assert!(table(&answer).contains("issues"));

@@ -4,6 +4,7 @@
 //! `cargo xtask link --seeds 1000` runs as many seeds (`PRISM_LINK_SEEDS` for `cargo test`); `PRISM_LINK_SEED=n` runs one and prints
 //! what happened.
 
+mod authorities;
 mod client;
 mod control;
 mod host;

@@ -181,7 +181,7 @@ impl fmt::Debug for CertificateAuthority {
 
 /// A server certificate and its key.
 pub(super) struct Issued {
-    certified: Arc<CertifiedKey>,
+    pub certified: Arc<CertifiedKey>,
     pub expires_at: UnixMillis,
     /// Name of the state of the CA that its chain shows.
     by: String,

@@ -103,8 +103,8 @@ impl Verifier {
         let named = intermediates.iter().find(|certificate| fingerprint_of(certificate) == self.authority);
         let named = named.ok_or_else(|| {
             self.refuse(format!(
-                "it does not show the CA that the token names (SHA-256 {}); it is not a controller of that cluster, somebody stands \
-                 in between, or its certificate is of another CA: then say which one to trust with --ca FILE",
+                "it does not show the CA that the token names (SHA-256 {}); it is not a controller of that cluster, or somebody stands \
+                 in between; where that is meant to be so, say whose CA to trust with --ca FILE",
                 self.authority.to_hex()
             ))
         })?;

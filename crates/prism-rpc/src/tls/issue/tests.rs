@@ -287,3 +287,39 @@ fn a_data_ports_certificate_is_not_taken_for_a_controllers() {
     let refused = controllers.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err().to_string();
     assert!(refused.contains(uri), "{refused}");
 }
+
+#[test]
+fn everything_holds_at_once_by_a_clock_that_is_five_minutes_off() {
+    use rustls::client::danger::ServerCertVerifier as _;
+    const SKEW: Duration = Duration::from_mins(5);
+    let (_folder, authority) = authority();
+    let key = SigningRequest::parse(good_csr().as_bytes()).unwrap();
+    let uri = "spiffe://prism-0123456789abcdef/node/n1".to_owned();
+    let wanted = NodeCertificate { uri, node_id: "n1".to_owned(), life: Duration::from_hours(24) };
+    let (old, now) = (authority.certificate_der(), Clock::system().now());
+    // Of a CA that was made a moment ago, and of one that took its place a moment ago.
+    for _ in 0..2 {
+        let chain = authority.issue_node_server(&wanted, &key).unwrap();
+        let port: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).map(|found| found.unwrap()).collect();
+        let own = authority.renewing(&[]).unwrap().current().certified.cert.clone();
+        for at in [now - SKEW, now + SKEW] {
+            verify(&authority, &authority.issue_client(&request(), good_csr().as_bytes()).unwrap(), at).unwrap();
+            verify(&authority, &authority.issue_node(&wanted, &key).unwrap(), at).unwrap();
+            let at = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(at.0).unwrap()));
+            for (root, shown) in
+                [&old, &authority.certificate_der()].into_iter().flat_map(|root| [(root, &port), (root, &own)])
+            {
+                let mut roots = RootCertStore::empty();
+                roots.add(root.clone()).unwrap();
+                let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+                let name = "localhost".try_into().unwrap();
+                verifier.build().unwrap().verify_server_cert(&shown[0], &shown[1..], &name, &[], at).unwrap();
+            }
+        }
+        if authority.trusted().len() == 1 {
+            authority.settle(&authority.plan_rotation().unwrap().name).unwrap();
+        }
+    }
+    let facts = CertificateFacts::of(&old).unwrap();
+    assert!(facts.issued_at() <= now && facts.begins_at < now - SKEW);
+}

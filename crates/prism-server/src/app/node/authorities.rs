@@ -93,3 +93,105 @@ impl<T: AsRef<[u8]>> Authorities<T> {
         trust.is_ok_and(|trust| trust.identify(std::slice::from_ref(leaf), facts.begins_at).is_ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prism_rpc::CertificateAuthority;
+    use prism_rpc::tls::{ClientCertificate, NodeKey};
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+    use crate::settings::ClientCa;
+
+    const CLUSTER: &str = "prism-0123456789abcdef";
+
+    struct World {
+        cluster: CertificateAuthority,
+        trust: Arc<Trust>,
+        tell: watch::Sender<Option<Vec<u8>>>,
+        node: Authorities<Vec<u8>>,
+        _folders: [tempfile::TempDir; 2],
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            let cluster = CertificateAuthority::load_or_create(folders[0].path()).unwrap();
+            let files = NodeFiles::open(folders[1].path()).unwrap();
+            std::fs::write(files.folder().join(CA), cluster.certificate_pem()).unwrap();
+            let trust = Arc::new(Trust::load(CLUSTER, files.authorities().unwrap(), &ClientCa::default()).unwrap());
+            let (tell, told) = watch::channel(None);
+            let node = Authorities::new(files, CLUSTER, trust.clone(), told).unwrap();
+            Self { cluster, trust, tell, node, _folders: folders }
+        }
+
+        fn told(&mut self, pem: &str) -> bool {
+            self.tell.send_replace(Some(pem.as_bytes().to_vec()));
+            self.node.take_over()
+        }
+
+        fn told_now(&mut self) -> bool {
+            self.told(&self.cluster.certificate_pem())
+        }
+
+        fn client(&self) -> CertificateDer<'static> {
+            let uri = format!("spiffe://{CLUSTER}/client/app");
+            let life = std::time::Duration::from_hours(1);
+            let request = ClientCertificate { uri, common_name: "app".to_owned(), life };
+            let csr = NodeKey::generate().unwrap().signing_request().unwrap();
+            let issued = self.cluster.issue_client(&request, csr.as_bytes()).unwrap();
+            CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap()
+        }
+
+        fn trusts(&self, leaf: &CertificateDer<'static>) -> bool {
+            let now = prism_core::Clock::system().now();
+            self.trust.data().load().identify(std::slice::from_ref(leaf), now).is_ok()
+        }
+
+        fn on_disk(&self) -> String {
+            std::fs::read_to_string(self.node.files.folder().join(CA)).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_a_controller_tells_is_trusted_and_what_it_does_not_is_not() {
+        let mut world = World::new();
+        let old = world.client();
+        assert!(world.node.take_over(), "nobody has told anything");
+        assert!(world.node.is_of_issuing(&old) && world.told_now());
+        world.cluster.settle(&world.cluster.plan_rotation().unwrap().name).unwrap();
+        let new = world.client();
+        assert!(world.trusts(&old) && !world.trusts(&new));
+        assert!(world.told_now());
+        assert!(world.trusts(&old) && world.trusts(&new));
+        assert!(world.node.is_of_issuing(&new) && !world.node.is_of_issuing(&old) && world.node.is_of_trusted(&old));
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+        world.cluster.settle(&world.cluster.plan_retirement().unwrap().name).unwrap();
+        assert!(world.told_now());
+        assert!(!world.trusts(&old) && world.trusts(&new) && !world.node.is_of_trusted(&old));
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+    }
+
+    #[test]
+    fn what_is_none_changes_nothing_and_a_full_disk_takes_no_trust_along() {
+        let mut world = World::new();
+        let (known, old) = (world.on_disk(), world.client());
+        let leaf = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap().cert.pem();
+        for bad in ["", "nonsense", &leaf, &known[..known.len() - 40], &known.repeat(3)] {
+            assert!(!world.told(bad), "{bad}");
+            assert!(world.trusts(&old) && world.on_disk() == known);
+        }
+        for plan in [CertificateAuthority::plan_rotation, CertificateAuthority::plan_retirement] {
+            world.cluster.settle(&plan(&world.cluster).unwrap().name).unwrap();
+        }
+        // A folder in the place of the file cannot be written over.
+        let path = world.node.files.folder().join(CA);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(!world.told_now());
+        assert!(!world.trusts(&old) && world.trusts(&world.client()));
+        std::fs::remove_dir(&path).unwrap();
+        assert!(world.node.take_over(), "it is tried again");
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+    }
+}

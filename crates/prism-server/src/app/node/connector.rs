@@ -80,7 +80,7 @@ impl Connector {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connector)).await;
         match connected {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable_because(&root_of(&error))),
+            Ok(Err(error)) => Err(unreachable_because(&explained(root_of(&error), &self.files))),
             Err(_) => Err(unreachable_because("it does not answer")),
         }
     }
@@ -157,6 +157,18 @@ fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
         .map_err(|error| shown(CERTIFICATE, &error))?;
     config.alpn_protocols = vec![CLUSTER_PROTOCOL.to_vec(), b"h2".to_vec()];
     Ok(config)
+}
+
+/// What a failed connection means, where that is not plain.
+fn explained(cause: String, files: &NodeFiles) -> String {
+    if !cause.contains("UnknownIssuer") {
+        return cause;
+    }
+    format!(
+        "{cause}: it is none of this cluster, or the cluster's CA may have been replaced while this node was away: then stop this \
+         process, remove {} and join again with a new token; data of backends stays",
+        files.folder().display()
+    )
 }
 
 /// The last cause of an error, which names what happened.

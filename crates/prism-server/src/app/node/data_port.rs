@@ -54,9 +54,7 @@ impl DataPort {
     pub fn stands_on(&self, authorities: &[CertificateDer<'static>]) -> bool {
         let shown = CertificateDer::pem_file_iter(&self.certificate).and_then(Iterator::collect);
         let shown: Vec<CertificateDer<'static>> = shown.unwrap_or_default();
-        // The leaf, during a rotation the old CA's certificate of the new one, and the CAs.
-        let before = if authorities.len() > 1 { 2 } else { 1 };
-        shown.len() == before + authorities.len() && shown.ends_with(authorities)
+        stands_on(&shown, authorities)
     }
 
     /// Asks for the next one, and puts it where the port takes it over.
@@ -84,5 +82,44 @@ impl DataPort {
     pub fn life(&self) -> Option<CertificateFacts> {
         let leaf = CertificateDer::from_pem_file(&self.certificate).ok()?;
         CertificateFacts::of(&leaf).ok()
+    }
+}
+
+fn stands_on(shown: &[CertificateDer<'static>], authorities: &[CertificateDer<'static>]) -> bool {
+    // The leaf, during a rotation the old CA's certificate of the new one, and the CAs.
+    let before = if authorities.len() > 1 { 2 } else { 1 };
+    shown.len() == before + authorities.len() && shown.ends_with(authorities)
+}
+
+#[cfg(test)]
+mod tests {
+    use prism_rpc::CertificateAuthority;
+    use prism_rpc::tls::{NodeCertificate, SigningRequest};
+
+    use super::*;
+
+    #[test]
+    fn what_the_port_shows_is_of_the_cas_that_are_in_force_and_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::load_or_create(folder.path()).unwrap();
+        let key = SigningRequest::parse(NodeKey::generate().unwrap().signing_request().unwrap().as_bytes()).unwrap();
+        let uri = "spiffe://prism-0123456789abcdef/node/n1".to_owned();
+        let wanted = NodeCertificate { uri, node_id: "n1".to_owned(), life: Duration::from_hours(1) };
+        let now = || {
+            let chain = authority.issue_node_server(&wanted, &key).unwrap();
+            let shown = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
+            (shown, authority.trusted())
+        };
+        let mut states = vec![now()];
+        authority.settle(&authority.plan_rotation().unwrap().name).unwrap();
+        states.push(now());
+        authority.settle(&authority.plan_retirement().unwrap().name).unwrap();
+        states.push(now());
+        for (at, (shown, _)) in states.iter().enumerate() {
+            for (then, (_, authorities)) in states.iter().enumerate() {
+                assert_eq!(stands_on(shown, authorities), at == then, "{at} {then}");
+            }
+        }
+        assert!(!stands_on(&[], &states[0].1));
     }
 }

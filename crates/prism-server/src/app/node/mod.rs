@@ -138,21 +138,7 @@ async fn start(
     tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
     let mut own = settings.clone();
     let port = (own.data_tls == Some(Certificate::Auto)).then(|| DataPort::new(files.folder(), &link));
-    let prepared = async {
-        link.ready(PATIENCE).await;
-        match &port {
-            Some(port) => Some(port.certificate().await),
-            None => None,
-        }
-    };
-    let certificate = tokio::select! {
-        biased;
-        certificate = prepared => certificate,
-        () = slept_past_the_end(&files) => {
-            let what = renewal::way_back(&identity.node_id, &files);
-            return Err(format!("the node's certificate has ended, and nothing here can be served without a controller; {what}").into());
-        }
-    };
+    let certificate = prepared(&link, port.as_ref(), &files, &identity).await?;
     own.data_tls = certificate.or(own.data_tls);
     let renews_port = port.is_some();
     let authorities = Authorities::new(files.clone(), &identity.cluster, trust.clone(), link.authorities())?;
@@ -289,6 +275,31 @@ fn link_options(
 /// Those of the settings, else those that the node joined through.
 fn controllers(settings: &Settings, identity: &Identity) -> Vec<String> {
     if settings.controllers.is_empty() { identity.controllers.clone() } else { settings.controllers.clone() }
+}
+
+/// Waits until there is something to serve by, and a certificate for the data port if it is to be one of the cluster's CA.
+async fn prepared(
+    link: &NodeLink,
+    port: Option<&DataPort>,
+    files: &NodeFiles,
+    identity: &Identity,
+) -> Result<Option<Certificate>, Failure> {
+    let prepared = async {
+        link.ready(PATIENCE).await;
+        match port {
+            Some(port) => Some(port.certificate().await),
+            None => None,
+        }
+    };
+    tokio::select! {
+        biased;
+        certificate = prepared => Ok(certificate),
+        () = slept_past_the_end(files) => {
+            let what = renewal::way_back(&identity.node_id, files);
+            let why = "the node's certificate has ended, and nothing here can be served without a controller";
+            Err(format!("{why}; {what}").into())
+        }
+    }
 }
 
 /// Returns when the node's certificate is over and nobody has given it another one for a while.
