@@ -399,29 +399,57 @@ async fn nodes_see_the_clusters_ca_where_operators_see_a_certificate_of_their_ow
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 }
 
+/// Has a node join anew, and gives what its queue holds.
+async fn comes_back(node: &Node, controller: &Prism, admin: &Admin, key: &str) -> Message {
+    node.prism.kill();
+    node.join(controller, admin).await;
+    node.prism.spawn();
+    node.prism.ready().await;
+    let session = until("a session", async || node.open(key).await.ok()).await;
+    let mut stream = session.subscribe("t", "g").await.unwrap();
+    next("a message", &mut stream).await.unwrap().unwrap()
+}
+
 #[tokio::test]
-async fn a_node_that_missed_a_whole_change_of_the_ca_is_told_what_to_do() {
+async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     let controller = controller("").await;
     let admin = controller.admin();
     let key = provision(&admin).await;
     let node = Node::start(&controller, &admin, "one").await;
     let session = node.open(&key).await.unwrap();
-    node.prism.signal("STOP");
+    session.publish("t", b"x").await.unwrap();
+    let of_the_first = node.files().read("cert.pem");
+
+    // Away from before its beginning until after its end: it cannot know the new CA for the cluster's.
+    node.prism.kill();
     admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
     assert_eq!(status(&admin).await.nodes_waiting, ["one"]);
     admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
-    node.prism.signal("CONT");
-    // It cannot know the new CA for the cluster's, and says so.
-    node.wait_for_log("the cluster's CA may have been replaced while this node was away").await;
-    session.publish("t", b"x").await.unwrap();
-    node.open(&key).await.unwrap_err().is(Code::Unavailable, "NO_CONTROLLER");
-    // The way back: what it serves stays, its identity is made anew.
-    node.prism.kill();
-    std::fs::remove_dir_all(node.files().path("")).unwrap();
-    node.join(&controller, &admin).await;
     node.prism.spawn();
+    node.wait_for_log("the cluster's CA may have been replaced while this node was away").await;
     node.prism.ready().await;
-    let session = until("a session", async || node.open(&key).await.ok()).await;
-    let mut stream = session.subscribe("t", "g").await.unwrap();
-    assert_eq!(next("a message", &mut stream).await.unwrap().unwrap().payload, &b"x"[..]);
+    node.open(&key).await.unwrap_err().is(Code::Unavailable, "NO_CONTROLLER");
+    // What it serves stays, its identity is made anew.
+    std::fs::remove_dir_all(node.files().path("")).unwrap();
+    assert_eq!(comes_back(&node, &controller, &admin, &key).await.payload, &b"x"[..]);
+
+    // It knows both, and its certificate is of the one that was retired meanwhile.
+    let (before, key_before) = (node.files().read("cert.pem"), node.files().read("key.pem"));
+    assert_ne!(before, of_the_first);
+    admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
+    until("the node to have a certificate of the new CA", async || {
+        status(&admin).await.nodes_waiting.is_empty().then_some(())
+    })
+    .await;
+    until("the new one is there", async || (node.files().read("cert.pem") != before).then_some(())).await;
+    node.prism.kill();
+    std::fs::write(node.files().path("cert.pem"), &before).unwrap();
+    admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
+    node.prism.spawn();
+    node.wait_for_log("the controller does not take this node's certificate").await;
+    let log = node.prism.log();
+    let line = log.lines().find(|line| line.contains("does not take this node's certificate")).unwrap();
+    assert!(line.contains("prism-admin token create --node one"), "{line}");
+    assert_eq!(comes_back(&node, &controller, &admin, &key).await.payload, &b"x"[..]);
+    assert_eq!(node.files().read("key.pem"), key_before, "the same machine");
 }

@@ -161,7 +161,8 @@ fn client_config(folder: &Path) -> std::result::Result<ClientConfig, String> {
 
 /// What a failed connection means, where that is not plain.
 fn explained(cause: String, files: &NodeFiles) -> String {
-    if !cause.contains("UnknownIssuer") {
+    // All CAs of Prism have one name, so another one's certificate looks like a bad one of this one.
+    if !["UnknownIssuer", "BadSignature"].iter().any(|kind| cause.contains(kind)) {
         return cause;
     }
     format!(

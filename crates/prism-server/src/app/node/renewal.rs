@@ -16,6 +16,7 @@ use prism_rpc::files::write_atomically;
 use prism_rpc::tls::{CertificateFacts, NodeKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use tonic::Code;
 
 use super::authorities::Authorities;
 use super::connector::Connector;
@@ -123,7 +124,14 @@ impl<T: AsRef<[u8]> + Send + Sync> Renewal<T> {
         let mut client = BootstrapServiceClient::new(channel);
         let asked = client.renew_certificate(RenewCertificateRequest { csr_pem });
         let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|_| "no answer in time".to_owned())?;
-        let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+        let answer = answer.map_err(|status| match status.code() {
+            Code::Unauthenticated => {
+                let lost = way_back(&self.identity.node_id, &self.files);
+                format!("the controller does not take this node's certificate ({}); {lost}", status.message())
+            }
+            _ => status.message().to_owned(),
+        });
+        let answer = answer?.into_inner();
         let leaf = CertificateDer::from_pem_slice(&answer.certificate_pem).map_err(|error| error.to_string())?;
         let facts = CertificateFacts::of(&leaf).map_err(|error| error.message().to_owned())?;
         if facts.public_key != key.public_key() {
