@@ -1,8 +1,8 @@
 //! How a node reaches a controller: one TLS connection with its certificate, and one stream over it.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -39,23 +39,33 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// How far the clocks of a node and a controller may be apart.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
+/// How often a link is asked for with a certificate that has ended.
+const ASK_ENDED_EVERY: Duration = Duration::from_mins(1);
 
 /// Connects with the identity in a folder, as it is there at that moment.
 pub struct Connector {
     files: NodeFiles,
     node_id: String,
+    /// When a link was asked for last with a certificate that has ended.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Connector {
     /// With the identity of `node_id` in `files`.
     pub fn new(files: NodeFiles, node_id: &str) -> Self {
-        Self { files, node_id: node_id.to_owned() }
+        Self { files, node_id: node_id.to_owned(), asked: Mutex::default() }
     }
 
-    /// Nobody is asked with a certificate that is past its end by every clock: each try would be an entry in the audit log.
-    fn not_ended(&self) -> Result<()> {
+    /// With a certificate that is past its end by every clock a link is asked for seldom: each try is an entry in the audit log.
+    /// It is asked for, as a node that was revoked learns it by the answer.
+    fn may_ask(&self) -> Result<()> {
         let ends = self.files.life().map_err(identity_unusable)?.expires_at;
         if Clock::system().now() <= ends + CLOCK_SKEW {
+            return Ok(());
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_none_or(|asked| asked.elapsed() >= ASK_ENDED_EVERY) {
+            *asked = Some(Instant::now());
             return Ok(());
         }
         let lost = way_back(&self.node_id, &self.files);
@@ -65,7 +75,6 @@ impl Connector {
     /// A connection to `controller`, with the node's certificate.
     pub async fn channel(&self, controller: &str) -> Result<Channel> {
         let controller = Controller::parse(controller).map_err(|why| Error::invalid("cluster.controllers", why))?;
-        self.not_ended()?;
         let tls = TlsConnector::from(Arc::new(client_config(self.files.folder()).map_err(identity_unusable)?));
         let connector = service_fn(move |_: Uri| {
             let (tls, controller) = (tls.clone(), controller.clone());
@@ -89,6 +98,7 @@ impl Connector {
 #[async_trait]
 impl prism_link::Connector for Connector {
     async fn connect(&self, controller: &str) -> Result<NodeEnd> {
+        self.may_ask()?;
         let channel = self.channel(controller).await?;
         let mut client = LinkServiceClient::new(channel)
             .max_decoding_message_size(MAX_FRAME_BYTES)
@@ -179,4 +189,34 @@ fn root_of(error: &dyn std::error::Error) -> String {
         root = source;
     }
     root.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_a_certificate_that_has_ended_a_link_is_asked_for_seldom() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = NodeFiles::open(folder.path()).unwrap();
+        let ends = |year: i32| {
+            let mut params = rcgen::CertificateParams::new(vec!["one".to_owned()]).unwrap();
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(2000, 1, 1), rcgen::date_time_ymd(year, 1, 1));
+            let pem = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+            std::fs::write(files.folder().join(CERTIFICATE), pem).unwrap();
+        };
+        let connector = Connector::new(files.clone(), "one");
+        assert!(connector.may_ask().unwrap_err().message().contains(CERTIFICATE), "there is none");
+        ends(2001);
+        connector.may_ask().unwrap();
+        let refused = connector.may_ask().unwrap_err();
+        assert_eq!(refused.reason(), "NODE_IDENTITY");
+        for part in ["has ended at 2001-01-01", "prism-admin token create --node one", "prism join"] {
+            assert!(refused.message().contains(part), "{}", refused.message());
+        }
+        ends(4000);
+        connector.may_ask().unwrap();
+        connector.may_ask().unwrap();
+    }
 }
