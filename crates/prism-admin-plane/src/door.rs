@@ -51,6 +51,8 @@ pub struct Door {
     pub(crate) suppressed: Suppressed,
     /// Calls that were one too many.
     pub(crate) excess: Suppressed,
+    /// Calls that failed before it was known what their credential proves.
+    pub(crate) failures: Suppressed,
     /// Exchanges of each join token.
     pub(crate) exchanges: TokenTally,
     /// Reads that were carried out while the log could not be written.
@@ -101,6 +103,7 @@ impl Door {
             unended: Unended::default(),
             suppressed: Suppressed::credentials(&services.metrics),
             excess: Suppressed::calls(&services.metrics),
+            failures: Suppressed::failures(&services.metrics),
             exchanges: TokenTally::default(),
             services,
             authenticator,

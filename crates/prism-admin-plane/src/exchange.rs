@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use prism_core::error::QuotaViolation;
 use prism_core::secret::{SecretId, parse_join_token};
-use prism_core::{Error, Result};
+use prism_core::{Error, Kind, Result};
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
 use prism_rpc::tls::NodeKey;
 use prism_store::{EntryDraft, JoinTokenStatus};
@@ -18,7 +18,6 @@ use crate::identity::{Identity, Refused};
 use crate::op::Op as _;
 use crate::ops::bootstrap::{ALARM, ExchangeJoinToken, token_invalid};
 use crate::tally::EXCHANGES_PER_MINUTE;
-use crate::unrecorded::is_storage_failure;
 
 /// What a token proves before anything else is looked at.
 enum Proof {
@@ -55,7 +54,8 @@ impl Door {
                     // Nothing was tried, so nothing failed.
                     Ok(Proof::Absent) => Error::invalid("join_token", "must be set").into(),
                     Ok(Proof::Bad(id)) => door.authenticator.failed(token_invalid(), source_of(&call), id.as_deref()),
-                    Err(failed) => failed.into(),
+                    // Nobody has presented anything wrong.
+                    Err(failed) => return Err(door.fail_exchange(&call, &request, failed).await),
                 };
                 Err(door.refuse_exchange(&call, &request, refused).await)
             });
@@ -92,6 +92,12 @@ impl Door {
         error
     }
 
+    /// Leaves the entry of a call that failed before it was known what its token proves, in bounded number: whoever asks is not to
+    /// blame, and pays nothing for it.
+    async fn fail_exchange(&self, call: &Call, request: &ExchangeJoinTokenRequest, failed: Error) -> Error {
+        self.fail_unproven(draft_of_exchange(call, request), failed).await.unwrap_or_else(|failed| failed)
+    }
+
     /// Whoever has the token may show it as often as they like, but not have as many entries: beyond
     /// [`EXCHANGES_PER_MINUTE`] it is looked at first what would come of it.
     async fn exchange_counted(
@@ -117,9 +123,7 @@ impl Door {
                     }
                 }
                 Err(error) if error.metadata().contains_key(ALARM) && self.exchanges.is_first_alarm(id, now) => {}
-                Err(error) if is_storage_failure(&error) => {
-                    return Err(self.refuse_exchange(&call, &request, error.into()).await);
-                }
+                Err(error) if is_ours(&error) => return Err(self.fail_exchange(&call, &request, error).await),
                 Err(error) => {
                     let refused = self.authenticator.failed(error, source_of(&call), Some(id));
                     return Err(self.refuse_exchange(&call, &request, refused).await);
@@ -167,6 +171,11 @@ impl Door {
 
 fn draft_of_exchange(call: &Call, request: &ExchangeJoinTokenRequest) -> EntryDraft {
     draft_of::<ExchangeJoinToken>(&Identity::stranger(), call, request)
+}
+
+/// Whether a failure is the server's and not the caller's.
+fn is_ours(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Internal | Kind::Unavailable)
 }
 
 fn too_often(token_id: &str, wait: Duration) -> Error {

@@ -20,6 +20,7 @@ const ENTRIES_BURST: u64 = 100;
 /// Names of entries that hold nothing but the count.
 const CREDENTIALS: &str = "RefusedCredentials";
 const CALLS: &str = "RefusedCalls";
+const FAILED: &str = "FailedCalls";
 /// The count in an entry's metadata.
 const COUNT: &str = "suppressed_before";
 
@@ -53,6 +54,17 @@ impl Suppressed {
         Self::new((CALLS, "prism", "calls beyond a bound were refused; these have no entries of their own"), refused)
     }
 
+    /// Calls of which the server could not find out what their credential proves; none so far.
+    pub(crate) fn failures(metrics: &Metrics) -> Self {
+        let failed = metrics.counter(
+            "prism_admin_calls_failed_total",
+            "Admin calls that failed before it was known whether their credential is valid.",
+        );
+        let why =
+            "calls failed before it was known whether their credential is valid; these have no entries of their own";
+        Self::new((FAILED, "prism", why), failed)
+    }
+
     fn new((operation, actor, why): (&'static str, &'static str, &'static str), refused: Counter) -> Self {
         let entries = TokenBucket::new(ENTRIES_PER_SECOND, ENTRIES_BURST);
         Self { operation, actor, why, entries, count: AtomicU64::new(0), refused }
@@ -82,6 +94,12 @@ impl Door {
         self.refuse_counted(&self.suppressed, draft, refused.error).await
     }
 
+    /// Leaves the entry of a call that failed before it was known what its credential proves, in bounded number, and gives back the
+    /// failure.
+    pub(crate) async fn fail_unproven(&self, draft: EntryDraft, failed: Error) -> Result<Error> {
+        self.refuse_counted(&self.failures, draft, failed).await
+    }
+
     /// Leaves the entry of a call whose credential is valid and has too many, in bounded number, and gives back the refusal.
     pub(crate) async fn refuse_excess(&self, draft: EntryDraft, refused: Error) -> Result<Error> {
         self.refuse_counted(&self.excess, draft, refused).await
@@ -96,7 +114,7 @@ impl Door {
     /// Leaves an entry of the refused calls of each kind that have none, if there are any and the bound on such entries allows
     /// another; at the end of the server it always does.
     pub(crate) async fn record_suppressed(&self, at_the_end: bool) -> Result<()> {
-        for suppressed in [&self.suppressed, &self.excess] {
+        for suppressed in [&self.suppressed, &self.excess, &self.failures] {
             if suppressed.count.load(Ordering::Relaxed) == 0 || !(suppressed.may_write() || at_the_end) {
                 continue;
             }

@@ -46,6 +46,8 @@ pub const MAX_JOIN_TOKEN_TTL: Duration = Duration::from_hours(7 * 24);
 pub const MAX_NODES: i64 = 10_000;
 /// Most certificates of one node that are valid at the same time; a node that renews at half-life has two.
 pub const MAX_NODE_CERTIFICATES: i64 = 16;
+/// Of those, for one key; beyond them it is given again what it has got. A key that is in place has them whatever the others have.
+pub const MAX_CERTIFICATES_OF_KEY: i64 = 8;
 /// Name of the node that runs in the server's own process.
 pub const LOCAL_NODE: &str = "local";
 /// Longest time to live of a key-value entry: ten years.

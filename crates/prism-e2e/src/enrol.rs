@@ -9,7 +9,7 @@ use prism_proto::cluster::v1::{
     GetLineageRequest, GetLineageResponse, JoinTokenInfo, ListJoinTokensRequest, RenewCertificateRequest,
     RenewCertificateResponse, RevokeJoinTokenRequest, get_lineage_request::Link,
 };
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey};
 use tonic::Status;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -117,6 +117,46 @@ impl Default for Machine {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A signing request that OpenSSL makes for a new key of this kind, as `openssl genpkey` names it.
+pub fn signing_request_of(kind: &[&str]) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (key, request) = (folder.path().join("key.pem"), folder.path().join("csr.pem"));
+    let openssl = |words: &[&str]| {
+        let done = std::process::Command::new("openssl").args(words).output().expect("openssl");
+        assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let (key, shown) = (key.to_str().expect("text"), request.to_str().expect("text"));
+    openssl(&[&["genpkey", "-out", key][..], kind].concat());
+    openssl(&["req", "-new", "-key", key, "-subj", "/CN=n1", "-out", shown]);
+    std::fs::read(&request).expect("a signing request")
+}
+
+/// The public key of the first, and a signature of the second: what a thief of a public key can make.
+struct Forged(KeyPair, KeyPair);
+
+impl PublicKeyData for Forged {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl SigningKey for Forged {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.1.sign(message)
+    }
+}
+
+/// A whole signing request for the key of one that another one has signed.
+pub fn forged_signing_request() -> Vec<u8> {
+    let forged = Forged(KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
+    let request = CertificateParams::default().serialize_request(&forged).expect("a signing request");
+    request.pem().expect("PEM").into_bytes()
 }
 
 /// The URI in a certificate, which is its identity.

@@ -163,6 +163,15 @@ impl Tx<'_> {
         )
     }
 
+    /// Certificates of a node for this key, newest first, at most `limit`.
+    pub fn certificates_of_key(&self, node_id: &str, key_hash: [u8; 32], limit: usize) -> Result<Vec<CertificateRow>> {
+        self.all(
+            "SELECT * FROM certificates WHERE node_id = ?1 AND key_hash = ?2 ORDER BY created_at DESC, fingerprint LIMIT ?3",
+            (node_id, key_hash, limit as i64),
+            read,
+        )
+    }
+
     /// How many certificates of a node are valid now.
     pub fn live_node_certificates(&self, node_id: &str) -> Result<i64> {
         self.count(
@@ -215,6 +224,28 @@ impl Tx<'_> {
             self.certificates_changed();
         }
         Ok(revoked)
+    }
+
+    /// How many certificates of a node for this key are valid now.
+    pub fn live_certificates_of_key(&self, node_id: &str, key_hash: [u8; 32]) -> Result<i64> {
+        self.count(
+            "SELECT count(*) FROM certificates
+             WHERE node_id = ?1 AND key_hash = ?2 AND revoked_at IS NULL AND expires_at > ?3",
+            (node_id, key_hash, self.now.0),
+        )
+    }
+
+    /// Whether a certificate of this node was renewed for another key than this one, as far as is remembered and not revoked.
+    pub fn is_renewed_for_another_key(&self, node_id: &str, fingerprint: &str, key_hash: [u8; 32]) -> Result<bool> {
+        let sql = "SELECT count(*) FROM certificates
+             WHERE node_id = ?1 AND renewed_from = ?2 AND key_hash <> ?3 AND revoked_at IS NULL";
+        Ok(self.count(sql, (node_id, fingerprint, key_hash))? > 0)
+    }
+
+    /// Whether this key is one of a node: it has had a certificate for it, as far as is remembered, that is not revoked.
+    pub fn is_node_key(&self, node_id: &str, key_hash: [u8; 32]) -> Result<bool> {
+        let sql = "SELECT count(*) FROM certificates WHERE node_id = ?1 AND key_hash = ?2 AND revoked_at IS NULL";
+        Ok(self.count(sql, (node_id, key_hash))? > 0)
     }
 
     /// Whether a certificate of this node for this key was revoked, as far as is remembered.

@@ -21,6 +21,10 @@ pub struct JoinTokenRow {
     pub hash: SecretHash,
     /// The node it is for; `None` = any.
     pub node_id: Option<NodeId>,
+    /// Whether it may be redeemed for the name of a node that is there, or was: who made it could have revoked that node.
+    pub may_replace: bool,
+    /// SHA-256 of the certificate of the CA that it names, in hexadecimal; `None` = that was not noted yet.
+    pub authority: Option<String>,
     /// When it was issued.
     pub created_at: UnixMillis,
     /// By whom.
@@ -86,6 +90,8 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<JoinTokenRow> {
         id: SecretId::parse(row.get_ref("id")?.as_str()?).ok_or_else(|| corrupt("token id"))?,
         hash: SecretHash::from_bytes(row.get_ref("hash")?.as_blob()?).ok_or_else(|| corrupt("token hash"))?,
         node_id: node(row.get("node_id")?)?,
+        may_replace: row.get("may_replace")?,
+        authority: row.get("authority")?,
         created_at: UnixMillis(row.get("created_at")?),
         created_by: row.get("created_by")?,
         expires_at: UnixMillis(row.get("expires_at")?),
@@ -134,7 +140,8 @@ impl Tx<'_> {
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_TOKENS", message));
         }
         self.execute(
-            "INSERT INTO join_tokens (id, hash, node_id, created_at, created_by, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO join_tokens (id, hash, node_id, created_at, created_by, expires_at, may_replace, authority)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             (
                 token.id.as_str(),
                 token.hash.as_bytes(),
@@ -142,6 +149,8 @@ impl Tx<'_> {
                 token.created_at.0,
                 &token.created_by,
                 token.expires_at.0,
+                token.may_replace,
+                &token.authority,
             ),
         )?;
         Ok(())
@@ -162,6 +171,24 @@ impl Tx<'_> {
     pub fn revoke_join_token(&mut self, id: &str) -> Result<bool> {
         let sql = "UPDATE join_tokens SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1";
         Ok(self.execute(sql, (id, self.now.0))? > 0)
+    }
+
+    /// Revokes the join tokens that are bound to a node and wait for it, and returns how many that were.
+    pub fn revoke_waiting_join_tokens(&mut self, node_id: &str) -> Result<usize> {
+        self.execute(
+            "UPDATE join_tokens SET revoked_at = ?2
+             WHERE node_id = ?1 AND revoked_at IS NULL AND redeemed_at IS NULL AND expires_at > ?2",
+            (node_id, self.now.0),
+        )
+    }
+
+    /// How many join tokens that could be redeemed name another CA than this one.
+    pub fn join_tokens_of_another_authority(&self, authority: &str) -> Result<i64> {
+        self.count(
+            "SELECT count(*) FROM join_tokens WHERE revoked_at IS NULL AND redeemed_at IS NULL AND expires_at > ?1
+                AND coalesce(authority, '') <> ?2",
+            (self.now.0, authority),
+        )
     }
 
     /// Forgets join tokens that were revoked or ended a month ago, and the oldest when there are too many. Those that a

@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -317,4 +317,13 @@ CREATE TABLE node_removals (
     PRIMARY KEY (node, namespace)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX sessions_live_by_node ON sessions (node) WHERE ended_at IS NULL AND node <> 'local';
+";
+
+/// Which join tokens may take a name over from the node that has it, and which CA each names.
+const TAKEOVER: &str = "
+-- Whether who made the token could have revoked the node: it may be redeemed for a name that somebody has had by then.
+ALTER TABLE join_tokens ADD COLUMN may_replace INTEGER NOT NULL DEFAULT 0;
+-- SHA-256 of the certificate of the CA that it names; NULL = it is from before this was noted.
+ALTER TABLE join_tokens ADD COLUMN authority TEXT;
+CREATE INDEX join_tokens_bound ON join_tokens (node_id) WHERE node_id IS NOT NULL AND revoked_at IS NULL AND redeemed_at IS NULL;
 ";

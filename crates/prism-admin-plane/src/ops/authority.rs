@@ -8,7 +8,7 @@ use prism_core::{Error, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_rpc::CertificateAuthority;
 use prism_rpc::convert::timestamp;
-use prism_rpc::tls::Plan;
+use prism_rpc::tls::{Plan, Standing};
 use prism_store::{StandingCertificates, Tx};
 use serde_json::json;
 
@@ -19,6 +19,12 @@ const RESOURCE: &str = "ca";
 
 fn int32(count: i64) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Join tokens that could be redeemed and name a CA that does not issue any more.
+fn tokens_of_the_old(standings: &[Standing], tx: &Tx<'_>) -> Result<i64> {
+    let issuing = standings.iter().find(|standing| standing.issues);
+    issuing.map_or(Ok(0), |issuing| tx.join_tokens_of_another_authority(&issuing.fingerprint))
 }
 
 /// ABORTED `CA_CHANGING` while an earlier change has not taken effect: the next one would not know what it changes.
@@ -75,8 +81,10 @@ impl Op for GetCaStatus {
             // Before the first rotation nothing notes which CA it is of.
             let alone = standings.len() == 1;
             let found = tx.standing_certificates(&standing.fingerprint, alone)?;
+            let mut join_tokens = 0;
             if !standing.issues {
                 response.can_retire = found.total() == 0;
+                join_tokens = tokens_of_the_old(&standings, tx)?;
             }
             response.authorities.push(wire::CertificateAuthority {
                 fingerprint: standing.fingerprint.clone(),
@@ -87,6 +95,7 @@ impl Op for GetCaStatus {
                 client_certificates: int32(found.clients),
                 node_certificates: int32(found.nodes),
                 last_certificate_ends: found.last_ends.map(timestamp),
+                join_tokens: int32(join_tokens),
             });
         }
         if let [new, old] = standings.as_slice() {
@@ -185,7 +194,9 @@ impl Op for RetireCa {
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
         require_settled(&self.authority, tx)?;
-        let old = self.authority.standings()?.into_iter().find(|standing| !standing.issues);
+        let standings = self.authority.standings()?;
+        let tokens = tokens_of_the_old(&standings, tx)?;
+        let old = standings.into_iter().find(|standing| !standing.issues);
         let count = old.map(|old| self.in_use(&old.fingerprint, tx)).transpose()?.unwrap_or_default();
         let plan = self.authority.plan_retirement()?;
         let response = wire::RetireCaResponse {
@@ -194,7 +205,11 @@ impl Op for RetireCa {
             ca_certificate_pem: plan.bundle.clone().into_bytes().into(),
         };
         let done = decide(&plan, tx, response, &self.authority.state_name())?;
-        Ok(done.detail("retired_fingerprint", &plan.old).detail("certificates_cut", count).detail("force", self.force))
+        Ok(done
+            .detail("retired_fingerprint", &plan.old)
+            .detail("certificates_cut", count)
+            .detail("join_tokens_cut", tokens)
+            .detail("force", self.force))
     }
 
     async fn follow_up(_: &Self::Request, _: &mut Self::Response, services: &Services) {

@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prism_core::limits::MAX_NODE_CERTIFICATES;
+use prism_core::limits::{MAX_CERTIFICATES_OF_KEY, MAX_NODE_CERTIFICATES};
 use prism_core::secret::{SecretHash, SecretId, parse_join_token};
+use prism_core::session::EndReason;
 use prism_core::{Error, Kind, NodeId, Result};
 use prism_identity::{CertificateKind, own_identity};
 use prism_proto::cluster::v1 as wire;
@@ -27,6 +28,11 @@ use crate::op::{Caller, Done, Op, Place, Scope, Services};
 pub(crate) const ALARM: &str = "alarm";
 /// The alarm of a second key for a token.
 const TOKEN_REUSE: &str = "token_reuse";
+/// The alarm of a certificate that two keys have renewed.
+const RENEWAL_FORK: &str = "renewal_fork";
+
+/// Certificates of one key of a node that are looked at for one that can be given again.
+const LOOKED_AT: usize = 64;
 
 /// What is told of a join token that is not one, or not of this cluster, or not with this secret.
 pub(crate) fn token_invalid() -> Error {
@@ -85,6 +91,8 @@ pub struct ExchangeJoinToken {
     /// What the token says comes before what is wrong with these.
     node_id: Result<NodeId>,
     key: Result<SigningRequest>,
+    /// Hash of the key that was presented, also of a kind that nothing is issued for.
+    key_hash: Option<[u8; 32]>,
     issuer: Issuer,
     /// A certificate that was signed before the transaction, which drops it unless it comes to a new one.
     signed: Option<IssuedCertificate>,
@@ -129,6 +137,7 @@ impl Op for ExchangeJoinToken {
             secret: presented.secret.hash(),
             node_id: free_id("node_id", &request.node_id, &services.enrolment),
             key: SigningRequest::parse(&request.csr_pem),
+            key_hash: SigningRequest::key_hash_of(&request.csr_pem),
             named: request.node_id,
             issuer: Issuer::of(services),
             signed: None,
@@ -141,7 +150,12 @@ impl Op for ExchangeJoinToken {
             Outcome::Again(row) => return Ok(describe(Done::new(self.answer(&row)), &row).detail("repeated", true)),
             Outcome::New { token, node_id, key } => (token, node_id, key),
         };
-        // Whoever held the name before loses it with the same commit; who comes again with the same key is no other.
+        // Whoever held the name before loses it with the same commit, and the sessions with it; who comes again with the same key
+        // is no other.
+        let changes_hands =
+            tx.node(node_id.as_str())?.is_some() && !tx.is_node_key(node_id.as_str(), key.key_hash())?;
+        let sessions =
+            if changes_hands { tx.end_sessions_of_node(node_id.as_str(), EndReason::CredentialRevoked)? } else { 0 };
         let replaced = tx.revoke_other_keys_of_node(node_id.as_str(), key.key_hash())?;
         let issued = match &self.signed {
             // The CA may have been rotated since.
@@ -160,7 +174,9 @@ impl Op for ExchangeJoinToken {
         tx.enrol_node(node_id, self.token.as_str())?;
         let row = row(&issued, node_id, (&token.created_by, self.token.as_str()), key, None, tx);
         tx.insert_certificate(&row)?;
-        let done = describe(Done::new(self.answer(&row)), &row).detail("certificates_replaced", replaced.len());
+        let done = describe(Done::new(self.answer(&row)), &row)
+            .detail("certificates_replaced", replaced.len())
+            .detail("sessions_ended", sessions);
         // It is carried out once.
         let _ = self.replaced.set(replaced);
         Ok(done)
@@ -203,9 +219,10 @@ impl ExchangeJoinToken {
             return Ok(Outcome::Again(row));
         }
         // Also one that is revoked: its name is in bindings and in the log.
-        if token.node_id.is_none() && tx.node(node_id.as_str())?.is_some() {
+        if !token.may_replace && tx.node(node_id.as_str())?.is_some() {
+            let bound = if token.node_id.is_some() { ", by who may revoke nodes" } else { "" };
             let message = format!(
-                "there is a node {node_id} already, or there was; to take its place, use a token that is bound to it: prism-admin token create --node {node_id}"
+                "there is a node {node_id} already, or there was; to take its place, use a token that is bound to it{bound}: prism-admin token create --node {node_id}"
             );
             return Err(Error::precondition("NODE_EXISTS", message));
         }
@@ -216,8 +233,8 @@ impl ExchangeJoinToken {
     /// The order is the contract's (§9 "exchange").
     fn may_redeem(&self, token: &JoinTokenRow, tx: &Tx<'_>) -> Result<()> {
         let redemption = token.redemption.as_ref();
-        let another = match (redemption, &self.key) {
-            (Some(redemption), Ok(key)) => redemption.key_hash != key.key_hash(),
+        let another = match (redemption, self.key_hash) {
+            (Some(redemption), Some(presented)) => redemption.key_hash != presented,
             _ => false,
         };
         let alarmed = |error: Error| if another { error.with(ALARM, TOKEN_REUSE) } else { error };
@@ -245,6 +262,7 @@ impl ExchangeJoinToken {
             pkcs12: prost::bytes::Bytes::new(),
             pkcs12_password: String::new(),
             ca_certificate_pem: self.issuer.ca_pem(),
+            ca_links_pem: self.issuer.authority.links_pem().into_bytes().into(),
             cli_token: String::new(),
             certificate_pem: pem_of(row),
             expires_at_epoch_ms: expiry_of(row),
@@ -296,35 +314,43 @@ impl Op for RenewCertificate {
         let current = current.ok_or_else(certificate_unknown)?;
         not_revoked(&node_id, &self.key, tx)?;
         tx.node_seen(node_id.as_str())?;
-        if let Some(earlier) = self.earlier(&node_id, fingerprint, tx)? {
+        if let Some(earlier) = self.earlier(&node_id, Some(fingerprint), tx)? {
             return Ok(self.done(&earlier).detail("repeated", true));
         }
-        if tx.live_node_certificates(node_id.as_str())? >= MAX_NODE_CERTIFICATES {
+        // Places are counted by key, so that who has made keys of his own leaves those of the one that is in place.
+        let (own, hash) = (current.key_hash, self.key.key_hash());
+        if tx.live_certificates_of_key(node_id.as_str(), hash)? >= MAX_CERTIFICATES_OF_KEY {
+            if let Some(latest) = self.earlier(&node_id, None, tx)? {
+                return Ok(self.done(&latest).detail("repeated", true));
+            }
+        } else if own != hash && tx.live_node_certificates(node_id.as_str())? >= MAX_NODE_CERTIFICATES {
             let message = format!(
-                "node {node_id} has {MAX_NODE_CERTIFICATES} certificates that are valid, the most that may be; use one of them"
+                "node {node_id} has {MAX_NODE_CERTIFICATES} certificates that are valid, the most that may be for a key that is not the \
+                 one of the certificate; use one of them"
             );
             return Err(Error::new(Kind::ResourceExhausted, "TOO_MANY_NODE_CERTIFICATES", message));
         }
+        let forked = tx.is_renewed_for_another_key(node_id.as_str(), fingerprint, hash)?;
         let issued = self.issuer.issue(&node_id, &self.key)?;
         let stands_on = (caller.identity.actor.as_str(), current.token_id.as_str());
         let row = row(&issued, &node_id, stands_on, &self.key, Some(fingerprint.to_owned()), tx);
         tx.insert_certificate(&row)?;
-        Ok(self.done(&row))
+        let done = self.done(&row);
+        // Two who hold one key: which of them is the node, an operator has to find out.
+        Ok(if forked { done.detail(ALARM, RENEWAL_FORK) } else { done })
     }
 }
 
 impl RenewCertificate {
-    /// What the same certificate was renewed for with the same key, if more than half of its life is left: the answer may have
-    /// been lost.
-    fn earlier(&self, node_id: &NodeId, renewed_from: &str, tx: &Tx<'_>) -> Result<Option<CertificateRow>> {
+    /// What the same certificate (`None` = any of the node) was renewed for with the same key, if more than half of its life is
+    /// left: the answer may have been lost.
+    fn earlier(&self, node_id: &NodeId, renewed_from: Option<&str>, tx: &Tx<'_>) -> Result<Option<CertificateRow>> {
         let hash = self.key.key_hash();
         let issuing = self.issuer.authority.fingerprint().to_hex();
-        let rows = tx.node_certificates(node_id.as_str(), MAX_NODE_CERTIFICATES as usize)?;
+        let rows = tx.certificates_of_key(node_id.as_str(), hash, LOOKED_AT)?;
         Ok(rows.into_iter().find(|row| {
-            let same = row
-                .origin
-                .as_ref()
-                .is_some_and(|origin| origin.key_hash == hash && origin.renewed_from.as_deref() == Some(renewed_from));
+            let from = row.origin.as_ref().and_then(|origin| origin.renewed_from.as_deref());
+            let same = renewed_from.is_none_or(|wanted| from == Some(wanted));
             let fresh = row.expires_at.is_some_and(|end| tx.now + end.since(row.created_at) / 2 < end);
             // One of the old CA is not what a node needs that asks after a rotation.
             let current = row.authority.as_ref().is_none_or(|authority| *authority == issuing);

@@ -4,6 +4,7 @@ use prism_core::access::Access;
 use prism_core::permission::{Pattern, pattern_reach};
 use prism_core::{Error, Kind, Result};
 
+use crate::door::reach_of;
 use crate::op::Caller;
 
 /// Requires that the caller holds every permission of a role that they are about to give away, as far as it will reach: in the
@@ -15,6 +16,16 @@ pub(crate) fn require_held(caller: &Caller, role: &str, permissions: &[Pattern],
         let message = format!("the role {role} allows {pattern}, which your credential does not have here");
         Err(Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message).with("permission", pattern.to_string()))
     })
+}
+
+/// Requires that the caller holds this permission everywhere, to do what `what` says beside what the RPC asks for.
+/// PERMISSION_DENIED names it.
+pub(crate) fn require(caller: &Caller, permission: &str, what: &str) -> Result<()> {
+    if reach_of(&caller.grants, permission)?.includes(None) {
+        return Ok(());
+    }
+    let message = format!("{what}: this needs the permission {permission}, which your credential does not have here");
+    Err(Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message).with("permission", permission))
 }
 
 /// As [`require_held`], for roles by their names; one that does not exist gives nothing away.
@@ -69,6 +80,19 @@ mod tests {
             let error = held(permissions, place).unwrap_err();
             assert_eq!((error.kind(), error.metadata()["permission"].as_str()), (Kind::PermissionDenied, missing));
             assert!(error.message().contains("the role x allows"), "{}", error.message());
+        }
+    }
+
+    #[test]
+    fn a_permission_beside_that_of_the_rpc_is_asked_for_everywhere() {
+        let required = |held: &[(Option<&str>, &[&str])]| require(&caller(held), "nodes:manage", "n1 is taken");
+        required(&[(None, &["nodes:*"])]).unwrap();
+        for held in [&[(None, &["tokens:manage", "nodes:read"][..])][..], &[(Some("a"), &["nodes:manage"])], &[]] {
+            let error = required(held).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.metadata()["permission"].as_str()),
+                (Kind::PermissionDenied, "nodes:manage")
+            );
         }
     }
 

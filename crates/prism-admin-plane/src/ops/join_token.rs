@@ -10,9 +10,13 @@ use prism_proto::cluster::v1 as wire;
 use prism_store::{JoinTokenRow, JoinTokenStatus, Tx};
 use serde_json::{Value, json};
 
+use super::held::require;
 use super::node::free_id;
 use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
+
+/// What it takes to have a token for a name that a node has or had: the right to put that node out.
+const REPLACES: &str = "nodes:manage";
 
 pub(super) fn resource_of(id: &str) -> String {
     format!("token:{id}")
@@ -27,7 +31,7 @@ fn state(token: &JoinTokenRow) -> Value {
     })
 }
 
-/// `CreateJoinToken`.
+/// `CreateJoinToken`. For the name of a node that is there, or was, it takes the right to revoke that node as well.
 #[derive(Clone)]
 pub struct CreateJoinToken {
     node_id: Option<NodeId>,
@@ -69,11 +73,25 @@ impl Op for CreateJoinToken {
     }
 
     fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        // With such a token the name changes hands: whoever has it is put out.
+        let may_replace = match &self.node_id {
+            None => false,
+            Some(node_id) => {
+                let what = format!("there is a node {node_id}, or there was, and the token would take its place");
+                let allowed = require(caller, REPLACES, &what);
+                if tx.node(node_id.as_str())?.is_some() {
+                    allowed.clone()?;
+                }
+                allowed.is_ok()
+            }
+        };
         let new = self.random.join_token(self.authority);
         let token = JoinTokenRow {
             id: new.id,
             hash: new.hash,
             node_id: self.node_id,
+            may_replace,
+            authority: Some(self.authority.to_hex()),
             created_at: tx.now,
             created_by: caller.identity.actor.clone(),
             expires_at: tx.now + self.ttl,

@@ -184,8 +184,8 @@ impl Op for GetNode {
     }
 }
 
-/// `RevokeNode`: the node, all its certificates and its live sessions; connections that stand on them are cut. Revoking a revoked node changes
-/// nothing.
+/// `RevokeNode`: the node, all its certificates, the tokens that wait for its name, and its live sessions; connections that stand on them are cut. Of a
+/// revoked node the tokens that were made since are revoked.
 #[derive(Clone)]
 pub struct RevokeNode {
     id: String,
@@ -216,13 +216,17 @@ impl Op for RevokeNode {
         tx.revoke_node(&self.id, &caller.identity.actor)?;
         // Whoever takes the name next does not get them with it.
         let sessions = tx.end_sessions_of_node(&self.id, EndReason::CredentialRevoked)?;
+        let tokens = tx.revoke_waiting_join_tokens(&self.id)?;
         let after = tx.node(&self.id)?.unwrap_or_else(|| before.clone());
         let response = wire::RevokeNodeResponse {
             node: Some(node(&after)),
             certificates_revoked: i32::try_from(certificates.len()).unwrap_or(i32::MAX),
+            tokens_revoked: i32::try_from(tokens).unwrap_or(i32::MAX),
         };
-        let done =
-            Done::new(response).detail("certificates_revoked", certificates.len()).detail("sessions_ended", sessions);
+        let done = Done::new(response)
+            .detail("certificates_revoked", certificates.len())
+            .detail("tokens_revoked", tokens)
+            .detail("sessions_ended", sessions);
         Ok(done.changed(Some(&state(&before)), Some(&state(&after))))
     }
 

@@ -76,7 +76,10 @@ async fn revoke(console: &Console, node_id: String) -> Result<()> {
     let client = console.client().await?;
     console.confirm(&format!("Revoke node {node_id}? It is cut off, and comes back with a new join token only."))?;
     let answer = client.call(RevokeNodeRequest { node_id: node_id.clone() }).await?;
-    note(&format!("node {node_id} revoked, with {} certificates", answer.certificates_revoked));
+    let (certificates, tokens) = (answer.certificates_revoked, answer.tokens_revoked);
+    note(&format!(
+        "node {node_id} revoked, with {certificates} certificates and {tokens} join tokens that waited for it"
+    ));
     console.printer.done(&answer)
 }
 

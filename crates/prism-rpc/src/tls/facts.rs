@@ -83,6 +83,24 @@ pub fn first_end(certificates: &[CertificateDer<'_>]) -> Result<UnixMillis> {
     ends.into_iter().min().ok_or_else(|| super::fault("there is no certificate"))
 }
 
+/// Whether `link` is a certificate by which the CA `by` vouches for the CA `of`: a CA's, for its name and key, signed by the other's,
+/// and valid at `now`.
+pub fn vouches(by: &CertificateDer<'_>, of: &CertificateDer<'_>, link: &CertificateDer<'_>, now: UnixMillis) -> bool {
+    let read = |certificate: &CertificateDer<'_>| CertificateFacts::of(certificate).is_ok();
+    if ![by, of, link].into_iter().all(read) {
+        return false;
+    }
+    let parsed = (X509Certificate::from_der(by), X509Certificate::from_der(of), X509Certificate::from_der(link));
+    let (Ok((_, by)), Ok((_, of)), Ok((_, link))) = parsed else { return false };
+    let at = now.0.div_euclid(1000);
+    let (begins, ends) = (link.validity().not_before.timestamp(), link.validity().not_after.timestamp());
+    (begins..=ends).contains(&at)
+        && link.is_ca()
+        && link.public_key().raw == of.public_key().raw
+        && (link.subject(), link.issuer()) == (of.subject(), by.subject())
+        && link.verify_signature(Some(by.public_key())).is_ok()
+}
+
 /// SHA-256 of a certificate's DER encoding in lower-case hexadecimal.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hex::encode(digest(&SHA256, certificate))

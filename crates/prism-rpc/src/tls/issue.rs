@@ -70,9 +70,15 @@ impl SigningRequest {
 
     /// SHA-256 of the public key (SubjectPublicKeyInfo in DER): two requests of one key are of one owner.
     pub fn key_hash(&self) -> [u8; 32] {
-        let mut out = [0; 32];
-        out.copy_from_slice(digest(&SHA256, &self.key).as_ref());
-        out
+        hash_of(&self.key)
+    }
+
+    /// As [`SigningRequest::key_hash`], of any request whose key can be read, whoever has signed it and whatever kind of key it
+    /// is: it says which key was shown, and proves nothing.
+    pub fn key_hash_of(csr_pem: &[u8]) -> Option<[u8; 32]> {
+        let der = one_block(csr_pem).filter(|_| csr_pem.len() <= MAX_CSR_BYTES)?;
+        let (_, csr) = X509CertificationRequest::from_der(&der).ok()?;
+        Some(hash_of(csr.certification_request_info.subject_pki.raw))
     }
 }
 
@@ -194,6 +200,12 @@ impl CertificateAuthority {
             authority: fingerprint(&state.certificate),
         })
     }
+}
+
+fn hash_of(key: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, key).as_ref());
+    out
 }
 
 fn bad(description: &str) -> Error {

@@ -24,7 +24,7 @@ use crate::watched::Watched;
 use authority::Renewing;
 pub use authority::{CertificateAuthority, KEY_FILE as AUTHORITY_KEY_FILE, server_names};
 pub use clients::{MAX_CHAIN, MAX_CHAIN_BYTES};
-pub use facts::{CertificateFacts, fingerprint, first_end};
+pub use facts::{CertificateFacts, fingerprint, first_end, vouches};
 pub use files::CLUSTER_PROTOCOL;
 use files::Pair;
 pub use issue::{ClientCertificate, IssuedCertificate, MAX_CSR_BYTES, NodeCertificate, SigningRequest};

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prism_core::secret::AuthorityFingerprint;
 use prism_core::{Error, Result, UnixMillis};
-use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::sync::watch;
@@ -55,6 +55,8 @@ struct Old {
     certificate: CertificateDer<'static>,
     /// The new CA's certificate that the old one has signed.
     cross: CertificateDer<'static>,
+    /// Its certificate that the new one has signed, once it is asked for.
+    back: OnceLock<CertificateDer<'static>>,
 }
 
 /// A CA that is trusted.
@@ -100,7 +102,7 @@ impl State {
         let Some(certificate) = found.next() else { return Ok(None) };
         let old = match (found.next(), found.next(), found.next()) {
             (None, ..) => None,
-            (Some(cross), Some(certificate), None) => Some(Old { certificate, cross }),
+            (Some(cross), Some(certificate), None) => Some(Old { certificate, cross, back: OnceLock::new() }),
             _ => return Err(fault("must hold one certificate, or the three of a rotation")),
         };
         let key = KeyPair::from_pem(text).map_err(|error| fault(format!("holds no private key: {error}")))?;
@@ -189,6 +191,32 @@ impl CertificateAuthority {
         self.trusted().iter().enumerate().map(facts).collect()
     }
 
+    /// The certificates by which each of the two CAs of a rotation vouches for the other, in PEM; empty when there is one CA. Who
+    /// has proven one of them proves the other by these.
+    pub fn links_pem(&self) -> String {
+        let state = self.0.state.load();
+        let Some(old) = &state.old else { return String::new() };
+        let back = match old.back.get() {
+            Some(back) => Ok(back.clone()),
+            None => self.back(&state, &old.certificate).map(|back| old.back.get_or_init(|| back).clone()),
+        };
+        let back = back.inspect_err(|failed| {
+            tracing::error!(cause = ?failed.cause(), "the new CA could not vouch for the old one");
+        });
+        [Ok(old.cross.clone()), back].iter().flatten().map(to_pem).collect()
+    }
+
+    /// The old CA's certificate of the new one.
+    fn back(&self, state: &State, old: &CertificateDer<'static>) -> Result<CertificateDer<'static>> {
+        let failed = |error: rcgen::Error| fault(format!("no certificate for the old CA: {error}"));
+        let facts = CertificateFacts::of(old)?;
+        let key = SubjectPublicKeyInfo::from_der(&facts.public_key).map_err(failed)?;
+        let mut back = authority_parameters(facts.issued_at(), facts.expires_at.min(state.expires_at), &self.0.random);
+        back.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        back.use_authority_key_identifier_extension = true;
+        back.signed_by(&key, &state.issuer).map(|back| back.der().clone()).map_err(failed)
+    }
+
     /// Calls `follower` with the CAs that are trusted whenever they change: before the first certificate of a new one is issued, and
     /// before a retirement is answered. One call per CA; a second is ignored.
     pub fn on_change(&self, follower: impl Fn(&[CertificateDer<'static>]) + Send + Sync + 'static) {
@@ -220,7 +248,7 @@ impl CertificateAuthority {
         cross.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         cross.use_authority_key_identifier_extension = true;
         let cross = cross.signed_by(&key, &state.issuer).map_err(failed)?;
-        let old = Old { certificate: state.certificate.clone(), cross: cross.der().clone() };
+        let old = Old { certificate: state.certificate.clone(), cross: cross.der().clone(), back: OnceLock::new() };
         let next = State::new(certificate.der().clone(), &key.serialize_pem(), Some(old))?;
         self.stage(&next, fingerprint(&state.certificate))
     }

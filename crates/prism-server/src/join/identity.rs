@@ -10,7 +10,7 @@ use prism_core::{NodeId, UnixMillis};
 use prism_identity::{CertificateKind, ClientTrust};
 use prism_proto::cluster::v1::ExchangeJoinTokenResponse;
 use prism_rpc::files::{is_open_to_others, write_atomically};
-use prism_rpc::tls::{CertificateFacts, NodeKey, first_end};
+use prism_rpc::tls::{CertificateFacts, NodeKey, first_end, vouches};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub const KEY: &str = "key.pem";
 /// The node's certificate.
 pub const CERTIFICATE: &str = "cert.pem";
 const IDENTITY: &str = "node.json";
+/// Certificates of CAs for each other that are looked at.
+const MAX_LINKS: usize = 4;
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +62,19 @@ impl Proven {
     ) -> Result<Self, String> {
         // During a rotation there are two.
         let authorities = bundle(&answer.ca_certificate_pem).ok_or("its CA is not a certificate in PEM")?;
-        if !authorities.iter().any(|ca| fingerprint_of(ca) == authority) {
-            return Err("its CA is not the one that the token names".to_owned());
+        let named = authorities.iter().find(|ca| fingerprint_of(ca) == authority);
+        let named = named.ok_or("its CA is not the one that the token names")?;
+        let links = CertificateDer::pem_slice_iter(&answer.ca_links_pem).take(MAX_LINKS);
+        let links = links.collect::<Result<Vec<_>, _>>().map_err(|_| "what its CAs say of each other is not in PEM")?;
+        // Whom the token does not name, the one that it names must vouch for.
+        for other in authorities.iter().filter(|ca| *ca != named) {
+            if !links.iter().any(|link| vouches(named, other, link, now)) {
+                return Err(
+                    "it names a second CA that the one of the token does not vouch for; somebody stands in between, or the controller \
+                     is older than this program"
+                        .to_owned(),
+                );
+            }
         }
         let leaf = certificate(&answer.certificate_pem).ok_or("it holds no certificate in PEM")?;
         let facts = CertificateFacts::of(&leaf).map_err(|error| error.message().to_owned())?;
@@ -224,4 +237,90 @@ fn cluster_of(leaf: &CertificateDer<'_>) -> Option<String> {
     let uri = CertificateFacts::of(leaf).ok()?.uri?;
     let (cluster, _) = uri.strip_prefix("spiffe://")?.split_once('/')?;
     Some(cluster.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prism_core::Clock;
+    use prism_rpc::CertificateAuthority;
+    use prism_rpc::tls::{NodeCertificate, SigningRequest};
+
+    use super::*;
+
+    const NODE: &str = "n1";
+
+    /// A CA, the one that takes its place, and what a node gets for its key meanwhile.
+    struct Rotation {
+        old: AuthorityFingerprint,
+        new: AuthorityFingerprint,
+        key: NodeKey,
+        answer: ExchangeJoinTokenResponse,
+    }
+
+    impl Rotation {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let authority = CertificateAuthority::load_or_create(folder.path()).unwrap();
+            let old = authority.fingerprint();
+            let plan = authority.plan_rotation().unwrap();
+            authority.settle(&plan.name).unwrap();
+            let key = NodeKey::generate().unwrap();
+            let request = SigningRequest::parse(key.signing_request().unwrap().as_bytes()).unwrap();
+            let (uri, node_id) = ("spiffe://prism-1/node/n1".to_owned(), NODE.to_owned());
+            let wanted = NodeCertificate { uri, node_id, life: Duration::from_hours(1) };
+            let issued = authority.issue_node(&wanted, &request).unwrap();
+            let answer = ExchangeJoinTokenResponse {
+                certificate_pem: issued.pem.into_bytes().into(),
+                ca_certificate_pem: authority.certificate_pem().into_bytes().into(),
+                ca_links_pem: authority.links_pem().into_bytes().into(),
+                ..Default::default()
+            };
+            Self { old, new: authority.fingerprint(), key, answer }
+        }
+
+        fn check(&self, answer: &ExchangeJoinTokenResponse, named: AuthorityFingerprint) -> Result<(), String> {
+            let node_id = NodeId::parse("node_id", NODE).unwrap();
+            Proven::check(answer, &self.key, &node_id, named, Clock::system().now()).map(drop)
+        }
+    }
+
+    fn certificates(pem: &[u8]) -> Vec<String> {
+        let text = std::str::from_utf8(pem).unwrap();
+        text.split_inclusive("-----END CERTIFICATE-----\n").map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn a_token_of_either_ca_of_a_rotation_proves_both() {
+        let rotation = Rotation::new();
+        rotation.check(&rotation.answer, rotation.old).unwrap();
+        rotation.check(&rotation.answer, rotation.new).unwrap();
+    }
+
+    #[test]
+    fn a_second_ca_that_the_first_does_not_vouch_for_is_refused() {
+        let (rotation, forger) = (Rotation::new(), Rotation::new());
+        let (own, forged) =
+            (certificates(&rotation.answer.ca_certificate_pem), certificates(&forger.answer.ca_certificate_pem));
+        let links = [rotation.answer.ca_links_pem.clone(), forger.answer.ca_links_pem.clone()].concat();
+        let refused = |ca: String, links: &[u8], named| {
+            let answer = ExchangeJoinTokenResponse {
+                ca_certificate_pem: ca.into_bytes().into(),
+                ca_links_pem: links.to_vec().into(),
+                ..rotation.answer.clone()
+            };
+            let said = rotation.check(&answer, named).unwrap_err();
+            assert!(said.contains("does not vouch"), "{said}");
+        };
+        for other in &forged {
+            refused(format!("{}{other}", own[0]), &links, rotation.new);
+            // The certificate of the node is the forger's business as well, so he may have one of his own CA.
+            refused(format!("{other}{}", own[1]), &links, rotation.old);
+        }
+        // Those that are right prove nothing to who is not given the proof.
+        refused(own.concat(), b"", rotation.old);
+        refused(own.concat(), &forger.answer.ca_links_pem, rotation.new);
+        refused(own.concat(), certificates(&rotation.answer.ca_links_pem)[1].as_bytes(), rotation.old);
+    }
 }
