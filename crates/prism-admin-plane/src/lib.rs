@@ -18,6 +18,7 @@ mod record;
 mod refused;
 mod rest;
 mod services;
+mod strangers;
 mod tally;
 mod to_the_end;
 mod trailers;

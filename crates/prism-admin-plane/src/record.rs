@@ -10,9 +10,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, Uri};
+use http_body::Body as HttpBody;
+use http_body_util::Full as Whole;
 use prism_core::source::{Full, PlaceBounds, Places};
 use prism_core::{Error, Kind, Result};
 use prism_rpc::{HeldBody, Peer, RequestId, to_status};
+use prost::bytes::Bytes;
 use tonic::Code;
 use tonic::body::Body;
 use tower::Service;
@@ -28,19 +31,17 @@ use crate::ops::join_token::{CreateJoinToken, ListJoinTokens};
 use crate::ops::link::{OpenLink, certificate_revoked};
 use crate::rates::Rates;
 use crate::rest::{self, Problem, Route};
+use crate::strangers::{Strangers, Unread};
 use crate::trailers::{AuditTrailers, CheckpointHeader};
 use crate::unrecorded::cannot_record;
 
 /// A request that is not read as a whole in this time is refused: its place is for others.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest name of an RPC that is not ours in an entry, in characters.
 const MAX_NAME_LENGTH: usize = 128;
 /// Health and reflection calls that are open, of everybody: they need no credential, and their streams end when the caller
 /// likes.
 const OPEN_CALLS: PlaceBounds = PlaceBounds { all: 256, per_source: 32, kept_for_loopback: 32 };
-/// Exchanges of join tokens that are under way, of everybody: who calls has no credential yet. A fleet may come at once, from
-/// behind one address.
-const EXCHANGES: PlaceBounds = PlaceBounds { all: 2048, per_source: 1024, kept_for_loopback: 64 };
 /// ErrorInfo domain of what no service answers.
 const DOMAIN: &str = "prism.admin.v1";
 
@@ -78,7 +79,7 @@ pub struct RecordService<S> {
     node_rates: Arc<Rates>,
     open_calls: Places,
     checkpoint: CheckpointHeader,
-    exchanges: Places,
+    strangers: Strangers,
 }
 
 impl<S> RecordService<S> {
@@ -93,7 +94,7 @@ impl<S> RecordService<S> {
             node_rates: Arc::new(Rates::of_nodes()),
             open_calls: Places::new(OPEN_CALLS),
             checkpoint: CheckpointHeader::default(),
-            exchanges: Places::new(EXCHANGES),
+            strangers: Strangers::new(),
         }
     }
 }
@@ -115,9 +116,10 @@ fn is_open(path: &str) -> bool {
 
 impl<S, B> Service<Request<B>> for RecordService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -136,14 +138,14 @@ where
                     return Box::pin(async move { Ok(refused) });
                 }
             };
-            let answer = self.inner.call(request);
+            let answer = self.inner.call(request.map(Body::new));
             return Box::pin(async move { Ok(answer.await?.map(|body| Body::new(HeldBody::new(body, place)))) });
         }
         take_alias(request.uri_mut());
         let route = rest::route(request.method(), request.uri().path());
         let permission = self.door.permission_at(route.as_ref(), request.uri().path());
         let (stray, presented) = (Stray::of(&request, route.as_ref()), presented(&request));
-        let (door, exchanges, from) = (Arc::clone(&self.door), self.exchanges.clone(), address_of(&request));
+        let (door, strangers, from) = (Arc::clone(&self.door), self.strangers.clone(), address_of(&request));
         let (calls, rates, checkpoint) = (self.calls.clone(), Arc::clone(&self.rates), self.checkpoint.clone());
         let node_rates = Arc::clone(&self.node_rates);
         let is_link = request.uri().path().strip_prefix('/') == Some(OpenLink::RPC);
@@ -163,22 +165,34 @@ where
             };
             if identity.is_stranger() {
                 // It is told nothing of the log, and its entries are bounded in number.
-                let _place = match exchanges.take(from) {
-                    Ok(place) => place,
-                    Err(full) => return Ok(door.refuse_stray(stray, too_many_exchanges(full).into()).await),
+                let (parts, body) = request.into_parts();
+                let (whole, _place) = match strangers.read(body, from).await {
+                    Ok(whole) => match strangers.begin(from) {
+                        Ok(place) => (whole, place),
+                        Err(full) => return Ok(door.refuse_stray(stray, full.into()).await),
+                    },
+                    Err(unread) => {
+                        let refused = match unread {
+                            Unread::Full(full) => full.into(),
+                            Unread::TooLarge => problem(Some(Code::ResourceExhausted)).into(),
+                            Unread::Broken => problem(None).into(),
+                            // He has had a place all the time: like a wrong credential, that costs him his next ones.
+                            Unread::TooSlow(slow) => door.authenticator.failed(slow, Some(from), None),
+                        };
+                        return Ok(door.refuse_stray(stray, refused).await);
+                    }
                 };
+                let mut request = Request::from_parts(parts, Body::new(Whole::new(whole)));
                 let recorded = Recorded::default();
                 request.extensions_mut().insert(recorded.clone());
                 request.extensions_mut().insert(Arc::clone(&identity));
-                let problem = tokio::select! {
-                    response = inner.call(request) => match response? {
-                        response if recorded.is_taken_over() => return Ok(response),
-                        response => problem_of(&response),
-                    },
-                    () = recorded.overdue() => too_slow(),
-                };
-                return Ok(door.refuse_stray(stray, problem.into()).await);
+                let response = inner.call(request).await?;
+                if recorded.is_taken_over() {
+                    return Ok(response);
+                }
+                return Ok(door.refuse_stray(stray, problem_of(&response).into()).await);
             }
+            let mut request = request.map(Body::new);
             let id = &identity.credential_id;
             let now = Instant::now();
             let places = rates
@@ -293,16 +307,7 @@ fn too_many_open(full: Full) -> Error {
     Error::new(Kind::ResourceExhausted, "TOO_MANY_OPEN_CALLS", message).retry_after(Duration::from_secs(1))
 }
 
-fn too_many_exchanges(full: Full) -> Error {
-    let most = match full {
-        Full::Source => format!("{} exchanges of this address", EXCHANGES.per_source),
-        Full::All => format!("{} exchanges", EXCHANGES.all),
-    };
-    Error::new(Kind::ResourceExhausted, "TOO_MANY_CALLS", format!("{most} are under way, the most that may be; retry"))
-        .retry_after(Duration::from_secs(1))
-}
-
-fn too_slow() -> Error {
+pub(crate) fn too_slow() -> Error {
     let message = format!("the request was not there as a whole within {} s", READ_TIMEOUT.as_secs());
     Error::new(Kind::DeadlineExceeded, "REQUEST_TOO_SLOW", message)
 }
