@@ -35,6 +35,7 @@ pub mod rest;
 pub mod rows;
 pub mod server;
 pub mod site;
+pub mod transports;
 pub mod wait;
 pub mod walk;
 
