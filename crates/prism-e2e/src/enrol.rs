@@ -74,6 +74,11 @@ impl Machine {
         Self { key: KeyPair::generate().expect("a key") }
     }
 
+    /// With this key, in PEM.
+    pub fn with_key(pem: &str) -> Self {
+        Self { key: KeyPair::from_pem(pem).expect("a key") }
+    }
+
     /// A signing request for its key, in PEM; each one differs.
     pub fn signing_request(&self) -> Vec<u8> {
         let request = CertificateParams::default().serialize_request(&self.key).expect("a signing request");

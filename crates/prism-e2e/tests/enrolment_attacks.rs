@@ -1,14 +1,17 @@
 //! Who wants the place of another: with the right to make tokens, with a stolen key, with a request for a key of another kind.
 
 use prism_e2e::audit::verify;
+use prism_e2e::data::{self, named};
 use prism_e2e::enrol::{Machine, exchange, signing_request_of};
-use prism_e2e::{Admin, Failure, Options, Prism, http1};
-use prism_proto::admin::v1::AuditLogEntry;
+use prism_e2e::node::{Files, join};
+use prism_e2e::site::{Pattern, config};
+use prism_e2e::{Admin, Cli, Failure, Options, Prism, dial, http1};
+use prism_proto::admin::v1::{AuditLogEntry, SessionStatus};
 use prism_proto::cluster::v1::bootstrap_service_client::BootstrapServiceClient;
 use prism_proto::cluster::v1::get_lineage_request::Link;
 use prism_proto::cluster::v1::{
-    CreateJoinTokenRequest, CreateJoinTokenResponse, ExchangeJoinTokenRequest, RenewCertificateRequest,
-    RenewCertificateResponse, RevokeNodeRequest,
+    CreateJoinTokenRequest, CreateJoinTokenResponse, ExchangeJoinTokenRequest, GetCaStatusRequest,
+    RenewCertificateRequest, RenewCertificateResponse, RetireCaRequest, RevokeNodeRequest, RotateCaRequest,
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P521_SHA512};
 use tonic::Code;
@@ -220,6 +223,60 @@ async fn refused_credentials(server: &Prism) -> String {
     let (_, metrics) = http1::get(&server.endpoints().metrics, "/metrics").await;
     let found = metrics.lines().find_map(|line| line.strip_prefix("prism_admin_credentials_refused_total "));
     found.expect("the metric").to_owned()
+}
+
+/// Sessions are those of whoever holds the key of the node.
+#[tokio::test]
+async fn who_takes_a_name_over_does_not_get_its_sessions() {
+    let server = Prism::start(Options::new().arg("--role").arg("admin")).await;
+    let (admin, folder) = (server.admin(), tempfile::tempdir().unwrap());
+    admin.create_namespace("orders").await;
+    admin.create_config(config("kv", "orders", Pattern::KeyValue)).await;
+    let key = admin.create_client_key("orders", &["read", "write"]).await;
+    let data_dir = folder.path().join("data");
+    let (dir, endpoint) = (data_dir.to_string_lossy().into_owned(), server.endpoints().admin);
+    let token = admin.create_join_token("one").await.join_token;
+    join(&["-", "--controller", &endpoint, "--node-id", "one", "--data-dir", &dir], &token).ok();
+    let node = Prism::start(Options::new().arg("--role").arg("data").data_dir(&data_dir)).await;
+    let files = Files::of(&data_dir);
+    let channel = dial::tls(&node.endpoints().data, &files.path("ca.pem"));
+    let session = data::create(&channel, named(&key, "kv")).await.unwrap();
+    session.put("a", b"1").await.unwrap();
+    // The way back of a node that has its key.
+    let machine = Machine::with_key(&files.read("key.pem"));
+    let bound = create(&admin, "one").await.unwrap();
+    machine.exchange(&admin.channel, &bound.join_token, "one").await.unwrap();
+    assert_eq!(admin.session(&session.id).await.status(), SessionStatus::Active);
+    session.put("a", b"2").await.unwrap();
+    // Another machine with its name.
+    let bound = create(&admin, "one").await.unwrap();
+    Machine::new().exchange(&admin.channel, &bound.join_token, "one").await.unwrap();
+    assert_eq!(admin.session(&session.id).await.status(), SessionStatus::Terminated);
+    let exchanged = entries(&admin, "ExchangeJoinToken").await;
+    let ended: Vec<_> = exchanged.iter().map(|entry| entry.metadata["sessions_ended"].as_str()).collect();
+    assert_eq!(ended, ["0", "0", "1"]);
+}
+
+#[tokio::test]
+async fn tokens_of_the_old_ca_are_counted() {
+    let server = server().await;
+    let admin = server.admin();
+    let (first, second) = (create(&admin, "").await.unwrap(), create(&admin, "n1").await.unwrap());
+    create(&admin, "").await.unwrap();
+    Machine::new().exchange(&admin.channel, &second.join_token, "n1").await.unwrap();
+    admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
+    let counted = async || {
+        let status = admin.authority().get_ca_status(GetCaStatusRequest {}).await.unwrap().into_inner();
+        status.authorities.iter().map(|ca| ca.join_tokens).collect::<Vec<_>>()
+    };
+    assert_eq!(counted().await, [0, 2]);
+    create(&admin, "").await.unwrap();
+    admin.revoke_join_token(&first.token_id).await;
+    assert_eq!(counted().await, [0, 1]);
+    Cli::of(&server).run("ca status").ok().prints("1 join tokens");
+    admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
+    let retired = entries(&admin, "RetireCa").await.pop().unwrap();
+    assert_eq!(retired.metadata["join_tokens_cut"], "1");
 }
 
 /// What is broken is not who asks: the table that secrets are compared with is taken away under the running server.

@@ -94,10 +94,15 @@ fn verdict(answer: &GetCaStatusResponse) -> String {
     let Some(old) = answer.authorities.iter().find(|ca| !ca.issues) else {
         return "there is one CA; no rotation is under way".to_owned();
     };
+    let tokens = match old.join_tokens {
+        0 => String::new(),
+        count => format!("; {count} join tokens that nobody has redeemed name it, and end with it"),
+    };
     if answer.can_retire {
-        return "the old CA can go: no valid certificate stands on it; give every client the new ca.pem, then run: prism-admin ca \
-                retire"
-            .to_owned();
+        return format!(
+            "the old CA can go: no valid certificate stands on it{tokens}; give every client the new ca.pem, then run: prism-admin ca \
+             retire"
+        );
     }
     let CertificateAuthority { user_certificates, client_certificates, node_certificates, .. } = old;
     let mut sentence = format!(
@@ -113,7 +118,7 @@ fn verdict(answer: &GetCaStatusResponse) -> String {
     } else if (*user_certificates, *client_certificates) == (0, 0) {
         sentence.push_str("; every node has been given a new one, so --force locks out none that has received it");
     }
-    sentence
+    sentence + &tokens
 }
 
 #[cfg(test)]
@@ -125,10 +130,10 @@ mod tests {
         let new = CertificateAuthority { issues: true, ..Default::default() };
         let mut answer = GetCaStatusResponse { authorities: vec![new], ..Default::default() };
         assert!(verdict(&answer).contains("one CA"));
-        answer.authorities.push(CertificateAuthority { node_certificates: 3, ..Default::default() });
+        answer.authorities.push(CertificateAuthority { node_certificates: 3, join_tokens: 4, ..Default::default() });
         (answer.nodes_waiting, answer.nodes_waiting_count) = (vec!["n1".to_owned()], 2);
         let said = verdict(&answer);
-        for part in ["cannot go yet", "3 node", "2 nodes have no new one yet: n1, …"] {
+        for part in ["cannot go yet", "3 node", "2 nodes have no new one yet: n1, …", "4 join tokens"] {
             assert!(said.contains(part), "{said}");
         }
         (answer.nodes_waiting, answer.nodes_waiting_count) = (Vec::new(), 0);
