@@ -300,10 +300,10 @@ mod tests {
 
     #[test]
     fn a_second_ca_that_the_first_does_not_vouch_for_is_refused() {
-        let (rotation, forger) = (Rotation::new(), Rotation::new());
+        let (rotation, stranger) = (Rotation::new(), Rotation::new());
         let (own, forged) =
-            (certificates(&rotation.answer.ca_certificate_pem), certificates(&forger.answer.ca_certificate_pem));
-        let links = [rotation.answer.ca_links_pem.clone(), forger.answer.ca_links_pem.clone()].concat();
+            (certificates(&rotation.answer.ca_certificate_pem), certificates(&stranger.answer.ca_certificate_pem));
+        let links = [rotation.answer.ca_links_pem.clone(), stranger.answer.ca_links_pem.clone()].concat();
         let refused = |ca: String, links: &[u8], named| {
             let answer = ExchangeJoinTokenResponse {
                 ca_certificate_pem: ca.into_bytes().into(),
@@ -320,7 +320,7 @@ mod tests {
         }
         // Those that are right prove nothing to who is not given the proof.
         refused(own.concat(), b"", rotation.old);
-        refused(own.concat(), &forger.answer.ca_links_pem, rotation.new);
+        refused(own.concat(), &stranger.answer.ca_links_pem, rotation.new);
         refused(own.concat(), certificates(&rotation.answer.ca_links_pem)[1].as_bytes(), rotation.old);
     }
 }
