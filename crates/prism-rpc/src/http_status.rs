@@ -5,7 +5,7 @@ use http::StatusCode;
 use prism_core::{Error, Kind};
 use serde_json::{Map, Value, json};
 
-use crate::status::{MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, cut, log, violations};
+use crate::status::{MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, cut, log, quota, violations};
 
 /// The HTTP status of a kind, as `google.rpc.Code` has it.
 pub fn http_status(kind: Kind) -> StatusCode {
@@ -60,6 +60,10 @@ pub fn to_json(error: &Error, status: StatusCode, domain: &str, request_id: &str
             .collect();
         details.push(typed("BadRequest", json!({"fieldViolations": fields})));
     }
+    if let Some((subject, description)) = quota(error) {
+        let violations = json!([{"subject": subject, "description": description}]);
+        details.push(typed("QuotaFailure", json!({"violations": violations})));
+    }
     if let Some(delay) = error.retry_delay() {
         details.push(typed("RetryInfo", json!({"retryDelay": format!("{}s", delay.as_secs_f64())})));
     }
@@ -82,6 +86,8 @@ fn typed(name: &str, mut detail: Value) -> Value {
 mod tests {
     use std::time::Duration;
 
+    use prism_core::error::QuotaViolation;
+
     use super::*;
 
     #[test]
@@ -96,6 +102,18 @@ mod tests {
         assert_eq!(info["metadata"], json!({"id": "x"}));
         assert_eq!(fields["fieldViolations"], json!([{"field": "csrPem", "description": "must be set"}]));
         assert_eq!(retry["retryDelay"], "1.5s");
+    }
+
+    #[test]
+    fn a_quota_is_named_as_in_a_grpc_status() {
+        let full = QuotaViolation { subject: "namespace:a".into(), quota: "max_rps", limit: 10, usage: 11 };
+        let error = Error::quota(full).retry_after(Duration::from_millis(100));
+        let said = to_json(&error, http_status(error.kind()), "d", "r");
+        let [_, quota, retry] = said["error"]["details"].as_array().unwrap().as_slice() else { panic!("{said}") };
+        assert_eq!(quota["@type"], "type.googleapis.com/google.rpc.QuotaFailure");
+        let violation = json!({"subject": "namespace:a", "description": "max_rps: limit 10, usage 11"});
+        assert_eq!(quota["violations"], json!([violation]));
+        assert_eq!(retry["retryDelay"], "0.1s");
     }
 
     #[test]

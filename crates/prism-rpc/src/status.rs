@@ -24,9 +24,8 @@ pub fn to_status(error: &Error, domain: &str, request_id: &str) -> Status {
     if !error.fields().is_empty() {
         details.set_bad_request(violations(error));
     }
-    if let Some(quota) = error.quota_violation() {
-        let description = format!("{}: limit {}, usage {}", quota.quota, quota.limit, quota.usage);
-        details.set_quota_failure(vec![QuotaViolation::new(&quota.subject, description)]);
+    if let Some((subject, description)) = quota(error) {
+        details.set_quota_failure(vec![QuotaViolation::new(subject, description)]);
     }
     if let Some(delay) = error.retry_delay() {
         details.set_retry_info(Some(delay));
@@ -76,6 +75,12 @@ fn chain(cause: &(dyn std::error::Error + Send + Sync)) -> String {
         next = source.source();
     }
     text
+}
+
+/// Whose quota is used up, and which it is.
+pub(crate) fn quota(error: &Error) -> Option<(&str, String)> {
+    let quota = error.quota_violation()?;
+    Some((&quota.subject, format!("{}: limit {}, usage {}", quota.quota, quota.limit, quota.usage)))
 }
 
 pub(crate) fn violations(error: &Error) -> Vec<FieldViolation> {
