@@ -1,28 +1,9 @@
 //! How values are read from and shown to people.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
-
-/// Replaces what could steer a terminal or reorder text: much of what is printed was chosen by
-/// clients of the gateway (names, reasons, metadata).
-pub fn safe(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_unsafe(c) {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-}
+pub use prism_proto::text::safe;
 
 /// A point in time in UTC, in seconds; `-` if absent or out of range.
 pub fn time(at: Option<&prost_types::Timestamp>) -> String {
@@ -167,13 +148,6 @@ mod tests {
         assert_eq!(key_state(false, Some(&at(1))), "expired");
         assert_eq!(key_state(false, Some(&at(100_000_000_000))), "valid");
         assert_eq!(key_state(true, Some(&at(1))), "revoked");
-    }
-
-    #[test]
-    fn terminal_controls_are_shown_not_sent() {
-        assert_eq!(safe("plain äöü ✓"), "plain äöü ✓");
-        assert_eq!(safe("a\u{1b}[31mb\r\n"), "a\\u{1b}[31mb\\u{d}\\u{a}");
-        assert_eq!(safe("\u{202e}txt.exe"), "\\u{202e}txt.exe");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod audit_chain;
 pub mod audit_checkpoint;
 pub mod json;
 pub mod rules;
+pub mod text;
 
 use std::sync::LazyLock;
 

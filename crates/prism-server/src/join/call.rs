@@ -7,6 +7,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use prism_proto::cluster::v1::bootstrap_service_client::BootstrapServiceClient;
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
+use prism_proto::text::safe;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -70,7 +71,7 @@ impl Controller {
         trust: &ServerTrust,
         request: ExchangeJoinTokenRequest,
     ) -> Result<ExchangeJoinTokenResponse, Unanswered> {
-        let failed = |why: String| Unanswered::Failed(format!("{}:{}: {why}", self.host, self.port));
+        let failed = |why: String| Unanswered::Failed(format!("{}:{}: {}", self.host, self.port, safe(&why)));
         let tls = TlsConnector::from(Arc::new(trust.client_config().map_err(failed)?));
         let (host, port) = (self.host.clone(), self.port);
         let connector = service_fn(move |_: Uri| {
@@ -98,7 +99,8 @@ impl Controller {
     }
 
     fn unanswered(&self, status: &Status) -> Unanswered {
-        let (code, said) = (status.code(), status.message());
+        // It goes to a terminal, and whoever answers is not believed yet.
+        let (code, said) = (status.code(), safe(status.message()));
         let at = format!("{}:{}", self.host, self.port);
         match code {
             Code::Unauthenticated => Unanswered::Refused(format!(
@@ -143,6 +145,26 @@ mod tests {
         for bad in ["", "a", "a:", ":1", "a:0", "a:65536", "::1:8981", "https://a:1", "a b:1", "[a:1"] {
             let said = Controller::parse(bad).unwrap_err();
             assert!(said.starts_with("--controller "), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_a_controller_says_does_not_steer_the_terminal() {
+        let controller = Controller::parse("gateway.example:8981").unwrap();
+        for code in [
+            Code::Unauthenticated,
+            Code::InvalidArgument,
+            Code::FailedPrecondition,
+            Code::PermissionDenied,
+            Code::Unimplemented,
+            Code::Internal,
+            Code::Unknown,
+        ] {
+            let status = Status::new(code, "no\u{1b}]0;owned\u{7}\r\n\u{202e}done");
+            let (Unanswered::Refused(said) | Unanswered::KeyRevoked(said) | Unanswered::Failed(said)) =
+                controller.unanswered(&status);
+            assert!(said.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{said:?}");
+            assert!(code == Code::Unimplemented || said.contains("no\\u{1b}]0;owned"), "{said:?}");
         }
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use prism_core::secret::{JOIN_TOKEN_LENGTH, parse_join_token};
 use prism_core::{Clock, Error, NodeId};
 use prism_proto::cluster::v1::{ExchangeJoinTokenRequest, ExchangeJoinTokenResponse};
+use prism_proto::text::safe;
 use prism_rpc::tls::NodeKey;
 use rustls::pki_types::CertificateDer;
 
@@ -66,7 +67,7 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
     }
     let answer = answer.map_err(|KeyRevoked(message)| Failure::Start(message))?;
     let proven = Proven::check(&answer, &key, &node_id, presented.authority, Clock::system().now());
-    let proven = proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {why}")))?;
+    let proven = proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {}", safe(&why))))?;
     let identity = Identity {
         node_id: node_id.to_string(),
         cluster: proven.cluster.clone(),
@@ -74,7 +75,7 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
         controllers: args.controllers.clone(),
     };
     files.write(&identity, &proven).map_err(Failure::Start)?;
-    println!("joined {} as node {node_id}; its identity is in {}", identity.cluster, files.folder().display());
+    println!("joined {} as node {node_id}; its identity is in {}", safe(&identity.cluster), files.folder().display());
     println!("next: prism serve --role data --data-dir {}", directory.path().display());
     Ok(())
 }
