@@ -5,6 +5,7 @@
 
 mod join;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use aws_lc_rs::digest;
@@ -286,21 +287,34 @@ pub fn masked(kind: SecretKind, id: SecretId) -> String {
     format!("{}{}…", kind.prefix(), &id.as_str()[..8])
 }
 
-/// Masks everything in `text` that has the form of one of Prism's secrets (contract §9 "audit, secrets"), in one pass.
-pub fn redact(text: &str) -> std::borrow::Cow<'_, str> {
+/// Masks everything in `text` that has the form of one of Prism's secrets (contract §9 "audit, secrets"): what follows one of
+/// the prefixes, in whichever case, and what is a secret without its prefix. Whoever has one in capitals can work out the rest
+/// from the checksum.
+pub fn redact(text: &str) -> Cow<'_, str> {
+    match mask_prefixed(text) {
+        Cow::Borrowed(text) => mask_bare(text),
+        Cow::Owned(text) => match mask_bare(&text) {
+            Cow::Borrowed(_) => text.into(),
+            Cow::Owned(masked) => masked.into(),
+        },
+    }
+}
+
+const MASK: &str = "***";
+
+/// Masks what follows a prefix.
+fn mask_prefixed(text: &str) -> Cow<'_, str> {
     let is_body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '~' | '+' | '/' | '=');
-    let is_prefix = |word: &str| matches!(word.as_bytes(), [b'p', b'r', b'x' | b'c' | b'j' | b's', b'_', ..]);
     let mut out = String::new();
     let (mut copied, mut from) = (0, 0);
-    while let Some(found) = text[from..].find("pr") {
-        let at = from + found;
-        let body = at + 4;
-        if !is_prefix(&text[at..]) || !text[body..].starts_with(is_body) {
-            from = at + 2;
+    while let Some(found) = text[from..].find('_') {
+        let body = from + found + 1;
+        if !ends_in_prefix(text[copied..body].as_bytes()) || !text[body..].starts_with(is_body) {
+            from = body;
             continue;
         }
         out.push_str(&text[copied..body]);
-        out.push_str("***");
+        out.push_str(MASK);
         copied = text[body..].find(|c| !is_body(c)).map_or(text.len(), |length| body + length);
         from = copied;
     }
@@ -309,6 +323,47 @@ pub fn redact(text: &str) -> std::borrow::Cow<'_, str> {
     }
     out.push_str(&text[copied..]);
     out.into()
+}
+
+fn ends_in_prefix(text: &[u8]) -> bool {
+    let [.., p, r, kind, b'_'] = text else { return false };
+    let kinds = [b'x', b'c', b's', b'j'];
+    p.eq_ignore_ascii_case(&b'p') && r.eq_ignore_ascii_case(&b'r') && kinds.contains(&kind.to_ascii_lowercase())
+}
+
+/// Masks words that are a secret but for the prefix.
+fn mask_bare(text: &str) -> Cow<'_, str> {
+    if text.len() < BODY_LENGTH {
+        return text.into();
+    }
+    let mut out = String::new();
+    let mut copied = 0;
+    for word in text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| is_bare(word)) {
+        let at = word.as_ptr().addr() - text.as_ptr().addr();
+        out.push_str(&text[copied..at]);
+        out.push_str(MASK);
+        copied = at + word.len();
+    }
+    if copied == 0 {
+        return text.into();
+    }
+    out.push_str(&text[copied..]);
+    out.into()
+}
+
+/// Whether an alphanumeric word has the length of a secret without its prefix, and either its checksum or nothing but capitals.
+/// Hashes, which have other lengths, and names, which have other checksums and lower case, are none.
+fn is_bare(word: &str) -> bool {
+    let kinds: &[SecretKind] = match word.len() {
+        BODY_LENGTH => &[SecretKind::AdminKey, SecretKind::ClientKey, SecretKind::Session],
+        length if length == JOIN_TOKEN_LENGTH - SecretKind::Join.prefix().len() => &[SecretKind::Join],
+        _ => return false,
+    };
+    if word.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
+        return !word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    }
+    let (said, given) = word.as_bytes().split_at(word.len() - CHECKSUM_LENGTH);
+    kinds.iter().any(|kind| checksum(&[kind.prefix().as_bytes(), said].concat()) == given)
 }
 
 #[cfg(test)]
@@ -356,10 +411,38 @@ mod tests {
         assert_eq!(redact(&format!("use {token}, please")), "use prc_***, please");
         assert_eq!(redact("prx_a prj_b"), "prx_*** prj_***");
         assert_eq!(redact("nothing here, prx_ neither"), "nothing here, prx_ neither");
+        assert_eq!(redact("PRX_A, Prj_b and xpRs_c"), "PRX_***, Prj_*** and xpRs_***");
     }
 
     #[test]
-    fn a_megabyte_of_near_secrets_is_masked_in_one_pass() {
+    fn a_secret_without_its_prefix_is_masked_as_it_is_and_in_capitals() {
+        let random = Random::system();
+        let kinds = [SecretKind::AdminKey, SecretKind::ClientKey, SecretKind::Session];
+        let authority = AuthorityFingerprint::of_certificate(b"a certificate");
+        let made = kinds.map(|kind| random.secret(kind)).into_iter().chain([random.join_token(authority)]);
+        for token in made.map(|new| new.token.into_exposed()) {
+            let (prefix, bare) = token.split_at(4);
+            for shown in [bare.to_owned(), bare.to_uppercase()] {
+                assert_eq!(redact(&format!("token:{shown}")), "token:***");
+                assert_eq!(redact(&format!("{shown}, {shown}")), "***, ***");
+            }
+            assert_eq!(redact(&token.to_uppercase()), format!("{}***", prefix.to_uppercase()));
+            assert_eq!(redact(&format!("{token} {bare}")), format!("{prefix}*** ***"));
+        }
+    }
+
+    #[test]
+    fn names_and_hashes_of_the_length_of_a_secret_stay() {
+        let name = "abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqr";
+        let (mixed, digits) = (name.replace('m', "M"), "0123456789ABCDEF".repeat(4));
+        for known in [name, &mixed, &digits, &digits[..BODY_LENGTH], &digits.to_lowercase()] {
+            assert_eq!(redact(known), known);
+        }
+        assert_eq!(name.len(), BODY_LENGTH);
+    }
+
+    #[test]
+    fn megabytes_of_near_secrets_are_masked_without_going_back() {
         // Quadratic work on this would take hours, not the test's seconds.
         let near = "prx_a ".repeat(700_000);
         assert_eq!(redact(&near).len(), 700_000 * "prx_*** ".len());
