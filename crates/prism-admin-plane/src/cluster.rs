@@ -19,14 +19,15 @@ use crate::ops::{authority, bootstrap, join_token, lineage, node};
 /// ErrorInfo domain of these services, under whichever path they are called.
 pub(crate) const DOMAIN: &str = "prism.cluster.v1";
 /// The older package, whose paths mean the same.
-const ALIAS: &str = "/me.prexorjustin.prexorcloud.protocol.";
+pub(crate) const ALIAS_PACKAGE: &str = "me.prexorjustin.prexorcloud.protocol";
 /// Its services.
-const ALIASED: [&str; 2] = ["AdminService/", "BootstrapService/"];
+pub(crate) const ALIASED_SERVICES: [&str; 2] = ["AdminService", "BootstrapService"];
 
 /// The path under which an RPC is served that was called by its older one.
 pub(crate) fn canonical_path(path: &str) -> Option<String> {
-    let rest = path.strip_prefix(ALIAS)?;
-    ALIASED.iter().any(|service| rest.starts_with(service)).then(|| format!("/{DOMAIN}.{rest}"))
+    let rest = path.strip_prefix('/')?.strip_prefix(ALIAS_PACKAGE)?.strip_prefix('.')?;
+    let (service, _) = rest.split_once('/')?;
+    ALIASED_SERVICES.contains(&service).then(|| format!("/{DOMAIN}.{rest}"))
 }
 
 /// The cluster's services on the one door.
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_older_paths_of_two_services_are_taken_over() {
-        let of = |rest: &str| canonical_path(&format!("{ALIAS}{rest}"));
+        let of = |rest: &str| canonical_path(&format!("/{ALIAS_PACKAGE}.{rest}"));
         assert_eq!(of("AdminService/X").as_deref(), Some("/prism.cluster.v1.AdminService/X"));
         assert_eq!(
             of("BootstrapService/ExchangeJoinToken").as_deref(),

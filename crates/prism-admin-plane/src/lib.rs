@@ -15,6 +15,7 @@ pub mod ops;
 pub mod provision;
 mod rates;
 mod record;
+mod reflection;
 mod refused;
 mod rest;
 mod services;
@@ -45,8 +46,8 @@ use prism_rpc::metrics::Metrics;
 use prism_rpc::shutdown::Shutdown;
 use prism_rpc::{CertificateAuthority, Connections, Table};
 use prism_store::{AuditSettings, Store};
-use tonic::server::NamedService as _;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
 
 use crate::audit_stream::AuditStreamService;
 use crate::cluster::ClusterGrpc;
@@ -201,32 +202,24 @@ impl AdminPlane {
         );
         if self.health {
             let (health, health_service) = tonic_health::server::health_reporter();
-            health.set_serving::<AdminServiceServer<Grpc>>().await;
-            health.set_serving::<AccessServiceServer<Grpc>>().await;
-            health.set_serving::<ClusterAdminServer<ClusterGrpc>>().await;
-            health.set_serving::<BootstrapServiceServer<ClusterGrpc>>().await;
-            health.set_serving::<NodeServiceServer<ClusterGrpc>>().await;
-            health.set_serving::<CaServiceServer<ClusterGrpc>>().await;
+            for service in reflection::services() {
+                health.set_service_status(service, ServingStatus::Serving).await;
+            }
             routes.add_service(health_service);
         }
         if self.reflection {
-            let mut served = vec![
-                AdminServiceServer::<Grpc>::NAME,
-                AccessServiceServer::<Grpc>::NAME,
-                ClusterAdminServer::<ClusterGrpc>::NAME,
-                BootstrapServiceServer::<ClusterGrpc>::NAME,
-                NodeServiceServer::<ClusterGrpc>::NAME,
-                CaServiceServer::<ClusterGrpc>::NAME,
-            ];
+            let mut served = reflection::services();
             if self.health {
-                served.push(tonic_health::pb::health_server::SERVICE_NAME);
+                served.push(tonic_health::pb::health_server::SERVICE_NAME.to_owned());
             }
+            let aliases = reflection::alias_descriptors()?;
             let builder = || {
                 let builder = tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(prism_proto::FILE_DESCRIPTOR_SET)
-                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                    .register_file_descriptor_set(aliases.clone());
                 // Only what this port serves; the descriptors know more.
-                served.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+                served.iter().fold(builder, |builder, name| builder.with_service_name(name))
             };
             routes.add_service(builder().build_v1().map_err(Error::internal)?);
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);

@@ -1,5 +1,6 @@
 //! Reflection and health on both planes: contract §9 "reflection, health".
 
+use prism_e2e::enrol::PACKAGES;
 use prism_e2e::wait::{next, until, within};
 use prism_e2e::{Options, Pattern, Prism, Shared, Site};
 use tonic::transport::Channel;
@@ -42,12 +43,25 @@ async fn reflection_and_health_are_open_on_both_planes() {
         let found = services(channel.clone()).await.unwrap();
         assert!(found.iter().any(|name| name == expected), "{found:?}");
         let mut health = HealthClient::new(channel);
-        for service in ["", expected] {
+        for service in found.iter().map(String::as_str).filter(|name| !name.starts_with("grpc.")).chain([""]) {
             let request = HealthCheckRequest { service: service.to_owned() };
             assert_eq!(health.check(request).await.unwrap().into_inner().status, 1, "{service:?} serves");
         }
         let unknown = HealthCheckRequest { service: "nonsense".to_owned() };
         assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn the_admin_port_names_whatever_it_serves() {
+    let found = services(site().await.admin.channel.clone()).await.unwrap();
+    for package in PACKAGES {
+        for service in ["AdminService", "BootstrapService"] {
+            assert!(found.contains(&format!("{package}.{service}")), "{package}.{service} is not among {found:?}");
+        }
+    }
+    for service in ["NodeService", "CaService", "LinkService"] {
+        assert!(found.contains(&format!("prism.cluster.v1.{service}")), "{service} is not among {found:?}");
     }
 }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prism_e2e::certificates::{signing_request, uri};
+use prism_e2e::enrol::PACKAGES;
 use prism_e2e::matrix::{
     Caller, Dead, Deeds, Kind, Target, Targets, World, callers, dead, is_for_operators, is_known, permission_of,
-    reflected_rules,
+    served_rules,
 };
 use prism_e2e::wait::within;
 use prism_e2e::{Admin, Failure, Headers, Site, raw};
@@ -116,6 +117,14 @@ fn the_descriptors_say_what_the_contracts_table_says() {
     }
 }
 
+/// Every RPC for operators, by each of its paths.
+async fn rules_for_operators(admin: &Admin) -> Arc<[MethodRule]> {
+    let served = served_rules(&admin.channel).await.into_iter();
+    let rules: Arc<[MethodRule]> = served.filter(|rule| is_for_operators(&rule.permission)).collect();
+    assert!(rules.iter().any(|rule| rule.service.starts_with(PACKAGES[1])), "the older package is not served");
+    rules
+}
+
 /// The installation, the namespace that callers are bound to, and another one.
 async fn all_targets(own: &Site, other: &Site) -> Arc<[Targets]> {
     let own = [Targets::of_installation(own).await, Targets::of_namespace(own).await];
@@ -182,7 +191,7 @@ async fn every_valid_credential_may_do_what_its_roles_say_where_they_hold_and_no
     let (site, other) = (Site::new(world.server.clone()).await, Site::new(world.server.clone()).await);
     let targets = all_targets(&site, &other).await;
     let callers = callers(&world, &site).await;
-    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+    let rules = rules_for_operators(&site.admin).await;
 
     let walks =
         for_each(callers.clone(), |number, caller| walk(number, caller, Arc::clone(&rules), Arc::clone(&targets)));
@@ -270,7 +279,7 @@ async fn can_i_says_what_the_table_says_whatever_the_credential() {
     let (site, other) = (Site::new(world.server.clone()).await, Site::new(world.server.clone()).await);
     let targets = all_targets(&site, &other).await;
     let callers = callers(&world, &site).await;
-    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+    let rules = rules_for_operators(&site.admin).await;
     let wrong = for_each(callers, |_, caller| ask_all(caller, Arc::clone(&rules), Arc::clone(&targets))).await.concat();
     assert!(wrong.is_empty(), "{} answers differ from the table:\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -329,7 +338,7 @@ async fn no_other_credential_opens_anything() {
     let site = Site::new(world.server.clone()).await;
     let credentials = dead(&world, &site).await;
     let deeds = Arc::new(Deeds::of(&world, &site).await);
-    let rules: Arc<[MethodRule]> = reflected_rules(&site.admin.channel).await.into();
+    let rules = rules_for_operators(&site.admin).await;
     let missed = rules.iter().filter(|rule| deeds.of_method(&rule.method).is_empty()).map(|rule| &*rule.path);
     assert_eq!(missed.collect::<Vec<_>>(), [""; 0], "RPCs that nothing in src/matrix/deeds.rs calls");
     let before = state(&site.admin, &rules).await;
@@ -432,15 +441,35 @@ fn every_rpc_has_a_place_in_the_tests_table() {
     }
 }
 
-/// The two RPCs that are not for operators: one needs no credential and looks at none, the other a node's certificate.
+/// A request that an RPC for machines takes, whoever sends it; and why one is refused that shows no credential of its kind.
+fn for_machines(rule: &MethodRule) -> (Value, &'static str) {
+    match rule.method.as_str() {
+        "ExchangeJoinToken" => (json!({"joinToken": "prj_nonsense", "nodeId": "n1"}), "TOKEN_INVALID"),
+        "RenewCertificate" => (json!({"csrPem": csr()}), "CREDENTIAL_MISSING"),
+        "Link" => (
+            json!({"hello": {"oldestProtocol": 1, "newestProtocol": 1, "nodeId": "n1", "version": "1"}}),
+            "CREDENTIAL_MISSING",
+        ),
+        _ => panic!("{} is called by nobody here", rule.path),
+    }
+}
+
+/// The RPCs that are not for operators: one needs no credential and looks at none, the others a node's certificate.
 #[tokio::test]
 async fn what_is_for_machines_is_closed_to_everybody_else() {
     let world = World::start().await;
     let site = Site::new(world.server.clone()).await;
-    let rules = rules().unwrap();
-    let rule = |method: &str| rules.iter().find(|rule| rule.method == method).unwrap();
-    let (exchange, renew) = (rule("ExchangeJoinToken"), rule("RenewCertificate"));
-    let request = json!({"joinToken": "prj_nonsense", "nodeId": "n1"});
+    let served = served_rules(&site.admin.channel).await.into_iter();
+    let rules: Vec<_> = served.filter(|rule| !is_for_operators(&rule.permission)).collect();
+    let paths: BTreeSet<_> = rules.iter().map(|rule| (rule.method.as_str(), rule.service.starts_with("prism."))).collect();
+    let expected = [
+        ("ExchangeJoinToken", false),
+        ("ExchangeJoinToken", true),
+        ("Link", true),
+        ("RenewCertificate", false),
+        ("RenewCertificate", true),
+    ];
+    assert_eq!(paths, expected.into());
     let mut callers: Vec<_> =
         callers(&world, &site).await.into_iter().map(|caller| (caller.name, caller.kind, caller.admin, true)).collect();
     let dead = dead(&world, &site).await.into_iter();
@@ -448,30 +477,42 @@ async fn what_is_for_machines_is_closed_to_everybody_else() {
         let shows_a_good_one = dead.name.ends_with("beside a good certificate") || dead.name.ends_with("as bob");
         (dead.name.to_owned(), dead.kind, dead.admin, shows_a_good_one)
     }));
+    let (calls, count) = (callers.len() * rules.len(), callers.len());
     for (number, (name, kind, admin, good)) in callers.into_iter().enumerate() {
-        let (_, refused) = call(&admin, exchange, &request, &format!("exchange-{number}")).await;
-        refused.unwrap_err().is(Code::Unauthenticated, "TOKEN_INVALID");
-        let (_, refused) = call(&admin, renew, &json!({}), &format!("renew-{number}")).await;
-        let refused = refused.unwrap_err();
-        let (certificate, told) = match kind {
-            Kind::OwnCertificate | Kind::Certificate => (true, refused.reason == "CREDENTIAL_INVALID"),
-            // One of these comes over a connection with a certificate.
-            _ => (name.ends_with("beside a good certificate"), refused.reason == "CREDENTIAL_MISSING"),
-        };
-        if certificate && good {
-            refused.is(Code::PermissionDenied, "PERMISSION_DENIED");
-            assert_eq!(refused.metadata["permission"], "node:self", "{name}, {kind}");
-        } else {
-            assert!(refused.code == Code::Unauthenticated && told, "{name}, {kind}: {refused:?}");
+        for (at, rule) in rules.iter().enumerate() {
+            let shown = format!("{name}, {kind}: {}", rule.path);
+            let (request, missing) = for_machines(rule);
+            let (_, refused) = call(&admin, rule, &request, &format!("machines-{number}-{at}")).await;
+            let refused = refused.expect_err(&shown);
+            if rule.permission == "none" {
+                refused.is(Code::Unauthenticated, missing);
+                continue;
+            }
+            let (certificate, told) = match kind {
+                Kind::OwnCertificate | Kind::Certificate => (true, refused.reason == "CREDENTIAL_INVALID"),
+                // One of these comes over a connection with a certificate.
+                _ => (name.ends_with("beside a good certificate"), refused.reason == missing),
+            };
+            if certificate && good {
+                refused.is(Code::PermissionDenied, "PERMISSION_DENIED");
+                assert_eq!(refused.metadata["permission"], "node:self", "{shown}");
+            } else {
+                assert!(refused.code == Code::Unauthenticated && told, "{shown}: {refused:?}");
+            }
         }
     }
+    say(&format!("matrix: {calls} refusals of {} paths for machines × {count} credentials of others", rules.len()));
     // A node that the CA knows and the cluster does not.
     let stranger = world.with_certificate(&world.own_ca.client(vec![uri(&world.own_uri("node", "n1"))]));
-    let (_, refused) = call(&stranger, renew, &json!({"csrPem": csr()}), "renew-node").await;
-    refused.unwrap_err().is(Code::FailedPrecondition, "NODE_UNKNOWN");
-    let entries = site.admin.whole_log().await;
-    let entry = entries.iter().find(|entry| entry.request_id == "renew-node").unwrap();
-    assert_eq!((entry.actor.as_str(), entry.success), (&*world.own_uri("node", "n1"), false));
+    for (at, rule) in rules.iter().filter(|rule| rule.permission == "node:self").enumerate() {
+        let id = format!("stranger-{at}");
+        let (_, refused) = call(&stranger, rule, &for_machines(rule).0, &id).await;
+        refused.unwrap_err().is(Code::FailedPrecondition, "NODE_UNKNOWN");
+        let entries = site.admin.whole_log().await;
+        let entry = entries.iter().find(|entry| entry.request_id == id).unwrap();
+        let told = (entry.actor.as_str(), entry.operation.as_str(), entry.success);
+        assert_eq!(told, (&*world.own_uri("node", "n1"), &*rule.method, false));
+    }
 }
 
 fn csr() -> String {

@@ -13,6 +13,7 @@ use prism_store::{ApiKeyRow, Tx};
 
 use super::permissions::Permissions;
 use super::scopes::scope_of;
+use crate::cluster::canonical_path;
 use crate::convert;
 use crate::door::reach_of;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
@@ -83,10 +84,12 @@ impl Op for CanI {
     }
 
     fn parse(request: Self::Request, services: &Services) -> Result<Self> {
-        let rpc = request.rpc.strip_prefix('/').unwrap_or(&request.rpc).to_owned();
+        let path = format!("/{}", request.rpc.strip_prefix('/').unwrap_or(&request.rpc));
+        // By its older name it is the same RPC.
+        let path = canonical_path(&path).unwrap_or(path);
         let rule = services
             .table
-            .rule(&format!("/{rpc}"))
+            .rule(&path)
             .filter(|rule| rule.audit != prism_proto::rules::AuditClass::None)
             .ok_or_else(|| {
                 Error::invalid(
@@ -95,7 +98,7 @@ impl Op for CanI {
                 )
             });
         convert::all_of([convert::outcome(&rule), convert::namespace_filter(request.namespace.as_deref())])?;
-        Ok(Self { permission: rule?.permission.clone(), rpc, namespace: request.namespace })
+        Ok(Self { permission: rule?.permission.clone(), rpc: path[1..].to_owned(), namespace: request.namespace })
     }
 
     fn execute(self, _: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {

@@ -11,7 +11,7 @@ mod world;
 pub use callers::{Caller, Kind, callers};
 pub use dead::{Dead, dead};
 pub use deeds::Deeds;
-pub use reflection::reflected_rules;
+pub use reflection::{reflected_rules, served_rules};
 pub use targets::{Target, Targets};
 pub use world::World;
 

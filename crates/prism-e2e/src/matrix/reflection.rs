@@ -12,10 +12,18 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use super::is_for_operators;
+use crate::enrol::PACKAGES;
 
-/// The rules of every RPC for operators that the server says it serves on this port, health and reflection left out. The methods that it
-/// lists and those in the descriptors must be the same.
+/// The rules of every RPC for operators that the server says it serves on this port, health, reflection and the older package left
+/// out.
 pub async fn reflected_rules(channel: &Channel) -> Vec<MethodRule> {
+    let served = served_rules(channel).await.into_iter();
+    served.filter(|rule| is_for_operators(&rule.permission) && rule.service.starts_with("prism.")).collect()
+}
+
+/// The rules of every RPC that the server says it serves on this port, health and reflection left out. Those of the older package
+/// are the same under other paths. The methods that it lists and those in the descriptors must be the same.
+pub async fn served_rules(channel: &Channel) -> Vec<MethodRule> {
     let listed = match ask(channel, MessageRequest::ListServices(String::new())).await {
         MessageResponse::ListServicesResponse(list) => list.service.into_iter().map(|service| service.name),
         other => panic!("{other:?}"),
@@ -34,9 +42,16 @@ pub async fn reflected_rules(channel: &Channel) -> Vec<MethodRule> {
             }
         }
     }
-    let rules: Vec<_> = rules().expect("rules").into_iter().filter(|rule| found.contains(&rule.path)).collect();
+    let known = rules().expect("rules");
+    let [package, alias] = PACKAGES;
+    let aliases = known.iter().filter(|rule| rule.service.starts_with(package)).map(|rule| MethodRule {
+        service: rule.service.replacen(package, alias, 1),
+        path: rule.path.replacen(package, alias, 1),
+        ..rule.clone()
+    });
+    let rules: Vec<_> = known.iter().cloned().chain(aliases).filter(|rule| found.contains(&rule.path)).collect();
     assert!(!rules.is_empty() && rules.len() == found.len(), "{} rules for {found:?}", rules.len());
-    rules.into_iter().filter(|rule| is_for_operators(&rule.permission)).collect()
+    rules
 }
 
 async fn ask(channel: &Channel, message: MessageRequest) -> MessageResponse {
