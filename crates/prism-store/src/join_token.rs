@@ -114,9 +114,39 @@ impl Tx<'_> {
         self.one("SELECT * FROM join_tokens WHERE id = ?1", [id], read)
     }
 
-    /// All join tokens that are kept, oldest first.
-    pub fn join_tokens(&self) -> Result<Vec<JoinTokenRow>> {
-        self.all("SELECT * FROM join_tokens ORDER BY created_at, id", [], read)
+    /// Join tokens that are kept, oldest first, `limit` of them from the place `offset` on.
+    pub fn join_tokens(&self, offset: usize, limit: usize) -> Result<Vec<JoinTokenRow>> {
+        let place = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.all(
+            "SELECT * FROM join_tokens ORDER BY created_at, id LIMIT ?1 OFFSET ?2",
+            (place(limit), place(offset)),
+            read,
+        )
+    }
+
+    /// How many join tokens are kept.
+    pub fn join_token_count(&self) -> Result<i64> {
+        self.count("SELECT count(*) FROM join_tokens", [])
+    }
+
+    /// All join tokens that can be redeemed, newest first.
+    pub fn open_join_tokens(&self) -> Result<Vec<JoinTokenRow>> {
+        self.all(
+            "SELECT * FROM join_tokens WHERE revoked_at IS NULL AND redeemed_at IS NULL AND expires_at > ?1
+             ORDER BY created_at DESC, id DESC",
+            [self.now.0],
+            read,
+        )
+    }
+
+    /// Join tokens that cannot be redeemed any more, newest first, at most `limit`.
+    pub fn dead_join_tokens(&self, limit: usize) -> Result<Vec<JoinTokenRow>> {
+        self.all(
+            "SELECT * FROM join_tokens WHERE revoked_at IS NOT NULL OR redeemed_at IS NOT NULL OR expires_at <= ?1
+             ORDER BY created_at DESC, id DESC LIMIT ?2",
+            (self.now.0, limit as i64),
+            read,
+        )
     }
 
     /// The join tokens that a node redeemed, newest first, at most `limit`.

@@ -21,7 +21,7 @@ use crate::op::{Caller, Done, Op, Place, Scope, Services};
 const MAX_ROLES: usize = 16;
 
 fn resource_of(id: &str) -> String {
-    format!("key:{id}")
+    super::named("key", id)
 }
 
 /// What the audit log shows of a key.

@@ -15,7 +15,7 @@ use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 pub(super) fn resource_of(id: &str) -> String {
-    format!("binding:{id}")
+    super::named("binding", id)
 }
 
 pub(super) fn require_id(id: &str) -> Result<()> {

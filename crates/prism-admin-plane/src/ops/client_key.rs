@@ -16,7 +16,7 @@ use crate::convert;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 fn resource_of(id: &str) -> String {
-    format!("key:{id}")
+    super::named("key", id)
 }
 
 /// What the audit log shows of a key.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prism_core::limits::{DEFAULT_JOIN_TOKEN_TTL, MAX_JOIN_TOKEN_TTL};
+use prism_core::page::MAX_PAGE_SIZE;
 use prism_core::secret::{AuthorityFingerprint, Random};
 use prism_core::{Error, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_store::{JoinTokenRow, JoinTokenStatus, Tx};
+use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::held::require;
@@ -19,7 +21,7 @@ use crate::op::{Caller, Done, Op, Place, Scope, Services};
 const REPLACES: &str = "nodes:manage";
 
 pub(super) fn resource_of(id: &str) -> String {
-    format!("token:{id}")
+    super::named("token", id)
 }
 
 /// What the audit log shows of a join token.
@@ -163,7 +165,12 @@ impl Op for RevokeJoinToken {
     }
 }
 
-/// `ListJoinTokens`: all that are kept, oldest first.
+/// Most tokens of the list that cannot be redeemed any more.
+const MAX_DEAD_LISTED: usize = 1000;
+/// Most bytes of the list: seed B gives it no pages, and clients take 4 MiB unless they are told otherwise.
+const MAX_LISTED_BYTES: usize = 3_670_016;
+
+/// `ListJoinTokens`, oldest first: all that can be redeemed, and the newest of the others.
 #[derive(Clone)]
 pub struct ListJoinTokens;
 
@@ -186,10 +193,69 @@ impl Op for ListJoinTokens {
     }
 
     fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        let now = tx.now;
-        let tokens: Vec<_> = tx.join_tokens()?.iter().map(|token| info(token, now)).collect();
-        let total_count = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
-        Ok(Done::new(wire::ListJoinTokensResponse { tokens, total_count }))
+        let rows = tx.open_join_tokens()?.into_iter().chain(tx.dead_join_tokens(MAX_DEAD_LISTED)?);
+        let tokens = within(MAX_LISTED_BYTES, rows.map(|token| info(&token, tx.now)));
+        Ok(Done::new(wire::ListJoinTokensResponse { tokens, total_count: total(tx)? }))
+    }
+}
+
+/// As many of the first as fit, oldest first.
+fn within(bytes: usize, tokens: impl Iterator<Item = wire::JoinTokenInfo>) -> Vec<wire::JoinTokenInfo> {
+    // Tag and length of each come on top.
+    const FRAME: usize = 8;
+    let mut left = bytes;
+    let fits = |token: &wire::JoinTokenInfo| {
+        let rest = left.checked_sub(token.encoded_len() + FRAME);
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    };
+    let mut tokens: Vec<_> = tokens.take_while(fits).collect();
+    tokens.sort_by(|a, b| (a.created_at_epoch_ms, &a.token_id).cmp(&(b.created_at_epoch_ms, &b.token_id)));
+    tokens
+}
+
+fn total(tx: &Tx<'_>) -> Result<i32> {
+    Ok(i32::try_from(tx.join_token_count()?).unwrap_or(i32::MAX))
+}
+
+/// A page of all join tokens, as REST asks for it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct JoinTokenPageRequest {
+    /// How many come before it.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// How many are on it.
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+}
+
+/// `ListJoinTokens` by pages, oldest first: reads no more than its page.
+#[derive(Clone)]
+pub struct ListJoinTokenPage(JoinTokenPageRequest);
+
+impl Op for ListJoinTokenPage {
+    type Request = JoinTokenPageRequest;
+    type Response = wire::ListJoinTokensResponse;
+    const RPC: &'static str = ListJoinTokens::RPC;
+    const SCOPE: Scope = ListJoinTokens::SCOPE;
+
+    fn resource(_: &Self::Request) -> String {
+        "tokens".to_owned()
+    }
+
+    fn place(_: &Self::Request, _: &Tx<'_>) -> Result<Place> {
+        Ok(Place::Installation)
+    }
+
+    fn parse(request: Self::Request, _: &Services) -> Result<Self> {
+        Ok(Self(request))
+    }
+
+    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
+        let offset = usize::try_from(self.0.offset).unwrap_or(usize::MAX);
+        let rows = tx.join_tokens(offset, (self.0.size as usize).min(MAX_PAGE_SIZE))?;
+        let tokens = rows.iter().map(|token| info(token, tx.now)).collect();
+        Ok(Done::new(wire::ListJoinTokensResponse { tokens, total_count: total(tx)? }))
     }
 }
 
@@ -221,6 +287,23 @@ pub(super) fn info(token: &JoinTokenRow, now: prism_core::UnixMillis) -> wire::J
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_fits_what_clients_take_and_keeps_the_first_it_is_given() {
+        let token = |number: i64| wire::JoinTokenInfo {
+            token_id: format!("{number:016}"),
+            created_by: "x".repeat(1000),
+            created_at_epoch_ms: number,
+            ..wire::JoinTokenInfo::default()
+        };
+        let listed = within(MAX_LISTED_BYTES, (0..10_000).rev().map(token));
+        let encoded = wire::ListJoinTokensResponse { tokens: listed.clone(), total_count: 10_000 }.encoded_len();
+        assert!((MAX_LISTED_BYTES - 20_000..MAX_LISTED_BYTES + 100).contains(&encoded), "{encoded}");
+        assert!(encoded < 4 * 1024 * 1024);
+        assert_eq!(listed.last().map(|token| token.created_at_epoch_ms), Some(9_999));
+        assert!(listed.is_sorted_by_key(|token| token.created_at_epoch_ms));
+        assert_eq!(within(0, std::iter::once(token(1))), []);
+    }
 
     #[test]
     fn lives_have_their_bounds() {

@@ -25,3 +25,14 @@ mod permissions;
 pub mod role;
 mod scopes;
 pub mod session;
+
+use prism_core::secret::SecretId;
+
+/// A resource of the audit log named by its public id. Whoever mixes the two up sends the secret in place of the id, and the log is
+/// for more eyes than that: what is no id is not repeated.
+fn named(kind: &str, id: &str) -> String {
+    match SecretId::parse(id) {
+        Some(id) => format!("{kind}:{id}"),
+        None => kind.to_owned(),
+    }
+}

@@ -200,9 +200,9 @@ impl NumberedPage {
         Ok(Self { number: number.unwrap_or(1), size })
     }
 
-    /// Cuts a whole listing to the page.
-    pub(super) fn of<T>(self, all: Vec<T>) -> Vec<T> {
-        all.into_iter().skip((self.number - 1).saturating_mul(self.size)).take(self.size).collect()
+    /// How many entries come before it.
+    pub(super) fn offset(self) -> u64 {
+        (self.number as u64 - 1).saturating_mul(self.size as u64)
     }
 }
 
@@ -284,8 +284,9 @@ mod tests {
         for bad in ["page=0", "page=-1", "page=1&page=2", "page=x", "page", "size=1", "pageSize=+1", "page=%31"] {
             assert!(page(bad).is_err(), "{bad}");
         }
-        assert_eq!(NumberedPage { number: 2, size: 2 }.of(vec![1, 2, 3]), [3]);
-        assert!(NumberedPage { number: usize::MAX, size: 1000 }.of(vec![1]).is_empty());
+        assert_eq!(NumberedPage { number: 1, size: 2 }.offset(), 0);
+        assert_eq!(NumberedPage { number: 3, size: 2 }.offset(), 4);
+        assert_eq!(NumberedPage { number: usize::MAX, size: 1000 }.offset(), u64::MAX);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::convert::{all_of, outcome};
 use crate::door::{Call, Door};
 use crate::identity::Identity;
 use crate::op::Op;
-use crate::ops::join_token::{CreateJoinToken, ListJoinTokens, RevokeJoinToken};
+use crate::ops::join_token::{CreateJoinToken, JoinTokenPageRequest, ListJoinTokenPage, RevokeJoinToken};
 use crate::record::Recorded;
 
 /// What the transport knows of a call before its body is read.
@@ -128,13 +128,12 @@ pub(super) async fn list_tokens(door: &Arc<Door>, request: Request<Body>) -> Res
         Err(error) => return refusal(&error, ""),
     };
     let page = NumberedPage::parse(request.uri().query().unwrap_or_default());
-    let shown = page.clone().ok();
-    let request = page.map(|_| wire::ListJoinTokensRequest {});
-    let listed = caller.call::<ListJoinTokens>(door, request, wire::ListJoinTokensRequest {}, |listed| {
-        let total = listed.tokens.len();
-        let page = shown.unwrap_or(NumberedPage { number: 1, size: 1 });
-        let data: Vec<Value> = page.of(listed.tokens).iter().map(info).collect();
-        answer(StatusCode::OK, &json!({"data": data, "page": page.number, "pageSize": page.size, "total": total}))
+    let shown = page.clone().unwrap_or(NumberedPage { number: 1, size: 1 });
+    let request = page.map(|page| JoinTokenPageRequest { offset: page.offset(), size: page.size as u32 });
+    let listed = caller.call::<ListJoinTokenPage>(door, request, JoinTokenPageRequest::default(), |listed| {
+        let data: Vec<Value> = listed.tokens.iter().map(info).collect();
+        let (page, size, total) = (shown.number, shown.size, listed.total_count);
+        answer(StatusCode::OK, &json!({"data": data, "page": page, "pageSize": size, "total": total}))
     });
     listed.await
 }
