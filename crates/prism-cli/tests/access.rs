@@ -159,7 +159,7 @@ fn a_stranger_s_certificate_is_refused() {
 
 #[test]
 fn a_certificate_is_revoked_by_serial_or_fingerprint() {
-    let fake = Fake::start(|_| one(&admin::RevokeCertificateResponse {}));
+    let fake = Fake::start(|_| one(&admin::RevokeCertificateResponse::default()));
     let sent = |arguments: &[&str]| {
         let output = fake.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -29,7 +29,9 @@ async fn a_spent_token_does_not_fill_the_log() {
     let server = Prism::start(Options::new().config("[limits]\nauth_failures = 10000\n")).await;
     let admin = server.admin();
     let token = admin.create_join_token("").await;
-    let (winner, thief) = (Machine::new(), Machine::new());
+    let (winner, thief, neighbour) = (Machine::new(), Machine::new(), Machine::new());
+    let other = admin.create_join_token("").await;
+    neighbour.exchange(&admin.channel, &other.join_token, "n2").await.unwrap();
     winner.exchange(&admin.channel, &token.join_token, "n1").await.unwrap();
     // A wrong request is no alarm, and hides none that follows.
     let wrong = ExchangeJoinTokenRequest {
@@ -55,7 +57,24 @@ async fn a_spent_token_does_not_fill_the_log() {
         .is(Code::FailedPrecondition, "TOKEN_REDEEMED");
     // Whoever has redeemed it is not locked out.
     winner.exchange(&admin.channel, &token.join_token, "n1").await.unwrap();
-    let entries = exchanges(admin.whole_log().await);
+    let log = admin.whole_log().await;
+    let of = |operation: &str, id: &str| {
+        let resource = format!("token:{id}");
+        let mut entries = log.iter().filter(|entry| entry.operation == operation && entry.resource == resource);
+        entries.next().unwrap_or_else(|| panic!("{operation} of {id} is in the log")).id.clone()
+    };
+    let alarm = log.iter().find(|entry| entry.metadata.contains_key("alarm")).expect("an alarm").id.clone();
+    // Nor does it push what was done out of any lineage, or the alarm.
+    let lineage = admin.lineage(Link::NodeId("n2".to_owned())).await;
+    assert_eq!(lineage.audit_entry_ids, [of("ExchangeJoinToken", &other.token_id), of("CreateJoinToken", &other.token_id)]);
+    assert_eq!(lineage.left_out, []);
+    let lineage = admin.lineage(Link::NodeId("n1".to_owned())).await;
+    for id in [of("CreateJoinToken", &token.token_id), of("ExchangeJoinToken", &token.token_id), alarm] {
+        assert!(lineage.audit_entry_ids.contains(&id), "{id}: {lineage:?}");
+    }
+    let left_out: Vec<_> = lineage.left_out.iter().map(|part| part.field.as_str()).collect();
+    assert_eq!((lineage.audit_entry_ids.len(), left_out), (100, vec!["audit_entry_ids"]));
+    let entries = exchanges(log);
     assert!((2000..2300).contains(&entries.len()), "{} entries", entries.len());
     let alarms: Vec<_> = entries.iter().filter(|entry| entry.metadata.contains_key("alarm")).collect();
     assert_eq!(alarms.len(), 1, "{alarms:?}");

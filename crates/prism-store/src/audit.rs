@@ -99,6 +99,7 @@ impl Tx<'_> {
             credential_id: masked(draft.credential_id),
             ..AuditLogEntry::default()
         };
+        self.index_lineage(sequence, &entry)?;
         let (hash, sealed) = audit_chain::seal(&previous_hash, entry);
         self.execute(
             "INSERT INTO audit (sequence, id, timestamp, actor, operation, namespace, hash, entry) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",

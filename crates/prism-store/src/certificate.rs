@@ -101,7 +101,8 @@ impl Tx<'_> {
     /// Stores a certificate; RESOURCE_EXHAUSTED `TOO_MANY_CERTIFICATES` when there are too many that have not ended.
     pub fn insert_certificate(&mut self, row: &CertificateRow) -> Result<()> {
         // What has ended proves nothing any more. A revocation stays: the clock may be wrong today.
-        let over = "DELETE FROM certificates WHERE expires_at IS NOT NULL AND expires_at <= ?1 AND revoked_at IS NULL";
+        let over = "DELETE FROM certificates
+            WHERE expires_at IS NOT NULL AND expires_at <= ?1 AND revoked_at IS NULL AND node_id IS NULL";
         self.execute(over, [(self.now - RETAIN_ENDED).0])?;
         let kept = ("SELECT count(*) FROM certificates WHERE revoked_at IS NULL", []);
         // There is always room for a revocation.
@@ -112,8 +113,8 @@ impl Tx<'_> {
         let origin = row.origin.as_ref();
         self.execute(
             "INSERT INTO certificates (fingerprint, serial, kind, name, uri, created_at, created_by, expires_at, revoked_at,
-                pem, key_hash, node_id, token_id, renewed_from, authority)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                pem, key_hash, node_id, token_id, renewed_from, ancestor, authority)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15)",
             (
                 &row.fingerprint,
                 &row.serial,
@@ -139,16 +140,24 @@ impl Tx<'_> {
     }
 
     /// Forgets certificates of nodes that ended a day ago, and revoked ones that ended a month ago. One that a join token was
-    /// redeemed for stays while the token could be shown again.
+    /// redeemed for stays while the token could be shown again. What was renewed from a forgotten one goes back to what that went
+    /// back to, so that a revocation still finds it.
     pub(crate) fn forget_node_certificates(&mut self) -> Result<()> {
-        self.execute(
-            "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= ?1 AND fingerprint NOT IN
-                (SELECT certificate FROM join_tokens WHERE certificate IS NOT NULL AND expires_at > ?2)",
-            ((self.now - RETAIN_ENDED_OF_NODE).0, self.now.0),
-        )?;
-        let revoked =
-            "DELETE FROM certificates WHERE node_id IS NOT NULL AND revoked_at IS NOT NULL AND expires_at <= ?1";
-        if self.execute(revoked, [(self.now - RETAIN_ENDED).0])? > 0 {
+        let sql = format!(
+            "UPDATE certificates SET ancestor = (SELECT p.ancestor FROM certificates p WHERE p.fingerprint = certificates.ancestor)
+             WHERE ancestor IN (SELECT fingerprint FROM certificates WHERE {ENDED} OR {REVOKED_AND_ENDED})"
+        );
+        let times = named_params! {
+            ":ended": (self.now - RETAIN_ENDED_OF_NODE).0,
+            ":now": self.now.0,
+            ":revoked": (self.now - RETAIN_ENDED).0,
+        };
+        // One step up at a time; several of a chain may go together.
+        while self.execute(&sql, times)? > 0 {}
+        let ended = format!("DELETE FROM certificates WHERE {ENDED}");
+        self.execute(&ended, &times[..2])?;
+        let revoked = format!("DELETE FROM certificates WHERE {REVOKED_AND_ENDED}");
+        if self.execute(&revoked, &times[2..])? > 0 {
             self.certificates_changed();
         }
         Ok(())
@@ -207,13 +216,15 @@ impl Tx<'_> {
         Ok(revoked)
     }
 
-    /// Revokes what a node's certificate was renewed for, and what that was, and so on; returns their fingerprints.
+    /// Revokes what a node's certificate was renewed for, and what that was, and so on, whatever of it is forgotten; returns their
+    /// fingerprints.
     pub fn revoke_renewals(&mut self, node_id: &str, fingerprint: &str) -> Result<Vec<String>> {
         let revoked = self.all(
             "WITH RECURSIVE renewed(fingerprint) AS (
                 SELECT ?2
+                UNION SELECT fingerprint FROM certificates WHERE node_id = ?1 AND renewed_from = ?2
                 UNION SELECT c.fingerprint FROM renewed JOIN certificates c
-                    ON c.node_id = ?1 AND c.renewed_from = renewed.fingerprint)
+                    ON c.node_id = ?1 AND c.ancestor = renewed.fingerprint)
              UPDATE certificates SET revoked_at = ?3
              WHERE node_id = ?1 AND revoked_at IS NULL AND fingerprint <> ?2 AND fingerprint IN (SELECT fingerprint FROM renewed)
              RETURNING fingerprint",
@@ -248,6 +259,12 @@ impl Tx<'_> {
         Ok(self.count(sql, (node_id, key_hash))? > 0)
     }
 
+    /// The node that has a certificate which was renewed from this one. So one that is forgotten itself is known to have been a
+    /// node's.
+    pub fn node_of_renewal(&self, fingerprint: &str) -> Result<Option<String>> {
+        self.one("SELECT node_id FROM certificates WHERE renewed_from = ?1 LIMIT 1", [fingerprint], |row| row.get(0))
+    }
+
     /// Whether a certificate of this node for this key was revoked, as far as is remembered.
     pub fn is_node_key_revoked(&self, node_id: &str, key_hash: [u8; 32]) -> Result<bool> {
         let sql = "SELECT count(*) FROM certificates WHERE node_id = ?1 AND key_hash = ?2 AND revoked_at IS NOT NULL";
@@ -272,3 +289,8 @@ impl Tx<'_> {
 const RETAIN_ENDED: Duration = Duration::from_hours(30 * 24);
 /// A node's, of which there is a new one every few hours, for this long.
 const RETAIN_ENDED_OF_NODE: Duration = Duration::from_hours(24);
+/// Certificates of nodes that can be forgotten.
+const ENDED: &str = "(node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= :ended AND fingerprint NOT IN
+    (SELECT certificate FROM join_tokens WHERE certificate IS NOT NULL AND expires_at > :now))";
+/// Revoked ones.
+const REVOKED_AND_ENDED: &str = "(node_id IS NOT NULL AND revoked_at IS NOT NULL AND expires_at <= :revoked)";

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use prism_core::limits::{MAX_JOIN_TOKENS, MAX_NODES, SessionPolicy};
 use prism_core::page::Page;
+use prism_core::permission::Reach;
 use prism_core::secret::{AuthorityFingerprint, Random, SecretId};
 use prism_core::session::EndReason;
-use prism_core::{Clock, Error, NodeId, Result, UnixMillis};
+use prism_core::{Clock, Error, NamespaceName, NodeId, Result, UnixMillis};
 use tempfile::TempDir;
 
 use crate::JoinTokenStatus::{Expired, Redeemed, Revoked};
@@ -183,7 +184,7 @@ async fn tokens_that_are_good_are_bounded_in_number() {
     // What is used, revoked or over makes room.
     world.redeem(first, "n1", 1).await;
     world.write(one_more).await;
-    assert_eq!(world.write(|tx| tx.join_tokens()).await.len() as i64, MAX_JOIN_TOKENS + 1);
+    assert_eq!(world.write(|tx| tx.join_token_count()).await, MAX_JOIN_TOKENS + 1);
 }
 
 #[tokio::test]
@@ -340,6 +341,14 @@ async fn the_sessions_of_a_node_end_together() {
             Ok(())
         })
         .await;
+    let seen = |namespaces: &[&str]| {
+        let names = namespaces.iter().map(|name| NamespaceName::parse("namespace", name).unwrap()).collect();
+        move |tx: &mut Tx<'_>| tx.sessions_of_node("n1", &Reach::Namespaces(names), 1)
+    };
+    let all = world.write(|tx| tx.sessions_of_node("n1", &Reach::Installation, 1)).await;
+    assert_eq!(all, (vec!["session 1".to_owned()], 2));
+    assert_eq!(world.write(seen(&["other"])).await, (Vec::new(), 0));
+    assert_eq!(world.write(|tx| tx.sessions_of_node("n1", &Reach::Nowhere, 1)).await, (Vec::new(), 0));
     assert_eq!(world.write(|tx| tx.end_sessions_of_node("n1", EndReason::CredentialRevoked)).await, 2);
     assert_eq!(world.write(|tx| tx.end_sessions_of_node("n1", EndReason::CredentialRevoked)).await, 0);
     assert_eq!(world.write(|tx| tx.end_sessions_of_node("local", EndReason::CredentialRevoked)).await, 0);
@@ -385,4 +394,106 @@ async fn certificates_that_ended_are_forgotten_but_not_before_their_token() {
     world.clock.advance(30 * DAY);
     assert_eq!(kept().await, [""; 0]);
     assert!(world.store.access().revoked_certificates.is_empty());
+}
+
+/// One more certificate of `n1` with a life of its own, renewed from the one before.
+async fn renewed(world: &World, number: u32, life: Duration) {
+    world
+        .write(move |tx| {
+            let mut row = certificate("n1", number, tx.now);
+            row.expires_at = Some(tx.now + life);
+            tx.insert_certificate(&row)
+        })
+        .await;
+}
+
+async fn kept(world: &World) -> Vec<String> {
+    world.store.sweep().await.unwrap();
+    let rows = world.write(|tx| tx.node_certificates("n1", 100)).await;
+    let mut kept: Vec<_> = rows.into_iter().map(|row| row.fingerprint).collect();
+    kept.sort();
+    kept
+}
+
+#[tokio::test]
+async fn a_revocation_finds_what_hangs_on_forgotten_certificates() {
+    let world = World::new().await;
+    let token = world.token(None, 7 * DAY).await;
+    let redemption = |certificate: &str| Redemption {
+        at: world.clock.now(),
+        node_id: "n1".to_owned(),
+        key_hash: [7; 32],
+        certificate: certificate.to_owned(),
+    };
+    let redeemed = redemption("n1 0");
+    assert!(world.write(move |tx| tx.redeem_join_token(token, &redeemed)).await);
+    // Two chains, one of which is of another certificate: it must stay.
+    world
+        .write(|tx| {
+            let mut other = certificate("n1", 50, tx.now);
+            other.origin.as_mut().unwrap().renewed_from = None;
+            other.expires_at = Some(tx.now + 100 * DAY);
+            tx.insert_certificate(&other)
+        })
+        .await;
+    renewed(&world, 0, 20 * HOUR).await;
+    for number in 1..9 {
+        world.clock.advance(12 * HOUR);
+        // The life of certificates was made shorter: one ends long before what it was renewed from.
+        renewed(&world, number, if number == 6 { 30 * DAY } else { 20 * HOUR }).await;
+        if number % 4 == 0 {
+            kept(&world).await;
+        }
+    }
+    assert_eq!(kept(&world).await, ["n1 0", "n1 5", "n1 50", "n1 6", "n1 7", "n1 8"]);
+    world.clock.advance(4 * DAY);
+    renewed(&world, 9, DAY).await;
+    assert_eq!(kept(&world).await, ["n1 50", "n1 6", "n1 9"], "the token is over, and 7 and 8 are forgotten");
+    assert_eq!(world.write(|tx| tx.node_of_renewal("n1 8")).await.as_deref(), Some("n1"));
+    assert_eq!(world.write(|tx| tx.node_of_renewal("n1 7")).await, None);
+    let undone = world.store.write(|tx| {
+        let revoked = tx.revoke_renewals("n1", "n1 8")?;
+        Err::<(), _>(Error::aborted("UNDONE", revoked.join(", ")))
+    });
+    assert!(undone.await.unwrap_err().message().contains("n1 9"), "of a forgotten one");
+    assert_eq!(world.write(|tx| tx.revoke_renewals("n1", "n1 6")).await, ["n1 9"]);
+    assert_eq!(world.write(|tx| tx.live_node_certificates("n1")).await, 2);
+}
+
+#[tokio::test]
+async fn the_certificate_of_a_token_takes_along_what_it_was_renewed_for_days_ago() {
+    let world = World::new().await;
+    let token = world.token(None, 7 * DAY).await;
+    renewed(&world, 0, DAY).await;
+    let redemption =
+        Redemption { at: world.clock.now(), node_id: "n1".to_owned(), key_hash: [7; 32], certificate: "n1 0".to_owned() };
+    assert!(world.write(move |tx| tx.redeem_join_token(token, &redemption)).await);
+    for number in 1..12 {
+        world.clock.advance(12 * HOUR);
+        renewed(&world, number, DAY).await;
+        kept(&world).await;
+    }
+    assert_eq!(kept(&world).await, ["n1 0", "n1 10", "n1 11", "n1 8", "n1 9"]);
+    let mut revoked = world.write(|tx| tx.revoke_renewals("n1", "n1 0")).await;
+    revoked.sort();
+    assert_eq!(revoked, ["n1 10", "n1 11", "n1 8", "n1 9"]);
+    assert_eq!(world.write(|tx| tx.live_node_certificates("n1")).await, 0);
+}
+
+#[tokio::test]
+async fn lists_of_tokens_read_no_more_than_they_show() {
+    let world = World::new().await;
+    let mut ids = Vec::new();
+    for number in 0..6 {
+        ids.push(world.token(None, if number % 2 == 0 { HOUR } else { DAY }).await);
+        world.clock.advance(Duration::from_secs(1));
+    }
+    world.clock.advance(HOUR);
+    let names = |rows: Vec<JoinTokenRow>| -> Vec<SecretId> { rows.into_iter().map(|row| row.id).collect() };
+    assert_eq!(names(world.write(|tx| tx.open_join_tokens()).await), [ids[5], ids[3], ids[1]]);
+    assert_eq!(names(world.write(|tx| tx.dead_join_tokens(2)).await), [ids[4], ids[2]]);
+    assert_eq!(names(world.write(|tx| tx.join_tokens(0, 4)).await), ids[..4]);
+    assert_eq!(names(world.write(|tx| tx.join_tokens(4, 4)).await), ids[4..]);
+    assert_eq!(names(world.write(|tx| tx.join_tokens(usize::MAX, 4)).await), []);
+    assert_eq!(world.write(|tx| tx.join_token_count()).await, 6);
 }

@@ -23,6 +23,7 @@ mod hook;
 mod idempotency;
 mod join_token;
 mod key;
+mod lineage;
 #[cfg(test)]
 mod link_tests;
 mod namespace;
@@ -67,6 +68,7 @@ pub use credential::Credential;
 pub use idempotency::{Earlier, IdempotencyKey, Remembered};
 pub use join_token::{JoinTokenRow, JoinTokenStatus, Redemption};
 pub use key::{ApiKeyRow, ClientKeyRow, KeyLife, PreviousToken};
+pub use lineage::LineageEntries;
 pub use namespace::{Dependants, NamespaceRow};
 pub use node::NodeRow;
 pub use operations::DrainId;

@@ -3,12 +3,13 @@ use std::time::Duration;
 use prism_core::limits::MAX_NODES;
 use prism_core::nodes::{JoinedNode, Told, ToldBackend};
 use prism_core::page::Page;
+use prism_core::permission::Reach;
 use prism_core::session::EndReason;
 use prism_core::{Error, InstanceName, Kind, NodeId, Result, UnixMillis};
 use rusqlite::{Row, named_params};
 use serde::{Deserialize, Serialize};
 
-use crate::tx::{Tx, corrupt};
+use crate::tx::{Tx, corrupt, limited_to, present_only};
 
 /// A revoked node stays listed for this long.
 const RETAIN_REVOKED: Duration = Duration::from_hours(30 * 24);
@@ -170,14 +171,23 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Sessions of a node that has joined, newest first, at most `limit`, and how many there are.
-    pub fn sessions_of_node(&self, id: &str, limit: usize) -> Result<(Vec<String>, i64)> {
+    /// Sessions of a node that has joined, within `reach`, newest first, at most `limit`, and how many there are.
+    pub fn sessions_of_node(&self, id: &str, reach: &Reach, limit: usize) -> Result<(Vec<String>, i64)> {
+        let filter = "node = :node AND node <> 'local'
+            AND (:limited IS NULL OR namespace IN (SELECT value FROM json_each(:limited)))
+            AND (NOT :present OR EXISTS (
+                SELECT 1 FROM namespaces n WHERE n.name = sessions.namespace AND n.created_at <= sessions.created_at))";
+        let (limited, present) = (limited_to(reach, None), present_only(reach));
         let ids = self.all(
-            "SELECT id FROM sessions WHERE node = ?1 AND node <> 'local' ORDER BY id DESC LIMIT ?2",
-            (id, limit as i64),
+            &format!("SELECT id FROM sessions WHERE {filter} ORDER BY id DESC LIMIT :limit"),
+            named_params! {":node": id, ":limited": limited, ":present": present, ":limit": limit as i64},
             |row| row.get(0),
         )?;
-        Ok((ids, self.count("SELECT count(*) FROM sessions WHERE node = ?1 AND node <> 'local'", [id])?))
+        let count = self.count(
+            &format!("SELECT count(*) FROM sessions WHERE {filter}"),
+            named_params! {":node": id, ":limited": limited, ":present": present},
+        )?;
+        Ok((ids, count))
     }
 
     /// Ends the live sessions of a node, and returns how many that were.

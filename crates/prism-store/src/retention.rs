@@ -183,6 +183,7 @@ impl Store {
         self.write(move |tx| {
             tx.append_entry(cut_entry(through.sequence, count))?;
             tx.store_checkpoint(&cut)?;
+            tx.cut_lineage(through.sequence)?;
             let removed = tx.execute("DELETE FROM audit WHERE sequence <= ?1", [through.sequence])?;
             if removed == count { Ok(Some(count)) } else { Err(Error::internal("the audit log changed during a cut")) }
         })

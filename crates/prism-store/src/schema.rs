@@ -1,6 +1,6 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER, LINEAGE];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -326,4 +326,26 @@ ALTER TABLE join_tokens ADD COLUMN may_replace INTEGER NOT NULL DEFAULT 0;
 -- SHA-256 of the certificate of the CA that it names; NULL = it is from before this was noted.
 ALTER TABLE join_tokens ADD COLUMN authority TEXT;
 CREATE INDEX join_tokens_bound ON join_tokens (node_id) WHERE node_id IS NOT NULL AND revoked_at IS NULL AND redeemed_at IS NULL;
+";
+
+/// What hangs together, when part of it is forgotten already.
+const LINEAGE: &str = "
+-- The certificate of those that are still kept that this one goes back to; renewed_from names one that may be forgotten.
+ALTER TABLE certificates ADD COLUMN ancestor TEXT;
+UPDATE certificates SET ancestor = coalesce(
+    (SELECT p.fingerprint FROM certificates p WHERE p.fingerprint = certificates.renewed_from),
+    (SELECT t.certificate FROM join_tokens t WHERE t.id = certificates.token_id))
+WHERE renewed_from IS NOT NULL;
+CREATE INDEX certificates_by_ancestor ON certificates (ancestor) WHERE ancestor IS NOT NULL;
+
+-- Entries of the audit log by what they are about: token:…, node:…, certificate:…, session:…; only those that changed something
+-- there, or should have. outcome: 0 = done, 1 = refused, 2 = refused with an alarm.
+CREATE TABLE lineage_entries (
+    link TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    outcome INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    PRIMARY KEY (link, operation, outcome, sequence)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lineage_entries_by_sequence ON lineage_entries (sequence);
 ";

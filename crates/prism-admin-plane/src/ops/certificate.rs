@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use prism_core::limits::{MAX_CERTIFICATE_TTL, MIN_CERTIFICATE_TTL};
 use prism_core::page::Page;
 use prism_core::subject::Subject;
-use prism_core::{Error, NamespaceName, Result};
+use prism_core::{Error, Kind, NamespaceName, Result};
 use prism_identity::{CertificateKind, own_identity};
 use prism_proto::admin::v1 as wire;
 use prism_rpc::CertificateAuthority;
@@ -288,8 +288,8 @@ impl Which {
     }
 }
 
-/// `RevokeCertificate`: of a node's, also what it was renewed for; connections that stand on it are cut. A fingerprint that nobody knows is that of another CA. Revoking a
-/// revoked certificate changes nothing.
+/// `RevokeCertificate`: of a node's, also what it was renewed for; connections that stand on it are cut. A fingerprint that nobody
+/// knows is that of another CA, and the answer says so. Revoking a revoked certificate changes nothing.
 #[derive(Clone)]
 pub struct RevokeCertificate {
     which: Which,
@@ -322,18 +322,21 @@ impl Op for RevokeCertificate {
                 tx.revoke_certificate(&row.fingerprint)?;
                 tx.certificate(&row.fingerprint)?.unwrap_or(row)
             }
-            (None, Which::Serial(serial)) => return Err(Error::not_found(resource_of(&serial))),
+            (None, Which::Serial(serial)) => return Err(unknown_serial(&serial)),
             (None, Which::Fingerprint(fingerprint)) => {
                 let row = of_another_ca(fingerprint, tx, caller);
                 tx.insert_certificate(&row)?;
                 row
             }
         };
-        let mut done = Done::new(wire::RevokeCertificateResponse {}).detail("fingerprint", &row.fingerprint);
-        if let Some(origin) = &row.origin {
+        let mut done = Done::new(wire::RevokeCertificateResponse::default()).detail("fingerprint", &row.fingerprint);
+        if let Some(node_id) = node_of(&row, tx)? {
             // Whoever had it could renew it, for another key too.
-            let renewals = tx.revoke_renewals(&origin.node_id, &row.fingerprint)?;
-            done = done.detail("renewals_revoked", renewals.len());
+            let renewals = tx.revoke_renewals(&node_id, &row.fingerprint)?;
+            done.response.renewals_revoked = i32::try_from(renewals.len()).unwrap_or(i32::MAX);
+            done = done.detail("renewals_revoked", renewals.len()).detail("node_id", node_id);
+        } else if row.serial.is_none() {
+            done.response.unknown = true;
         }
         let mut done = done.changed(before.as_ref().map(state).as_ref(), Some(&state(&row)));
         if let Some(serial) = &row.serial {
@@ -345,16 +348,21 @@ impl Op for RevokeCertificate {
 
     async fn follow_up(request: &Self::Request, _: &mut Self::Response, services: &Services) {
         let Ok(which) = Which::parse(request) else { return };
-        match services.store.write(move |tx| which.find(tx)).await {
-            Ok(Some(row)) => {
+        let found = services.store.read(move |tx| {
+            let Some(row) = which.find(tx)? else { return Ok(None) };
+            let node_id = node_of(&row, tx)?;
+            Ok(Some((row, node_id)))
+        });
+        match found.await {
+            Ok(Some((row, node_id))) => {
                 let connections = services.connections.cut(&row.fingerprint);
                 tracing::info!(
                     fingerprint = row.fingerprint,
                     connections,
                     "a certificate was revoked and its connections cut"
                 );
-                if let Some(origin) = &row.origin {
-                    cut_revoked(&origin.node_id, services).await;
+                if let Some(node_id) = node_id {
+                    cut_revoked(&node_id, services).await;
                 }
             }
             Ok(None) => {}
@@ -364,6 +372,22 @@ impl Op for RevokeCertificate {
             }
         }
     }
+}
+
+/// The node whose certificate this is, or was before it was forgotten: then what it was renewed for still says so.
+fn node_of(row: &CertificateRow, tx: &Tx<'_>) -> Result<Option<String>> {
+    match &row.origin {
+        Some(origin) => Ok(Some(origin.node_id.clone())),
+        None => tx.node_of_renewal(&row.fingerprint),
+    }
+}
+
+fn unknown_serial(serial: &str) -> Error {
+    let message = format!(
+        "{} does not exist; a node's certificate is forgotten a day after its end, and what it was renewed for is revoked with the node",
+        resource_of(serial)
+    );
+    Error::new(Kind::NotFound, "NOT_FOUND", message)
 }
 
 fn of_another_ca(fingerprint: String, tx: &Tx<'_>, caller: &Caller) -> CertificateRow {

@@ -1,31 +1,24 @@
 //! GetLineage: what hangs together, from whichever link somebody holds.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use prism_core::permission::Reach;
 use prism_core::session::SessionId;
-use prism_core::{Error, NodeId, Result, UnixMillis};
-use prism_proto::admin::v1::AuditLogEntry;
+use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prism_proto::cluster::v1::get_lineage_request::Link;
 use prism_rpc::convert::timestamp;
-use prism_store::{CertificateRow, EntryFilter, EntryQuery, Order, Store, Tx};
-use prost::Message as _;
+use prism_store::{CertificateRow, Tx};
 
 use super::certificate::resource_of as certificate_resource;
 use super::join_token::{info, resource_of as token_resource};
 use super::node::{node as node_on_wire, resource_of as node_resource, tell_links};
+use super::session::resource_of as session_resource;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
 /// Most entries of each list.
 const MAX_LISTED: usize = 100;
-/// Entries of each operation that are looked through, newest first.
-const SEARCHED: usize = 2000;
-/// Operations that are about nodes and tokens.
-const OPERATIONS: [&str; 6] =
-    ["CreateJoinToken", "RevokeJoinToken", "ExchangeJoinToken", "RenewCertificate", "RevokeNode", "RevokeCertificate"];
 /// Most digits of a fingerprint.
 const MAX_DIGITS: usize = 64;
 
@@ -74,52 +67,142 @@ impl Op for GetLineage {
         Ok(Self { link })
     }
 
-    fn execute(self, tx: &mut Tx<'_>, _: &Caller) -> Result<Done<Self::Response>> {
-        let unknown = || Error::not_found(resource_of(&self.link));
-        let asked = match &self.link {
-            Link::TokenId(id) => tx.join_token(id)?,
-            _ => None,
-        };
-        let node_id = match &self.link {
-            Link::TokenId(id) => match &asked {
-                Some(token) => token.redemption.as_ref().map(|redemption| redemption.node_id.clone()),
-                None => Some(tx.node_of_token(id)?.ok_or_else(unknown)?.id.to_string()),
-            },
-            Link::NodeId(id) => Some(id.clone()),
-            Link::Certificate(id) => {
-                let row = match tx.certificate_by_serial(id)? {
-                    Some(row) => Some(row),
-                    None => tx.certificate(id)?,
-                };
-                Some(row.and_then(|row| row.origin).ok_or_else(unknown)?.node_id)
-            }
-            Link::SessionId(id) => Some(tx.node_of_session(id)?.ok_or_else(unknown)?),
-        };
+    fn execute(self, tx: &mut Tx<'_>, caller: &Caller) -> Result<Done<Self::Response>> {
+        let seen = Seen::by(caller)?;
+        let node_id = self.node_id(tx, &seen)?;
         let mut response = match &node_id {
             None => wire::GetLineageResponse::default(),
-            Some(node_id) => of_node(node_id, tx)?,
+            Some(node_id) => of_node(node_id, tx, &seen)?,
         };
-        if let Some(token) = asked
-            && response.tokens.iter().all(|known| known.token_id != token.id.as_str())
-        {
-            response.tokens.push(info(&token, tx.now));
-        }
+        self.add_asked(&mut response, tx, &seen)?;
         if response.node.is_none() && response.tokens.is_empty() && response.certificates.is_empty() {
-            return Err(unknown());
+            return Err(self.unknown());
+        }
+        if seen.entries {
+            let entries = tx.lineage_entries(&links_of(&response), MAX_LISTED)?;
+            response.audit_entry_ids = entries.ids;
+            if entries.more {
+                response.left_out.push(left_out("audit_entry_ids", too_many("of each kind about each link")));
+            }
+        } else {
+            response.left_out.push(needs("audit_entry_ids", AUDIT));
         }
         Ok(Done::new(response))
     }
 
     async fn follow_up(_: &Self::Request, response: &mut Self::Response, services: &Services) {
         tell_links(&mut response.node, services);
-        // The log is read beside the writer; the answer is good without it.
-        match entries_about(response, &services.store).await {
-            Ok(ids) => response.audit_entry_ids = ids,
-            Err(failed) => {
-                tracing::warn!(reason = failed.reason(), cause = ?failed.cause(), "a lineage goes without its audit entries");
-            }
-        }
     }
+}
+
+impl GetLineage {
+    fn unknown(&self) -> Error {
+        Error::not_found(resource_of(&self.link))
+    }
+
+    /// The node that the link belongs to; `None` for a token that nobody has redeemed.
+    fn node_id(&self, tx: &Tx<'_>, seen: &Seen) -> Result<Option<String>> {
+        Ok(match &self.link {
+            Link::TokenId(id) => {
+                let redemption = tx.join_token(id)?.and_then(|token| token.redemption);
+                let node_id = redemption.map(|redemption| redemption.node_id);
+                let node_id = match node_id {
+                    None => tx.node_of_token(id)?.map(|node| node.id.to_string()),
+                    node_id => node_id,
+                };
+                // Whoever may not see tokens does not learn which there are.
+                if node_id.is_none() && !seen.tokens {
+                    return Err(denied(TOKENS));
+                }
+                node_id
+            }
+            Link::NodeId(id) => Some(id.clone()),
+            Link::Certificate(id) => {
+                let row = match tx.certificate_by_serial(id)? {
+                    Some(row) => Some(row),
+                    None => tx.certificate(id)?,
+                };
+                Some(row.and_then(|row| row.origin).ok_or_else(|| self.unknown())?.node_id)
+            }
+            Link::SessionId(id) => {
+                if !seen.sessions.includes(tx.session_namespace(id)?.as_deref()) {
+                    return Err(denied(SESSIONS));
+                }
+                Some(tx.node_of_session(id)?.ok_or_else(|| self.unknown())?)
+            }
+        })
+    }
+
+    /// What was asked for is shown, however much there is that is newer.
+    fn add_asked(&self, response: &mut wire::GetLineageResponse, tx: &Tx<'_>, seen: &Seen) -> Result<()> {
+        match &self.link {
+            Link::TokenId(id) if seen.tokens => {
+                if let Some(token) = tx.join_token(id)?
+                    && response.tokens.iter().all(|known| known.token_id != *id)
+                {
+                    response.tokens.push(info(&token, tx.now));
+                }
+            }
+            Link::Certificate(id) => {
+                let is_it = |known: &wire::NodeCertificate| known.serial_number == *id || known.fingerprint == *id;
+                if !response.certificates.iter().any(is_it) {
+                    let row = match tx.certificate_by_serial(id)? {
+                        Some(row) => Some(row),
+                        None => tx.certificate(id)?,
+                    };
+                    response.certificates.extend(row.as_ref().and_then(certificate));
+                }
+            }
+            Link::SessionId(id) if response.node.is_some() && !response.session_ids.contains(id) => {
+                response.session_ids.push(id.clone());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What a caller may see of a lineage, beside nodes and their certificates.
+struct Seen {
+    tokens: bool,
+    sessions: Reach,
+    entries: bool,
+}
+
+impl Seen {
+    fn by(caller: &Caller) -> Result<Self> {
+        let reach = |permission| caller.identity.reach(&caller.grants, permission);
+        Ok(Self {
+            tokens: reach(TOKENS)?.includes(None),
+            sessions: reach(SESSIONS)?,
+            // Most of them are of no namespace.
+            entries: reach(AUDIT)?.includes(None),
+        })
+    }
+}
+
+/// For what `ListJoinTokens` asks.
+const TOKENS: &str = "tokens:manage";
+/// For what `ListSessions` asks.
+const SESSIONS: &str = "session:read";
+/// For what `GetAuditLog` asks.
+const AUDIT: &str = "audit:read";
+
+fn denied(permission: &str) -> Error {
+    let message = format!("this link is for whom has the permission {permission}, which your credential does not have here");
+    Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message).with("permission", permission)
+}
+
+fn left_out(field: &str, description: String) -> wire::LeftOut {
+    wire::LeftOut { field: field.to_owned(), description }
+}
+
+fn needs(field: &str, permission: &str) -> wire::LeftOut {
+    left_out(field, format!("needs the permission {permission} everywhere, which your credential does not have"))
+}
+
+fn too_many(of: &str) -> String {
+    format!("there are more than {MAX_LISTED}; the newest {of} are shown")
 }
 
 fn resource_of(link: &Link) -> String {
@@ -127,21 +210,60 @@ fn resource_of(link: &Link) -> String {
         Link::TokenId(id) => token_resource(id),
         Link::NodeId(id) => node_resource(id),
         Link::Certificate(id) => certificate_resource(id),
-        Link::SessionId(id) => format!("session:{id}"),
+        Link::SessionId(id) => session_resource(id),
     }
 }
 
-fn of_node(node_id: &str, tx: &Tx<'_>) -> Result<wire::GetLineageResponse> {
+fn of_node(node_id: &str, tx: &Tx<'_>, seen: &Seen) -> Result<wire::GetLineageResponse> {
     let now = tx.now;
-    let (session_ids, count) = tx.sessions_of_node(node_id, MAX_LISTED)?;
-    Ok(wire::GetLineageResponse {
-        node: tx.node(node_id)?.as_ref().map(node_on_wire),
-        tokens: tx.join_tokens_of(node_id, MAX_LISTED)?.iter().map(|token| info(token, now)).collect(),
-        certificates: tx.node_certificates(node_id, MAX_LISTED)?.iter().filter_map(certificate).collect(),
-        session_ids,
-        session_count: i32::try_from(count).unwrap_or(i32::MAX),
-        audit_entry_ids: Vec::new(),
-    })
+    let mut response =
+        wire::GetLineageResponse { node: tx.node(node_id)?.as_ref().map(node_on_wire), ..Default::default() };
+    if seen.tokens {
+        let mut tokens = tx.join_tokens_of(node_id, MAX_LISTED + 1)?;
+        if tokens.len() > MAX_LISTED {
+            response.left_out.push(left_out("tokens", too_many("of them")));
+            tokens.truncate(MAX_LISTED);
+        }
+        response.tokens = tokens.iter().map(|token| info(token, now)).collect();
+    } else {
+        response.left_out.push(needs("tokens", TOKENS));
+    }
+    let mut certificates = tx.node_certificates(node_id, MAX_LISTED + 1)?;
+    if certificates.len() > MAX_LISTED {
+        response.left_out.push(left_out("certificates", too_many("of them")));
+        certificates.truncate(MAX_LISTED);
+    }
+    response.certificates = certificates.iter().filter_map(certificate).collect();
+    let (session_ids, count) = tx.sessions_of_node(node_id, &seen.sessions, MAX_LISTED)?;
+    if count > session_ids.len() as i64 {
+        response.left_out.push(left_out("session_ids", too_many("of them")));
+    }
+    if !seen.sessions.includes(None) {
+        response.left_out.push(match seen.sessions {
+            Reach::Nowhere => needs("session_ids", SESSIONS),
+            _ => left_out("session_ids", format!("only those of namespaces where your credential has {SESSIONS}")),
+        });
+    }
+    (response.session_ids, response.session_count) = (session_ids, i32::try_from(count).unwrap_or(i32::MAX));
+    Ok(response)
+}
+
+/// The links of a lineage, as the audit log names them.
+fn links_of(response: &wire::GetLineageResponse) -> Vec<String> {
+    let certificates = response.certificates.iter();
+    let tokens = response.tokens.iter().map(|token| &token.token_id);
+    let tokens = tokens.chain(certificates.clone().map(|certificate| &certificate.token_id));
+    let tokens: BTreeSet<_> = tokens.chain(response.node.iter().map(|node| &node.token_id)).collect();
+    let node_ids = response.node.iter().map(|node| &node.node_id);
+    let node_ids: BTreeSet<_> = node_ids.chain(certificates.clone().map(|certificate| &certificate.node_id)).collect();
+    let certificates = certificates.flat_map(|certificate| [&certificate.serial_number, &certificate.fingerprint]);
+    tokens
+        .into_iter()
+        .map(|id| token_resource(id))
+        .chain(node_ids.into_iter().map(|id| node_resource(id)))
+        .chain(certificates.map(|id| certificate_resource(id)))
+        .chain(response.session_ids.iter().map(|id| session_resource(id)))
+        .collect()
 }
 
 fn certificate(row: &CertificateRow) -> Option<wire::NodeCertificate> {
@@ -157,36 +279,4 @@ fn certificate(row: &CertificateRow) -> Option<wire::NodeCertificate> {
         expires_at: row.expires_at.map(timestamp),
         revoked: row.revoked_at.is_some(),
     })
-}
-
-/// Ids of the entries about what `response` shows, newest first.
-async fn entries_about(response: &wire::GetLineageResponse, store: &Store) -> Result<Vec<String>> {
-    let certificates = response.certificates.iter();
-    let mut resources: BTreeSet<String> = response.tokens.iter().map(|token| token_resource(&token.token_id)).collect();
-    resources.extend(certificates.clone().map(|certificate| token_resource(&certificate.token_id)));
-    resources.extend(
-        certificates
-            .clone()
-            .flat_map(|certificate| [&certificate.serial_number, &certificate.fingerprint])
-            .map(|id| certificate_resource(id)),
-    );
-    resources.extend(response.node.iter().map(|node| node_resource(&node.node_id)));
-    let serials: BTreeSet<&str> = certificates.map(|certificate| certificate.serial_number.as_str()).collect();
-    let mut found = BTreeMap::new();
-    for operation in OPERATIONS {
-        let query = EntryQuery {
-            filter: EntryFilter { operation: Some(operation.to_owned()), ..EntryFilter::default() },
-            reach: Reach::Installation,
-            order: Order::NewestBefore { sequence: i64::MAX, timestamp: UnixMillis(i64::MAX) },
-            until: None,
-            limit: SEARCHED,
-        };
-        for entry in store.audit_chunk(query).await?.entries {
-            let entry = AuditLogEntry::decode(entry).map_err(Error::internal)?;
-            if resources.contains(&entry.resource) || serials.contains(entry.credential_id.as_str()) {
-                found.insert(Reverse(entry.sequence), entry.id);
-            }
-        }
-    }
-    Ok(found.into_values().take(MAX_LISTED).collect())
 }

@@ -14,7 +14,7 @@ use crate::convert;
 use crate::convert::names;
 use crate::op::{Caller, Done, Op, Place, Scope, Services};
 
-fn resource_of(id: &str) -> String {
+pub(super) fn resource_of(id: &str) -> String {
     format!("session:{id}")
 }
 

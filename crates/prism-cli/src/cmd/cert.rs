@@ -214,7 +214,14 @@ impl Revoke {
         let which = format!("{}{}", request.serial_number, request.fingerprint);
         console.confirm(&format!("Revoke certificate {which}? Connections that stand on it are cut."))?;
         let answer = client.call(request).await?;
-        note(&format!("certificate {which} revoked"));
+        note(&match (answer.unknown, answer.renewals_revoked) {
+            (true, _) => format!(
+                "no certificate {which} is known here: it counts as one of another CA from now on. If it was a node's and ended more \
+                 than a day ago, revoke the node: prism-admin node revoke NODE"
+            ),
+            (false, 0) => format!("certificate {which} revoked"),
+            (false, renewals) => format!("certificate {which} revoked, and {renewals} that it was renewed for"),
+        });
         console.printer.done(&answer)
     }
 }

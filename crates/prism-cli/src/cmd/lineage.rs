@@ -95,6 +95,8 @@ fn show(answer: &GetLineageResponse) -> String {
     parts.push(format!("{}{} sessions in all\n", sessions.render("no sessions"), answer.session_count));
     let entries = answer.audit_entry_ids.iter().fold(Grid::new(["AUDIT ENTRY"]), |grid, id| grid.row([id.clone()]));
     parts.push(entries.render("no audit entries"));
+    let left_out = answer.left_out.iter();
+    parts.extend(left_out.map(|part| format!("not shown of {}: {}\n", text::safe(&part.field), text::safe(&part.description))));
     parts.join("\n")
 }
 
