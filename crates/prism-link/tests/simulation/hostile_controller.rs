@@ -112,6 +112,7 @@ fn start() -> (impl Future<Output = NodeLink>, mpsc::UnboundedReceiver<Connectio
         storage: Arc::new(Nothing),
         version: "1".to_owned(),
         data_endpoint: String::new(),
+        stored: Vec::new(),
         backends: Vec::new(),
         clock: Clock::manual(UnixMillis(1_000_000)),
         jitter: Box::new(|pause| pause),
