@@ -76,6 +76,7 @@ fn a_node_hears_of_the_ca_when_it_comes_and_whenever_it_changes() {
             storage: Arc::new(prism_link::Files::new(folder.path())),
             version: "1".to_owned(),
             backends: Vec::new(),
+            stored: Vec::new(),
             data_endpoint: "127.0.0.1:1".to_owned(),
             clock,
             jitter: Box::new(|pause| pause),
