@@ -131,8 +131,7 @@ async fn start(
 
     let (backends, stored) = open(settings, &clock, data).await?;
     let connector = Arc::new(Connector::new(files.clone(), id.as_str()));
-    let told = (stored, addresses.data);
-    let options = link_options(settings, &files, (&identity, &id), connector.clone(), told);
+    let options = link_options(settings, &files, (&identity, &id), connector.clone(), (stored, addresses.data));
     let started = on(data, async move { NodeLink::start(options).await }).await?;
     let link = Arc::new(started.map_err(|error| failed("the node cannot start", &error))?);
     tracing::info!(node.id = %id, "waiting for a controller, or for what is on the disk");
