@@ -16,6 +16,7 @@ mod large;
 mod network;
 mod operator;
 mod plane;
+mod revoked;
 mod twins;
 mod world;
 

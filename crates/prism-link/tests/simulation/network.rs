@@ -32,6 +32,8 @@ pub struct Network {
     healed: Notify,
     connections: Mutex<Vec<(NodeId, CancellationToken)>>,
     controller: Mutex<Option<Accept>>,
+    /// With what the controller refuses the links of a node.
+    refused: Mutex<BTreeMap<NodeId, Error>>,
 }
 
 impl Network {
@@ -42,6 +44,7 @@ impl Network {
             healed: Notify::new(),
             connections: Mutex::default(),
             controller: Mutex::default(),
+            refused: Mutex::default(),
         })
     }
 
@@ -70,6 +73,17 @@ impl Network {
     /// Who takes new connections; `None` = nobody.
     pub fn listen(&self, accept: Option<Accept>) {
         *self.controller.lock().unwrap() = accept;
+    }
+
+    /// Has the controller refuse the links of a node, or not any more.
+    pub fn refuse(&self, node: &NodeId, error: Option<Error>) {
+        let mut refused = self.refused.lock().unwrap();
+        match error {
+            Some(error) => _ = refused.insert(node.clone(), error),
+            None => _ = refused.remove(node),
+        }
+        drop(refused);
+        self.cut(node);
     }
 
     async fn through(&self, node: &NodeId) {
@@ -137,6 +151,11 @@ impl Connector for Way {
         tokio::time::timeout(PATIENCE, network.through(&self.node)).await.map_err(|_| refused())?;
         tokio::time::sleep(Duration::from_millis(network.dice.below(DELAY * 2))).await;
         let accept = network.controller.lock().unwrap().clone().ok_or_else(refused)?;
+        if let Some(error) = network.refused.lock().unwrap().get(&self.node).cloned() {
+            let outgoing = futures::sink::unfold((), |(), _| async { Err::<(), Closed>(Closed) });
+            let incoming = futures::stream::once(async move { Err(error) });
+            return Ok(NodeEnd { incoming: incoming.boxed(), outgoing: Box::pin(outgoing) });
+        }
         let broken = CancellationToken::new();
         network.connections.lock().unwrap().push((self.node.clone(), broken.clone()));
         let (to_controller, at_controller) = network.pipe(&self.node, &broken, MAX_NODE_FRAME_BYTES);
