@@ -12,7 +12,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use tonic::server::NamedService as _;
 
-use crate::cluster::{self, ALIASED_SERVICES, ALIAS_PACKAGE, ClusterGrpc};
+use crate::cluster::{self, ALIAS_PACKAGE, ALIASED_SERVICES, ClusterGrpc};
 use crate::grpc::Grpc;
 use crate::link::LinkGrpc;
 
@@ -55,7 +55,8 @@ fn renamed(mut file: FileDescriptorProto) -> FileDescriptorProto {
     let methods = file.service.iter_mut().flat_map(|service| &mut service.method);
     methods.flat_map(|method| [&mut method.input_type, &mut method.output_type]).flatten().for_each(rename);
     file.service.retain(|service| ALIASED_SERVICES.contains(&service.name()));
-    file.name = file.name.map(|name| name.replacen(&cluster::DOMAIN.replace('.', "/"), &ALIAS_PACKAGE.replace('.', "/"), 1));
+    file.name =
+        file.name.map(|name| name.replacen(&cluster::DOMAIN.replace('.', "/"), &ALIAS_PACKAGE.replace('.', "/"), 1));
     file.package = Some(ALIAS_PACKAGE.to_owned());
     file
 }

@@ -264,10 +264,13 @@ fn others(reflection: bool, health: bool) -> Result<(HealthReporter, Routes)> {
         routes.add_service(server);
     }
     if reflection {
+        let own = health.then_some(tonic_health::pb::health_server::SERVICE_NAME);
         let builder = || {
-            tonic_reflection::server::Builder::configure()
+            let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(prism_proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            // Only what this port serves; the descriptors know more.
+            SERVICES.into_iter().chain(own).fold(builder, tonic_reflection::server::Builder::with_service_name)
         };
         routes.add_service(builder().build_v1().map_err(Error::internal)?);
         routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);

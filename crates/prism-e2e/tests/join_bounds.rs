@@ -66,7 +66,10 @@ async fn a_spent_token_does_not_fill_the_log() {
     let alarm = log.iter().find(|entry| entry.metadata.contains_key("alarm")).expect("an alarm").id.clone();
     // Nor does it push what was done out of any lineage, or the alarm.
     let lineage = admin.lineage(Link::NodeId("n2".to_owned())).await;
-    assert_eq!(lineage.audit_entry_ids, [of("ExchangeJoinToken", &other.token_id), of("CreateJoinToken", &other.token_id)]);
+    assert_eq!(
+        lineage.audit_entry_ids,
+        [of("ExchangeJoinToken", &other.token_id), of("CreateJoinToken", &other.token_id)]
+    );
     assert_eq!(lineage.left_out, []);
     let lineage = admin.lineage(Link::NodeId("n1".to_owned())).await;
     for id in [of("CreateJoinToken", &token.token_id), of("ExchangeJoinToken", &token.token_id), alarm] {

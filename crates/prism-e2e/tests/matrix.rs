@@ -461,7 +461,8 @@ async fn what_is_for_machines_is_closed_to_everybody_else() {
     let site = Site::new(world.server.clone()).await;
     let served = served_rules(&site.admin.channel).await.into_iter();
     let rules: Vec<_> = served.filter(|rule| !is_for_operators(&rule.permission)).collect();
-    let paths: BTreeSet<_> = rules.iter().map(|rule| (rule.method.as_str(), rule.service.starts_with("prism."))).collect();
+    let paths: BTreeSet<_> =
+        rules.iter().map(|rule| (rule.method.as_str(), rule.service.starts_with("prism."))).collect();
     let expected = [
         ("ExchangeJoinToken", false),
         ("ExchangeJoinToken", true),

@@ -465,8 +465,12 @@ async fn the_certificate_of_a_token_takes_along_what_it_was_renewed_for_days_ago
     let world = World::new().await;
     let token = world.token(None, 7 * DAY).await;
     renewed(&world, 0, DAY).await;
-    let redemption =
-        Redemption { at: world.clock.now(), node_id: "n1".to_owned(), key_hash: [7; 32], certificate: "n1 0".to_owned() };
+    let redemption = Redemption {
+        at: world.clock.now(),
+        node_id: "n1".to_owned(),
+        key_hash: [7; 32],
+        certificate: "n1 0".to_owned(),
+    };
     assert!(world.write(move |tx| tx.redeem_join_token(token, &redemption)).await);
     for number in 1..12 {
         world.clock.advance(12 * HOUR);

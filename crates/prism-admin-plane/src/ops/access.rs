@@ -87,16 +87,15 @@ impl Op for CanI {
         let path = format!("/{}", request.rpc.strip_prefix('/').unwrap_or(&request.rpc));
         // By its older name it is the same RPC.
         let path = canonical_path(&path).unwrap_or(path);
-        let rule = services
-            .table
-            .rule(&path)
-            .filter(|rule| rule.audit != prism_proto::rules::AuditClass::None)
-            .ok_or_else(|| {
-                Error::invalid(
-                    "rpc",
-                    "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig",
-                )
-            });
+        let rule =
+            services.table.rule(&path).filter(|rule| rule.audit != prism_proto::rules::AuditClass::None).ok_or_else(
+                || {
+                    Error::invalid(
+                        "rpc",
+                        "is not an RPC of the admin plane, such as prism.admin.v1.AdminService/CreateConfig",
+                    )
+                },
+            );
         convert::all_of([convert::outcome(&rule), convert::namespace_filter(request.namespace.as_deref())])?;
         Ok(Self { permission: rule?.permission.clone(), rpc: path[1..].to_owned(), namespace: request.namespace })
     }

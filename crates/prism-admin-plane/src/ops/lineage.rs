@@ -189,7 +189,8 @@ const SESSIONS: &str = "session:read";
 const AUDIT: &str = "audit:read";
 
 fn denied(permission: &str) -> Error {
-    let message = format!("this link is for whom has the permission {permission}, which your credential does not have here");
+    let message =
+        format!("this link is for whom has the permission {permission}, which your credential does not have here");
     Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message).with("permission", permission)
 }
 

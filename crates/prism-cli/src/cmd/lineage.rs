@@ -96,7 +96,9 @@ fn show(answer: &GetLineageResponse) -> String {
     let entries = answer.audit_entry_ids.iter().fold(Grid::new(["AUDIT ENTRY"]), |grid, id| grid.row([id.clone()]));
     parts.push(entries.render("no audit entries"));
     let left_out = answer.left_out.iter();
-    parts.extend(left_out.map(|part| format!("not shown of {}: {}\n", text::safe(&part.field), text::safe(&part.description))));
+    parts.extend(
+        left_out.map(|part| format!("not shown of {}: {}\n", text::safe(&part.field), text::safe(&part.description))),
+    );
     parts.join("\n")
 }
 

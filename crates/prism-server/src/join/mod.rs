@@ -67,7 +67,8 @@ pub fn join(args: &JoinArgs) -> Result<(), Failure> {
     }
     let answer = answer.map_err(|KeyRevoked(message)| Failure::Start(message))?;
     let proven = Proven::check(&answer, &key, &node_id, presented.authority, Clock::system().now());
-    let proven = proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {}", safe(&why))))?;
+    let proven =
+        proven.map_err(|why| Failure::Start(format!("the controller's answer is not used: {}", safe(&why))))?;
     let identity = Identity {
         node_id: node_id.to_string(),
         cluster: proven.cluster.clone(),
