@@ -1,6 +1,6 @@
 //! Tokens that are brought to a node that has not their session.
 
-use prism_e2e::cluster::{Node, controller, controller_at, provision, refused};
+use prism_e2e::machines::{Node, controller, controller_at, provision, refused};
 use prism_e2e::{Failure, Headers, Options, Prism, Session, data, keys, wait};
 use tonic::Code;
 

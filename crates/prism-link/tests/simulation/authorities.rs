@@ -71,6 +71,7 @@ fn a_node_hears_of_the_ca_when_it_comes_and_whenever_it_changes() {
         let folder = tempfile::tempdir().unwrap();
         let link = NodeLink::start(NodeLinkOptions {
             node: node(),
+            process: 1,
             controllers: vec!["any".to_owned()],
             connector: Arc::new(Straight { fleet: Arc::clone(&fleet), told: Arc::clone(&told) }),
             storage: Arc::new(prism_link::Files::new(folder.path())),
