@@ -309,7 +309,7 @@ fn mask_prefixed(text: &str) -> Cow<'_, str> {
     let (mut copied, mut from) = (0, 0);
     while let Some(found) = text[from..].find('_') {
         let body = from + found + 1;
-        if !ends_in_prefix(text[copied..body].as_bytes()) || !text[body..].starts_with(is_body) {
+        if !ends_in_prefix(&text.as_bytes()[copied..body]) || !text[body..].starts_with(is_body) {
             from = body;
             continue;
         }
