@@ -219,7 +219,7 @@ impl AdminPlane {
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                     .register_file_descriptor_set(aliases.clone());
                 // Only what this port serves; the descriptors know more.
-                served.iter().fold(builder, |builder, name| builder.with_service_name(name))
+                served.iter().fold(builder, tonic_reflection::server::Builder::with_service_name)
             };
             routes.add_service(builder().build_v1().map_err(Error::internal)?);
             routes.add_service(builder().build_v1alpha().map_err(Error::internal)?);

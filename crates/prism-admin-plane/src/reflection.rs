@@ -79,10 +79,10 @@ mod tests {
         }
         // With what it imports it is a whole.
         let known = FileDescriptorSet::decode(prism_proto::FILE_DESCRIPTOR_SET).unwrap();
-        let names: Vec<_> = known.file.iter().map(|file| file.name().to_owned()).collect();
+        let files: Vec<_> = known.file.iter().map(|file| file.name().to_owned()).collect();
         for file in &aliases.file {
-            assert!(!names.contains(&file.name().to_owned()), "{}", file.name());
-            assert!(file.dependency.iter().all(|import| names.contains(import)), "{:?}", file.dependency);
+            assert!(!files.contains(&file.name().to_owned()), "{}", file.name());
+            assert!(file.dependency.iter().all(|import| files.contains(import)), "{:?}", file.dependency);
         }
     }
 }
