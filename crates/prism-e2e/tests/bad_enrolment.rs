@@ -169,6 +169,9 @@ const PACKED: [u8; 22] = [
     0x00, 0x00, 0x00,
 ];
 
+/// Type, encoding, body, what is named.
+type BadBody = (&'static str, Option<&'static str>, Vec<u8>, &'static [&'static str]);
+
 #[tokio::test]
 async fn bodies_that_are_no_json() {
     let world = World::new().await;
@@ -178,8 +181,7 @@ async fn bodies_that_are_no_json() {
     };
     let (json_type, object) = ("application/json", b"{}".to_vec());
     let nested = |open: &str, close: &str| format!("{{\"nodeId\":{}{}}}", open.repeat(9000), close.repeat(9000));
-    // Type, encoding, body, what is named.
-    let cases: Vec<(&str, Option<&str>, Vec<u8>, &[&str])> = vec![
+    let cases: Vec<BadBody> = vec![
         (json_type, None, br#"{"node_id":"n1","extra":1}"#.to_vec(), &["node_id", "extra"]),
         (json_type, None, br#"{"nodeId":{}}"#.to_vec(), &["nodeId"]),
         (json_type, None, br#"{"nodeId":"a","nodeId":"a"}"#.to_vec(), &["body"]),
@@ -190,7 +192,7 @@ async fn bodies_that_are_no_json() {
         (json_type, None, utf16("{}", false), &["body"]),
         (json_type, None, utf16("{}", true), &["body"]),
         (json_type, None, nested("[", "]").into_bytes(), &["body"]),
-        (json_type, None, nested("{\"a\":", "}")[..30_000].as_bytes().to_vec(), &["body"]),
+        (json_type, None, nested("{\"a\":", "}").as_bytes()[..30_000].to_vec(), &["body"]),
         (json_type, None, PACKED.to_vec(), &["body"]),
         (json_type, Some("gzip"), PACKED.to_vec(), &["content-encoding"]),
         (json_type, Some("identity"), object.clone(), &["content-encoding"]),
