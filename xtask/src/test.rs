@@ -62,6 +62,8 @@ pub fn link(workspace: &Workspace, seeds: u64) -> anyhow::Result<ExitCode> {
 
 fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
     tools::promtool(workspace)?;
+    tools::libfaketime(workspace)?;
+    tools::namespaces();
     tools::node()?;
     tools::keystore_readers()?;
     tools::npm_folders(workspace).iter().try_for_each(|folder| tools::npm_ci(folder))
@@ -98,6 +100,9 @@ fn cargo_test(workspace: &Workspace) -> anyhow::Result<Command> {
     }
     if let Ok(promtool) = tools::promtool(workspace) {
         command.env("PROMTOOL", promtool);
+    }
+    if let Ok(library) = tools::libfaketime(workspace) {
+        command.env("LIBFAKETIME", library);
     }
     Ok(command)
 }

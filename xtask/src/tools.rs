@@ -30,14 +30,56 @@ fn packaged(workspace: &Workspace, variable: &str, program: &str, package: &str)
     let unpacked = tools_folder(workspace)?.join(package);
     let found = unpacked.join("usr/bin").join(program);
     if !found.is_file() {
-        let file = download(workspace, package).with_context(|| {
+        unpack(workspace, package, &unpacked).with_context(|| {
             format!("{program} is not here and cannot be fetched; install it, or name it in {variable}")
         })?;
-        process::run(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
-        // Lists and package are many times as large as what is used of them.
-        let _ = std::fs::remove_dir_all(tools_folder(workspace)?.join("apt"));
     }
     Ok(found)
+}
+
+/// Fetches a Debian package and unpacks it into a folder.
+fn unpack(workspace: &Workspace, package: &str, folder: &Path) -> anyhow::Result<()> {
+    let file = download(workspace, package)?;
+    process::run(Command::new("dpkg").arg("-x").arg(file).arg(folder))?;
+    // Lists and package are many times as large as what is used of them.
+    let _ = std::fs::remove_dir_all(tools_folder(workspace)?.join("apt"));
+    Ok(())
+}
+
+/// Where the library is that gives programs a clock of their own: `LIBFAKETIME`, the system's folders, an earlier run, or Debian's
+/// package `libfaketime`, unpacked and not installed.
+pub fn libfaketime(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("LIBFAKETIME") {
+        return Ok(PathBuf::from(named));
+    }
+    let unpacked = tools_folder(workspace)?.join("libfaketime");
+    let folders = [PathBuf::from("/usr/lib"), PathBuf::from("/usr/lib64"), unpacked.join("usr/lib")];
+    let found = || folders.iter().find_map(|folder| library_in(folder));
+    if found().is_none() {
+        unpack(workspace, "libfaketime", &unpacked).context(
+            "libfaketime is not here and cannot be fetched; install it, or name its libfaketime.so.1 in LIBFAKETIME",
+        )?;
+    }
+    found().context("the package libfaketime has no libfaketime.so.1")
+}
+
+/// `faketime/libfaketime.so.1` in a folder of libraries, or in that of an architecture below it.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let below = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files = std::iter::once(folder.to_owned()).chain(below).map(|at| at.join("faketime/libfaketime.so.1"));
+    files.find(|file| file.is_file())
+}
+
+/// Sees that network namespaces can be made where that is allowed: `ip` is installed when it is not there. Without rights or
+/// apt-get that is no failure: the tests that want namespaces say that they do without.
+pub fn namespaces() {
+    if process::in_path("ip").is_none()
+        && let Err(why) = apt_install("iproute2")
+    {
+        eprintln!(
+            "xtask: ip (of iproute2) is not here: {why:#}; tests of the network use relays in place of namespaces"
+        );
+    }
 }
 
 /// Makes sure that node and npm can be run: Debian's packages are installed when they are not there.

@@ -208,6 +208,12 @@ impl Load {
 }
 
 impl Ended {
+    /// Sessions that were asked for without an answer of a controller: nobody knows what became of them.
+    pub fn unanswered(&self) -> usize {
+        let lost = self.told.iter().filter(|((_, reason), _)| [NO_ANSWER, "NO_CONTROLLER"].contains(&reason.as_str()));
+        lost.map(|(_, count)| count).sum()
+    }
+
     /// Reads everything that was acknowledged.
     pub async fn verify(&mut self) {
         for writer in &mut self.writers {

@@ -125,6 +125,11 @@ impl Cluster {
         self.network.cut(machine);
     }
 
+    /// Has a node hear nothing of the controller any more, which hears the node.
+    pub fn deafen(&self, node: Machine) {
+        self.network.deafen(node);
+    }
+
     /// Puts it back.
     pub fn heal(&self, machine: Machine) {
         self.network.heal(machine);

@@ -153,8 +153,15 @@ impl Network for Namespaces {
         ip(&["-n", &self.switch(), "link", "set", machine.name(), "nomaster"]).expect("a port of the switch");
     }
 
+    fn deafen(&self, node: Machine) {
+        let (space, address) = (self.space(Machine::Controller), inside(node));
+        ip(&["-n", &space, "route", "replace", "blackhole", &address]).expect("a route");
+    }
+
     fn heal(&self, machine: Machine) {
         ip(&["-n", &self.switch(), "link", "set", machine.name(), "master", "bridge"]).expect("a port of the switch");
+        // There is none unless the node was deafened.
+        let _ = ip(&["-n", &self.space(Machine::Controller), "route", "del", "blackhole", &inside(machine)]);
     }
 }
 

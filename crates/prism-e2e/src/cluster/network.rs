@@ -57,7 +57,9 @@ pub trait Network: Send + Sync {
     fn controller(&self, node: Machine, port: u16) -> String;
     /// Cuts a machine off from the other machines.
     fn cut(&self, machine: Machine);
-    /// Puts it back.
+    /// Cuts one way only: what the controller says does not reach a node any more.
+    fn deafen(&self, node: Machine);
+    /// Puts a machine back, whatever was cut.
     fn heal(&self, machine: Machine);
 }
 

@@ -26,7 +26,14 @@ struct Relay {
     target: Arc<AtomicU16>,
     /// Which of its two ends are cut.
     cut: RwLock<[bool; 2]>,
-    open: watch::Sender<bool>,
+    ways: watch::Sender<Ways>,
+}
+
+/// Which ways are open.
+#[derive(Clone, Copy)]
+struct Ways {
+    to_node: bool,
+    to_controller: bool,
 }
 
 impl Relays {
@@ -40,7 +47,8 @@ impl Relays {
             if machine == *node || machine == Machine::Controller {
                 let mut cut = relay.cut.write().unwrap_or_else(PoisonError::into_inner);
                 cut[usize::from(machine == Machine::Controller)] = is_cut;
-                relay.open.send_replace(!cut.contains(&true));
+                let open = !cut.contains(&true);
+                relay.ways.send_replace(Ways { to_node: open, to_controller: open });
             }
         }
     }
@@ -52,19 +60,20 @@ impl Relay {
         let port = listener.local_addr().expect("a bound socket").port();
         listener.set_nonblocking(true).expect("a socket");
         let listener = TcpListener::from_std(listener).expect("a runtime");
-        let (target, open) = (Arc::new(AtomicU16::new(0)), watch::Sender::new(true));
-        tokio::spawn(accept(listener, Arc::clone(&target), open.subscribe()));
-        Self { port, target, cut: RwLock::default(), open }
+        let ways = watch::Sender::new(Ways { to_node: true, to_controller: true });
+        let target = Arc::new(AtomicU16::new(0));
+        tokio::spawn(accept(listener, Arc::clone(&target), ways.subscribe()));
+        Self { port, target, cut: RwLock::default(), ways }
     }
 }
 
-async fn accept(listener: TcpListener, target: Arc<AtomicU16>, open: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, target: Arc<AtomicU16>, ways: watch::Receiver<Ways>) {
     let mut pairs = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { return };
-                pairs.spawn(pair(stream, target.load(Ordering::SeqCst), open.clone()));
+                pairs.spawn(pair(stream, target.load(Ordering::SeqCst), ways.clone()));
             }
             Some(_) = pairs.join_next() => {}
         }
@@ -72,25 +81,30 @@ async fn accept(listener: TcpListener, target: Arc<AtomicU16>, open: watch::Rece
 }
 
 /// Connects a node's connection to the controller; while the relay is cut, it hangs.
-async fn pair(node: TcpStream, target: u16, mut open: watch::Receiver<bool>) {
-    if open.wait_for(|open| *open).await.is_err() {
+async fn pair(node: TcpStream, target: u16, mut ways: watch::Receiver<Ways>) {
+    if ways.wait_for(|ways| ways.to_node && ways.to_controller).await.is_err() {
         return;
     }
     let Ok(controller) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else { return };
     let _ = (node.set_nodelay(true), controller.set_nodelay(true));
     let ((from_node, to_node), (from_controller, to_controller)) = (node.into_split(), controller.into_split());
     tokio::select! {
-        () = pass(from_node, to_controller, open.clone()) => {}
-        () = pass(from_controller, to_node, open) => {}
+        () = pass(from_node, to_controller, ways.clone(), |ways| ways.to_controller) => {}
+        () = pass(from_controller, to_node, ways, |ways| ways.to_node) => {}
     }
 }
 
-/// Passes on what comes, until one end closes; nothing, the end included, while the relay is cut.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut open: watch::Receiver<bool>) {
+/// Passes on what comes, until one end closes; nothing, the end included, while its way is cut.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut ways: watch::Receiver<Ways>,
+    is_open: fn(&Ways) -> bool,
+) {
     let mut chunk = vec![0; CHUNK];
     loop {
         let read = from.read(&mut chunk).await;
-        if open.wait_for(|open| *open).await.is_err() {
+        if ways.wait_for(is_open).await.is_err() {
             return;
         }
         match read {
@@ -129,6 +143,10 @@ impl Network for Relays {
 
     fn cut(&self, machine: Machine) {
         self.set(machine, true);
+    }
+
+    fn deafen(&self, node: Machine) {
+        self.relays[&node].ways.send_modify(|ways| ways.to_node = false);
     }
 
     fn heal(&self, machine: Machine) {

@@ -11,7 +11,7 @@ use prism_proto::admin::v1::SetMaintenanceModeRequest;
 use prism_proto::admin::v1::UpdateConfigRequest;
 use prism_proto::config::v1::GetConfigRequest;
 
-use crate::{NAMESPACE, counted, place, refuses};
+use crate::{NAMESPACE, admitted, counted, place, refuses};
 
 async fn maintain(admin: &Admin, enabled: bool) {
     let (message, namespace) = (Some("upgrade".to_owned()), Some(NAMESPACE.to_owned()));
@@ -94,6 +94,27 @@ async fn a_node_that_was_cut_off_learns_what_it_missed() {
     }
     assert!(refuses(&victim, "SESSION_TOKEN_INVALID").await.is_some(), "it stays dead");
 
+    let mut ended = load.end().await;
+    ended.verify().await;
+    counted(&admin, &ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hears_nothing_and_is_heard() {
+    let cluster = Arc::new(Cluster::start().await);
+    let admin = cluster.admin();
+    let place = place(&admin, MAX_SESSIONS).await;
+    let mut load = Load::start(&cluster, place, 0, MAX_SESSIONS).await;
+    load.run(Duration::from_secs(1)).await;
+    load.allow(Machine::One, "NO_CONTROLLER");
+    cluster.deafen(Machine::One);
+    load.run(Duration::from_secs(8)).await;
+    let opened = NODES.map(|node| load.told(node, ""));
+    let healed = Instant::now();
+    cluster.heal(Machine::One);
+    converges("it opens sessions again", healed, || admitted(&load, Machine::One, &opened)).await;
+    load.forbid(Machine::One, "NO_CONTROLLER");
+    load.run(Duration::from_secs(1)).await;
     let mut ended = load.end().await;
     ended.verify().await;
     counted(&admin, &ended).await;
