@@ -57,6 +57,8 @@ pub const MAX_SESSIONS: usize = 1_000_000;
 pub const MAX_ASKS: usize = 10_000;
 /// Most commands to a node that are open at a time.
 pub const MAX_COMMANDS: usize = 1000;
+/// Most admissions of a node of which it is not known whether it heard of them.
+pub const MAX_UNHEARD: usize = 10_000;
 /// Most nodes that are linked to a controller at a time; more may have joined. ADR 19 says what they cost.
 pub const MAX_NODES: usize = 250;
 /// Frames that wait to be sent.

@@ -29,12 +29,17 @@ async fn place(admin: &Admin, max_sessions: usize) -> Place {
 
 /// The sessions of the namespace that the controller counts as live.
 async fn live(admin: &Admin) -> Vec<String> {
-    let request = ListSessionsRequest {
-        namespace: Some(NAMESPACE.to_owned()),
-        page_size: 1000,
-        ..ListSessionsRequest::default()
-    };
-    let listed = admin.service().list_sessions(request).await.expect("sessions").into_inner().sessions;
+    let (mut listed, mut page_token) = (Vec::new(), None);
+    loop {
+        let namespace = Some(NAMESPACE.to_owned());
+        let request = ListSessionsRequest { namespace, page_size: 1000, page_token, ..ListSessionsRequest::default() };
+        let page = admin.service().list_sessions(request).await.expect("sessions").into_inner();
+        listed.extend(page.sessions);
+        page_token = page.next_page_token.filter(|token| !token.is_empty());
+        if page_token.is_none() {
+            break;
+        }
+    }
     let is_live = |status: i32| status != i32::from(SessionStatus::Terminated);
     listed.into_iter().filter(|session| is_live(session.status)).map(|session| session.session_id).collect()
 }

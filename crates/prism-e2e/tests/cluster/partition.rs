@@ -1,17 +1,19 @@
 //! A node that is cut off from the controller while clients and operators go on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prism_e2e::cluster::load::{Load, MAX_SESSIONS};
 use prism_e2e::cluster::{Cluster, Machine, NODES, converges, say};
 use prism_e2e::site::{Pattern, config};
-use prism_e2e::{Admin, wait};
+use prism_e2e::{Admin, Failure, data, wait};
 use prism_proto::admin::v1::SetMaintenanceModeRequest;
 use prism_proto::admin::v1::UpdateConfigRequest;
 use prism_proto::config::v1::GetConfigRequest;
+use tonic::Code;
 
-use crate::{NAMESPACE, admitted, counted, place, refuses};
+use crate::{NAMESPACE, admitted, counted, live, place, refuses};
 
 async fn maintain(admin: &Admin, enabled: bool) {
     let (message, namespace) = (Some("upgrade".to_owned()), Some(NAMESPACE.to_owned()));
@@ -118,4 +120,43 @@ async fn a_node_that_hears_nothing_and_is_heard() {
     let mut ended = load.end().await;
     ended.verify().await;
     counted(&admin, &ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_nobody_got_does_not_stay() {
+    let cluster = Arc::new(Cluster::start().await);
+    let admin = cluster.admin();
+    let place = place(&admin, 100_000).await;
+    let clients: Vec<_> = (0..64)
+        .map(|_| {
+            let (cluster, place) = (Arc::clone(&cluster), place.clone());
+            tokio::spawn(async move {
+                let channel = cluster.channel(Machine::One);
+                let mut opened = Vec::new();
+                loop {
+                    match data::create(&channel, data::named(&place.key, &place.config)).await {
+                        Ok(session) => opened.push(session.id),
+                        Err(status) => {
+                            Failure::from(&status).is(Code::Unavailable, "NO_CONTROLLER");
+                            return opened;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.deafen(Machine::One);
+    let mut opened = BTreeSet::new();
+    for client in clients {
+        opened.extend(client.await.unwrap());
+    }
+    let left = live(&admin).await.into_iter().filter(|id| !opened.contains(id)).count();
+    let healed = Instant::now();
+    cluster.heal(Machine::One);
+    say(&format!("  {} sessions are open, and {left} that nobody got", opened.len()));
+    converges("the sessions that nobody got have ended", healed, || async {
+        (live(&admin).await.into_iter().collect::<BTreeSet<_>>() == opened).then_some(())
+    })
+    .await;
 }

@@ -35,8 +35,10 @@ impl Shared {
             }
         };
         let sent = link.send(Frame::Answer(wire::Answer { id, result: Some(result) })).await;
-        if !sent && let Some(last) = admitted {
-            self.withdraw(last).await;
+        match admitted {
+            Some(last) if sent => self.answered(link, last),
+            Some(last) => self.withdraw(last).await,
+            None => {}
         }
     }
 
@@ -48,6 +50,18 @@ impl Shared {
             return;
         }
         self.terminate_everywhere(id, "nobody waits for it any more").await;
+    }
+
+    /// Ends sessions whose token went nowhere, before their node is told of them.
+    pub(super) async fn end_unheard(&self, lost: impl Iterator<Item = SessionReport>) {
+        let ended = lost.map(|last| async {
+            let id = last.id;
+            tracing::info!(session.id = %id, "a session ends: the answer with its token was lost");
+            if let Err(error) = self.options.control.end_session(last, EndReason::Closed).await {
+                tracing::warn!(session.id = %id, %error, "a session that nobody waits for is not ended");
+            }
+        });
+        futures::future::join_all(ended).await;
     }
 
     /// The answer, and the session that goes with it if it is an admission.

@@ -10,7 +10,7 @@ use prism_core::config::Catalog;
 use prism_core::control::Snapshot;
 use prism_core::limits::MAX_MAP_ENTRIES;
 use prism_core::nodes::Told;
-use prism_core::session::{SessionId, SessionRecord};
+use prism_core::session::{SessionId, SessionRecord, SessionReport};
 use prism_core::{Error, Kind, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use prost::Message as _;
@@ -26,8 +26,8 @@ use super::Shared;
 use super::allowance::Allowance;
 use crate::bounds::{
     DEMAND_RATE, INTRODUCTION_TIMEOUT, MAX_ASKED_BYTES, MAX_ASKS_AT_ONCE, MAX_COMMANDS, MAX_ITEMS, MAX_REPORTS,
-    MAX_SESSIONS, MAX_SUBJECTS, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES, PING_EVERY,
-    SIGN_OF_LIFE, SILENCE,
+    MAX_SESSIONS, MAX_SUBJECTS, MAX_UNHEARD, MAX_WAITING_FRAMES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_BYTES,
+    PING_EVERY, SIGN_OF_LIFE, SILENCE,
 };
 use crate::convert::{bad, id_from_wire, known_to_wire, need, record_to_wire, refusal_from_wire, told_from_wire};
 use crate::parts::Gathered;
@@ -63,6 +63,10 @@ pub struct Link {
     missed: AtomicU64,
     /// Demands that are looked at.
     demands: Allowance,
+    /// The number of the newest ping that may have been sent.
+    pinged: AtomicU64,
+    /// Admissions whose answers were sent, each with the ping whose answer says that the node has them.
+    unheard: Mutex<Vec<(u64, SessionReport)>>,
     gone: CancellationToken,
 }
 
@@ -134,6 +138,27 @@ impl Link {
         outcome
     }
 
+    /// Notes that an admission was answered: a ping that is sent from now on comes after the answer.
+    pub fn answered(&self, last: SessionReport) {
+        let heard_with = self.pinged.load(Ordering::SeqCst) + 1;
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if unheard.len() < MAX_UNHEARD {
+            unheard.push((heard_with, last));
+        }
+    }
+
+    /// The node has answered a ping, so it has all that was sent before it.
+    fn heard(&self, ping: u64) {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        unheard.retain(|(heard_with, _)| *heard_with > ping);
+    }
+
+    /// The admissions of which nobody knows whether the node has them.
+    pub fn take_unheard(&self) -> Vec<SessionReport> {
+        let unheard = std::mem::take(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner));
+        unheard.into_iter().map(|(_, last)| last).collect()
+    }
+
     /// Notes that the node did not serve by `revision` in time.
     pub fn missed(&self, revision: u64) {
         self.missed.fetch_max(revision, Ordering::Relaxed);
@@ -184,6 +209,8 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         applied: Signal::new(0),
         missed: AtomicU64::new(0),
         demands: Allowance::new(DEMAND_RATE),
+        pinged: AtomicU64::new(0),
+        unheard: Mutex::default(),
         gone: CancellationToken::new(),
     });
     let id = shared.next_link.fetch_add(1, Ordering::Relaxed);
@@ -408,7 +435,7 @@ async fn received(shared: &Arc<Shared>, link: &Arc<Link>, asks: &Asks, frame: Re
             let now_ms = shared.options.clock.now().0;
             send(link, Frame::Pong(wire::Pong { sequence: ping.sequence, now_ms })).await?;
         }
-        Received::Pong(_) => {}
+        Received::Pong(pong) => link.heard(pong.sequence.min(link.pinged.load(Ordering::SeqCst))),
     }
     Ok(())
 }
@@ -462,6 +489,9 @@ async fn converse(
     } else {
         snapshot(shared, link, None, &served).await?;
     }
+    // Answers that were lost with an earlier link: the same process would hold their sessions, had it heard of them.
+    let unheard = shared.take_unheard(link.node(), link.process);
+    shared.end_unheard(unheard.into_iter().filter(|last| !held.contains(&last.id))).await;
     let records = if hello.starting {
         shared.options.control.live_sessions(link.node()).await?
     } else {
@@ -478,7 +508,6 @@ async fn converse(
     });
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sequence = 0;
     let mut told = None;
     loop {
         tokio::select! {
@@ -495,7 +524,7 @@ async fn converse(
                 served = next;
             }
             _ = ticks.tick() => {
-                sequence += 1;
+                let sequence = link.pinged.fetch_add(1, Ordering::SeqCst) + 1;
                 send(link, Frame::Ping(wire::Ping { sequence })).await?;
             }
         }

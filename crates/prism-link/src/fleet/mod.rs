@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prism_core::config::BackendInstance;
 use prism_core::control::{ClusterState, DataNode, Snapshot};
 use prism_core::nodes::{JoinedNode, Told};
+use prism_core::session::SessionReport;
 use prism_core::{Clock, Error, NodeId, Result, UnixMillis};
 use prism_proto::cluster::v1 as wire;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::bounds::{CERTIFY_RATE, MAX_NODES};
+use crate::bounds::{CERTIFY_RATE, MAX_NODES, MAX_UNHEARD};
 use crate::shares::Ledger;
 use crate::signal::Signal;
 use crate::transport::ControllerEnd;
@@ -106,6 +107,8 @@ struct Known {
     certificates: BTreeMap<NodeId, Allowance>,
     /// Nodes that have joined and had a link, when it was looked last, and what they said.
     joined: BTreeMap<NodeId, Told>,
+    /// Admissions that nodes may never have heard of, with the process that they were for.
+    unheard: BTreeMap<NodeId, (u64, Vec<SessionReport>)>,
     /// What tells the data of the backend instances of nodes that were connected.
     backends: BTreeMap<NodeId, BTreeMap<String, String>>,
 }
@@ -242,6 +245,7 @@ impl Shared {
         if let Some(before) = nodes.links.insert(node.clone(), Arc::clone(link)) {
             tracing::warn!(node.id = %node, "a node has connected again; its link before is closed");
             before.close();
+            Self::keep_unheard(&mut nodes, &before);
         }
         let status = NodeStatus {
             node: node.clone(),
@@ -261,6 +265,7 @@ impl Shared {
     fn unregister(&self, link: &Arc<Link>) {
         let mut nodes = self.nodes();
         let node = link.node();
+        Self::keep_unheard(&mut nodes, link);
         if nodes.links.get(node).is_some_and(|current| Arc::ptr_eq(current, link)) {
             nodes.links.remove(node);
             // It has sessions until the control state says otherwise.
@@ -271,6 +276,38 @@ impl Shared {
             drop(nodes);
             self.ledger().silent(node);
         }
+    }
+
+    /// An admission was answered over a link, which may have ended meanwhile.
+    fn answered(&self, link: &Link, last: SessionReport) {
+        link.answered(last);
+        if link.is_closed() {
+            Self::keep_unheard(&mut self.nodes(), link);
+        }
+    }
+
+    /// Keeps what a node may not have heard before its link ended.
+    fn keep_unheard(nodes: &mut Known, link: &Link) {
+        let lost = link.take_unheard();
+        if lost.is_empty() {
+            return;
+        }
+        while nodes.unheard.len() > MAX_NODES * 10 {
+            nodes.unheard.pop_first();
+        }
+        let known = nodes.unheard.entry(link.node().clone()).or_default();
+        if known.0 != link.process() {
+            *known = (link.process(), Vec::new());
+        }
+        known.1.extend(lost);
+        known.1.truncate(MAX_UNHEARD);
+    }
+
+    /// Takes what the process of a node may not have heard over earlier links. Another process of it may have served a session
+    /// that it has not written down, so nothing is known then.
+    fn take_unheard(&self, node: &NodeId, process: u64) -> Vec<SessionReport> {
+        let unheard = self.nodes().unheard.remove(node);
+        unheard.filter(|(before, _)| *before == process).map(|(_, lost)| lost).unwrap_or_default()
     }
 
     /// Nodes that cannot be reached: of those with sessions, or those that had some a moment ago, or of all.
