@@ -27,6 +27,8 @@ struct Holding {
     confirmed_at: Instant,
     /// Newer ones, in order.
     sent: Vec<Sent>,
+    /// It has taken over an answer on the link that is open. Until then nobody knows how old its lease is.
+    settled: bool,
 }
 
 impl Holding {
@@ -36,6 +38,13 @@ impl Holding {
         let confirmed = Some(self.confirmed.leased).filter(|_| runs(&self.confirmed_at));
         let sent = self.sent.iter().filter(|sent| runs(&sent.at)).map(|sent| sent.share.leased);
         sent.chain(confirmed).max().unwrap_or(0)
+    }
+
+    /// The most that the node may serve by while it is connected, or soon after: before it has taken over an answer it may begin
+    /// with what it has alone at any time.
+    fn in_force(&self, now: Instant) -> u64 {
+        let leased = self.leased(now);
+        if self.settled { leased } else { leased.max(self.alone()) }
     }
 
     /// How much of `held` may be in force by a lease that runs, and since when the newest of those runs that allow it.
@@ -130,6 +139,7 @@ impl Ledger {
             if let Some(share) = shares.get(name) {
                 (holding.confirmed, holding.confirmed_at) = (*share, now);
                 holding.sent.clear();
+                holding.settled = true;
             }
         }
     }
@@ -155,6 +165,7 @@ impl Ledger {
                 confirmed: Share::default(),
                 confirmed_at: now,
                 sent: Vec::new(),
+                settled: true,
             });
             holding.wanted = wish.wanted;
             if first {
@@ -170,10 +181,12 @@ impl Ledger {
                 holding.confirmed = Share { leased: leased.max(held.min(alone)), alone };
                 holding.confirmed_at = if leased > alone { since } else { now };
                 holding.sent.clear();
+                holding.settled = false;
             } else if let Some(at) = holding.sent.iter().position(|sent| sent.sequence == serves_by) {
                 let confirmed = holding.sent[at];
                 (holding.confirmed, holding.confirmed_at) = (confirmed.share, confirmed.at);
                 holding.sent.drain(..=at);
+                holding.settled = true;
             }
             holding.sent.retain(|sent| now.saturating_duration_since(sent.at) < LEASE);
         }
@@ -191,7 +204,7 @@ impl Ledger {
                     if other == node {
                         own = (wanted.len(), holding.confirmed);
                     } else {
-                        seen.in_force += holding.leased(now);
+                        seen.in_force += holding.in_force(now);
                         seen.others_alone += holding.alone();
                     }
                     wanted.push(holding.wanted);
@@ -317,6 +330,30 @@ mod tests {
         assert_eq!(world.ask("b", Q, 0).leased, 0);
         world.ledger.forget(&BTreeSet::new());
         assert_eq!(world.ask("b", Q, 0).leased, Q);
+    }
+
+    #[test]
+    fn who_has_not_taken_over_an_answer_may_begin_with_what_it_has_alone() {
+        let mut world = World::new(&["a", "b"]);
+        let ask = |world: &mut World, who: &str, serves_by: u64, wish: Wish| {
+            world.sequence += 1;
+            let numbers = (world.sequence, serves_by);
+            world.ledger.demand(&node(who), numbers, &[(name(), wish)].into(), &snapshot(), world.now)[&name()]
+        };
+        // Its lease is of the controller before, and ends at a time that only b knows; the answer may never reach it.
+        let quiet = Wish { wanted: 0, held: 2000, alone: 40_000 };
+        ask(&mut world, "b", 0, quiet);
+        let busy = Wish { wanted: Q, held: 40_000, alone: 40_000 };
+        for _ in 0..2 {
+            world.pass(1);
+            let serves_by = world.sequence;
+            assert!(ask(&mut world, "a", serves_by, busy).leased <= Q - 40_000, "{:?}", world.ledger);
+        }
+        // It goes on with the answer: 2L from now at the earliest it has what it has alone.
+        let answered = 1;
+        ask(&mut world, "b", answered, quiet);
+        let serves_by = world.sequence - 1;
+        assert!(ask(&mut world, "a", serves_by, busy).leased > Q - 40_000, "{:?}", world.ledger);
     }
 
     #[test]
