@@ -213,6 +213,12 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Takes reports of sessions that changed.
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()>;
 
+    /// Whether a session that a data plane does not have may be on another node. Where there is no other node, nobody needs to be
+    /// asked.
+    fn may_be_elsewhere(&self) -> bool {
+        true
+    }
+
     /// Hands a session over to `node`, which a client has brought its token to: `None` when no live session has that token, or
     /// the session has to stay where it is.
     async fn resolve_session(&self, token: &SecretProof, node: &NodeId) -> Result<Option<SessionRecord>>;

@@ -260,6 +260,9 @@ impl Plane {
     /// `BACKEND_ELSEWHERE`, UNAVAILABLE `NO_CONTROLLER` when nobody can be asked, whatever the token is; RESOURCE_EXHAUSTED when its
     /// source asks for too many that are wrong.
     async fn fetch(self: &Arc<Self>, token: SecretProof, source: IpAddr) -> Result<()> {
+        if !self.control.may_be_elsewhere() {
+            return Err(cause::token_invalid());
+        }
         let key = Key::of(&token);
         let known = |now| self.elsewhere.known(&key, now).map_or(Ok(()), Err);
         known(Instant::now())?;

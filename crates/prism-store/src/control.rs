@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -116,6 +117,10 @@ impl ControlPlane for Store {
 
     async fn report(&self, reports: Vec<SessionReport>) -> Result<()> {
         self.write(move |tx| tx.apply_reports(&reports)).await
+    }
+
+    fn may_be_elsewhere(&self) -> bool {
+        self.published.has_nodes.load(Ordering::Relaxed)
     }
 
     /// The data plane of this process has all of its own sessions, and one that it has not is ending; the backends of another node

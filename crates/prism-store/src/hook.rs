@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use immutable_chunkmap::map::Map;
@@ -35,6 +36,8 @@ pub(crate) struct Published {
     pub(crate) head: ArcSwapOption<(i64, [u8; 32])>,
     /// The newest checkpoint of the log.
     pub(crate) checkpoint: ArcSwapOption<AuditCheckpoint>,
+    /// Whether a node has ever joined.
+    pub(crate) has_nodes: AtomicBool,
 }
 
 /// The writer thread's hook: publishes what a batch changed, after its commit and before its callers hear of it.
@@ -46,6 +49,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Loads everything.
     pub(crate) fn load(connection: &Connection) -> Result<(Self, Arc<Published>)> {
+        let nodes = all(connection, "SELECT 1 FROM nodes LIMIT 1", [], |_| Ok(()))?;
         let shared = Arc::new(Published {
             snapshot: watch::Sender::new(Arc::default()),
             api_keys: ArcSwap::default(),
@@ -54,6 +58,7 @@ impl Publisher {
             audit: watch::Sender::new(0),
             head: ArcSwapOption::empty(),
             checkpoint: ArcSwapOption::empty(),
+            has_nodes: AtomicBool::new(!nodes.is_empty()),
         });
         let names = |sql: &str| {
             all(connection, sql, [], |row| row.get::<_, String>(0))

@@ -1,3 +1,4 @@
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prism_core::limits::MAX_NODES;
@@ -103,6 +104,8 @@ impl Tx<'_> {
 
     /// Takes a node in, or in again under another token; RESOURCE_EXHAUSTED `TOO_MANY_NODES` when there are too many.
     pub fn enrol_node(&mut self, id: &NodeId, token_id: &str) -> Result<()> {
+        // Before it has, which is too early by a commit at most.
+        self.published.has_nodes.store(true, Ordering::Relaxed);
         let live = self.count("SELECT count(*) FROM nodes WHERE id = ?1 AND revoked_at IS NULL", [id.as_str()])? > 0;
         let all = ("SELECT count(*) FROM nodes WHERE revoked_at IS NULL", []);
         if !live && !self.takes_room(|at_most| &mut at_most.nodes, MAX_NODES, all)? {

@@ -246,6 +246,10 @@ impl World {
                 };
                 let mut seen = self.seen.lock().unwrap();
                 for id in expired {
+                    // It was closed on a node that was cut off, had gone on here by then, and nobody uses it.
+                    if seen.dead.contains(&id) {
+                        continue;
+                    }
                     // Where its client is not any more, nobody uses it.
                     if seen.home.get(&id).is_some_and(|home| *home != host.node) {
                         continue;

@@ -28,8 +28,8 @@ async fn token(store: &Store, authority: &CertificateAuthority, node: Option<&st
         tx.insert_join_token(&JoinTokenRow {
             id: made.id,
             hash: made.hash,
+            may_replace: node_id.is_some(),
             node_id,
-            may_replace: false,
             authority: None,
             created_at: tx.now,
             created_by: "root".to_owned(),
