@@ -87,7 +87,7 @@ fn last(record: &SessionRecord, requests_total: i64) -> SessionReport {
 
 #[tokio::test]
 async fn a_session_is_found_by_its_token_and_moves_once() {
-    let (_folder, store, request) = store().await;
+    let (_folder, store, clock, request) = store_at().await;
     assert!(store.serving_nodes().await.unwrap().is_empty());
     let (record, token) = store.admit_session(request).await.unwrap();
     let proof = secret::parse(SecretKind::Session, token.expose()).unwrap().proof();
@@ -97,7 +97,10 @@ async fn a_session_is_found_by_its_token_and_moves_once() {
     let wrong = secret::SecretProof { id: proof.id, hash: other.hash };
     assert!(store.session_of(&wrong).await.unwrap().is_none(), "the secret counts, not the id");
 
+    clock.advance(Duration::from_secs(60));
     assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
+    // Whoever brings a token uses its session.
+    let record = SessionRecord { last_activity: clock.now(), ..record };
     assert!(!store.move_session(record.id, &node("one"), &node("three")).await.unwrap(), "it is there no more");
     assert_eq!(store.node_of(record.id).await.unwrap(), Some(node("two")));
     assert_eq!(store.serving_nodes().await.unwrap(), [node("two")]);

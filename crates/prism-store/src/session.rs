@@ -355,12 +355,14 @@ impl Tx<'_> {
         found.map(|(node, record)| Ok((NodeId::parse("node", &node)?, record))).transpose()
     }
 
-    /// Gives a live session to another node; `false` when it is not live or not there any more.
+    /// Gives a live session to another node, where it counts as used now, as its own node cannot tell when it was; `false` when it
+    /// is not live or not there any more.
     pub(crate) fn move_session(&mut self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
         let changed = self.execute(
-            "UPDATE sessions SET node = ?3, active_streams = 0 WHERE id = ?1 AND node = ?2 AND ended_at IS NULL
+            "UPDATE sessions SET node = ?3, active_streams = 0, last_activity = max(last_activity, ?4)
+             WHERE id = ?1 AND node = ?2 AND ended_at IS NULL
              AND NOT EXISTS (SELECT 1 FROM node_removals r WHERE r.node = ?3 AND r.namespace = sessions.namespace)",
-            (id.to_string(), from.as_str(), to.as_str()),
+            (id.to_string(), from.as_str(), to.as_str(), self.now.0),
         )?;
         Ok(changed > 0)
     }

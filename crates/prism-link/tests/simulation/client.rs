@@ -72,7 +72,7 @@ pub async fn live(world: Arc<World>) {
         } else {
             for _ in 0..dice.below(15) {
                 if running.plane.operate(id) {
-                    world.served(id);
+                    world.served(id, &host.node);
                 }
             }
             if !running.plane.held().contains(&id) {

@@ -335,7 +335,8 @@ impl ClusterState for Control {
             let tables = &mut *guard;
             let of = tables.live.get_mut(&id).filter(|(of, _)| of == from);
             let moved = of.is_some();
-            if let Some((of, _)) = of {
+            if let Some((of, record)) = of {
+                record.last_activity = record.last_activity.max(self.clock.now());
                 assert!(
                     SHARING.contains(&from.as_str()) && SHARING.contains(&to.as_str()),
                     "{id} goes from {from} to {to}"

@@ -85,8 +85,8 @@ struct Seen {
     dead: BTreeSet<SessionId>,
     /// Where the client of a session that has moved is now.
     home: BTreeMap<SessionId, NodeId>,
-    /// When each session was used last.
-    used: BTreeMap<SessionId, Instant>,
+    /// Where and when each session was used last.
+    used: BTreeMap<SessionId, (NodeId, Instant)>,
     /// Operations that were served in the last window.
     served: VecDeque<Instant>,
     /// The newest figures of each session that a link took.
@@ -215,14 +215,14 @@ impl World {
     }
 
     /// An operation was served.
-    pub fn served(&self, id: SessionId) {
+    pub fn served(&self, id: SessionId, node: &NodeId) {
         let now = Instant::now();
         let shares = self.hosts.iter().filter_map(|host| Some(host.running()?.plane.share()));
         let shares: Vec<u64> = shares.collect();
         assert!(shares.iter().sum::<u64>() <= MAX_RPS as u64 * 1000, "the shares {shares:?} are more than there is");
         let mut seen = self.seen.lock().unwrap();
         assert!(!seen.dead.contains(&id), "{id} is served though its end was acknowledged");
-        seen.used.insert(id, now);
+        seen.used.insert(id, (node.clone(), now));
         seen.served.push_back(now);
         while seen.served.front().is_some_and(|at| now.saturating_duration_since(*at) > WINDOW) {
             seen.served.pop_front();
@@ -255,7 +255,12 @@ impl World {
                         continue;
                     }
                     // Clocks are known to a second only, and the answer to an admission takes its time.
-                    let used = seen.used.get(&id).map(|at| (*at, Duration::from_secs(2)));
+                    let used = seen.used.get(&id);
+                    // What it was used for on a node that was cut off while it went on here, nobody knows here.
+                    if used.is_some_and(|(node, _)| *node != host.node) {
+                        continue;
+                    }
+                    let used = used.map(|(_, at)| (*at, Duration::from_secs(2)));
                     let opened = seen.opened.get(&id).map(|at| (*at, ASK_TIMEOUT + Duration::from_secs(2)));
                     let early = used.or(opened).is_some_and(|(at, slack)| at.elapsed() + slack < IDLE_TIMEOUT);
                     assert!(!early, "{id} has expired on {} though it was in use", host.node);
