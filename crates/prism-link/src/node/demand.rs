@@ -23,8 +23,8 @@ pub struct Open {
     sent: BTreeMap<u64, Instant>,
     next: u64,
     serves_by: u64,
-    /// The namespaces of the newest one.
-    wished: BTreeSet<NamespaceName>,
+    /// The namespaces of the newest one, and since which one they were in each.
+    wished: BTreeMap<NamespaceName, u64>,
 }
 
 /// Tells the demand every second, and when there is reason to.
@@ -148,7 +148,7 @@ impl Shared {
         };
         let namespaces = bounded("namespaces", shares.namespaces, MAX_GRANTS)?;
         let mut by_namespace = namespaces.into_iter().map(share).collect::<Result<BTreeMap<_, _>>>()?;
-        // A newer demand has given up the others.
+        // A newer demand has given up the others, even if one after it names them again.
         by_namespace.retain(|name, _| wished.contains(name));
         {
             let mut memory = self.memory();
@@ -182,20 +182,44 @@ impl Demands {
     /// Numbers a demand that is sent now; returns its number and that of the answer which is in force.
     fn send(&self, now: Instant, wished: BTreeSet<NamespaceName>) -> (u64, u64) {
         let mut open = self.lock();
-        open.wished = wished;
         open.next += 1;
         let sequence = open.next;
+        let before = std::mem::take(&mut open.wished);
+        let since = |name: &NamespaceName| before.get(name).copied().unwrap_or(sequence);
+        open.wished = wished.into_iter().map(|name| (name.clone(), since(&name))).collect();
         open.sent.insert(sequence, now);
         (sequence, open.serves_by)
     }
 
-    /// When the demand was sent that is answered now, and the namespaces of the newest one; `None` when a newer one was
-    /// answered before.
+    /// When the demand was sent that is answered now, and the namespaces that were in it and in all since; `None` when a newer one
+    /// was answered before.
     fn answered(&self, sequence: u64) -> Option<(Instant, BTreeSet<NamespaceName>)> {
         let mut open = self.lock();
         let sent = open.sent.remove(&sequence)?;
         open.sent = open.sent.split_off(&sequence);
         open.serves_by = sequence;
-        Some((sent, open.wished.clone()))
+        let wished = open.wished.iter().filter(|(_, since)| **since <= sequence).map(|(name, _)| name.clone());
+        Some((sent, wished.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_from_before_a_namespace_was_given_up_gives_nothing_of_it_any_more() {
+        let (demands, now) = (Demands::default(), Instant::now());
+        let names = |names: &[&str]| -> BTreeSet<NamespaceName> {
+            names.iter().map(|name| NamespaceName::parse("n", name).unwrap()).collect()
+        };
+        demands.send(now, names(&["a", "b"]));
+        demands.send(now, names(&["a", "b"]));
+        // The controller may have given what b had to others since.
+        demands.send(now, names(&["a"]));
+        demands.send(now, names(&["a", "b"]));
+        assert_eq!(demands.answered(2).unwrap().1, names(&["a"]));
+        assert!(demands.answered(1).is_none(), "a newer one was answered before");
+        assert_eq!(demands.answered(4).unwrap().1, names(&["a", "b"]));
     }
 }
