@@ -101,9 +101,13 @@ impl Shared {
             return Ok(());
         }
         node.remove_namespace(name).await?;
-        self.memory().removed(name, generation);
+        let is_served = self.memory().removed(name, generation);
         // Before anything new is in it.
         self.keeper.keep().await?;
+        if !is_served {
+            // What the snapshot still has is gone; one that has a later namespace brings what that needs.
+            return Ok(());
+        }
         let snapshot = Arc::clone(&self.memory().state.snapshot);
         for revision in snapshot.configs.into_iter().map(|(_, revision)| revision) {
             let config = &revision.config;

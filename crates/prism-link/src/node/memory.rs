@@ -27,8 +27,6 @@ pub struct Memory {
     pub opening: BTreeMap<NamespaceName, Instant>,
     /// Sessions that were terminated a short time ago.
     verdicts: BTreeMap<SessionId, Instant>,
-    /// Generations of namespaces whose data was removed while the snapshot still had them.
-    removed: BTreeMap<NamespaceName, i64>,
 }
 
 impl Memory {
@@ -42,20 +40,20 @@ impl Memory {
             record.last_activity = record.last_activity.max(now);
             record.figures.active_streams = 0;
         }
-        let (opening, verdicts, removed) = Default::default();
-        Self { state, shares_since: None, opening, verdicts, removed }
+        let (opening, verdicts) = Default::default();
+        Self { state, shares_since: None, opening, verdicts }
     }
 
     /// Serves by another snapshot. A namespace that is new may have data from now on, and one that is newer than another of its
     /// name has the data of that one, until it is removed.
     pub fn serve_by(&mut self, snapshot: Arc<Snapshot>) {
         for (name, namespace) in &snapshot.namespaces {
-            if self.removed.get(name).is_some_and(|removed| namespace.generation <= *removed) {
+            if self.state.removed.get(name).is_some_and(|removed| namespace.generation <= *removed) {
                 continue;
             }
             self.state.spaces.entry(name.clone()).or_insert(namespace.generation);
         }
-        self.removed.retain(|name, _| snapshot.namespaces.contains_key(name));
+        self.state.removed.retain(|name, _| snapshot.namespaces.contains_key(name));
         self.state.snapshot = snapshot;
     }
 
@@ -64,14 +62,16 @@ impl Memory {
         self.state.spaces.get(name).is_some_and(|space| *space > generation)
     }
 
-    /// The data of a namespace was removed, of this generation and those before it.
-    pub fn removed(&mut self, name: &NamespaceName, generation: i64) {
+    /// The data of a namespace was removed, of this generation and those before it. Whether a later one is served.
+    pub fn removed(&mut self, name: &NamespaceName, generation: i64) -> bool {
         self.state.spaces.remove(name);
-        match self.state.snapshot.namespaces.get(name).map(|namespace| namespace.generation) {
+        let served = self.state.snapshot.namespaces.get(name).map(|namespace| namespace.generation);
+        match served {
             Some(served) if served > generation => _ = self.state.spaces.insert(name.clone(), served),
-            Some(_) => _ = self.removed.insert(name.clone(), generation),
+            Some(_) => _ = self.state.removed.insert(name.clone(), generation),
             None => {}
         }
+        served.is_some_and(|served| served > generation)
     }
 
     /// Its shares.
@@ -150,7 +150,7 @@ mod tests {
         // It was away while the namespace was deleted and made again.
         memory.serve_by(snapshot(Some(20)));
         assert!(!memory.is_of_later(&name(), 10), "the data of the first has still to go");
-        memory.removed(&name(), 10);
+        assert!(memory.removed(&name(), 10), "the second needs what its configs are prepared with");
         assert!(memory.is_of_later(&name(), 10), "and what comes now is the second's");
         assert!(!memory.is_of_later(&name(), 20));
     }
@@ -172,11 +172,25 @@ mod tests {
     fn a_removal_may_be_quicker_than_the_snapshot() {
         let mut memory = memory();
         memory.serve_by(snapshot(Some(10)));
-        memory.removed(&name(), 10);
+        assert!(!memory.removed(&name(), 10), "nothing is prepared for what is gone");
         memory.serve_by(snapshot(Some(10)));
         memory.serve_by(snapshot(None));
         memory.serve_by(snapshot(Some(20)));
         assert!(memory.is_of_later(&name(), 10));
+    }
+
+    #[test]
+    fn a_removal_that_was_quicker_than_the_snapshot_is_known_after_a_restart() {
+        let mut memory = memory();
+        memory.serve_by(snapshot(Some(10)));
+        memory.removed(&name(), 10);
+        let node = prism_core::NodeId::parse("n", "node").unwrap();
+        let written = memory.state.encode(&node).unwrap();
+        let mut memory = Memory::new(State::decode(&written, &node).unwrap(), Vec::new(), UnixMillis(0));
+        memory.serve_by(snapshot(Some(10)));
+        memory.serve_by(snapshot(Some(20)));
+        assert!(memory.is_of_later(&name(), 10), "a removal that is told again leaves the later one alone");
+        assert!(!memory.is_of_later(&name(), 20));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct State {
     /// Generations of the namespaces that it may have data of: the earliest, where there was more than one of a name. What is
     /// deleted stays here until the controller has it removed.
     pub spaces: BTreeMap<NamespaceName, i64>,
+    /// Generations of namespaces whose data was removed while the snapshot still had them.
+    pub removed: BTreeMap<NamespaceName, i64>,
     /// What a controller said when it turned this node away as a revoked one; `None` = it is not.
     pub revoked: Option<String>,
     /// The answer of a controller that the shares are from.
@@ -81,6 +83,8 @@ struct Payload {
     revoked: Option<String>,
     #[prost(message, optional, tag = "12")]
     proof: Option<wire::Shares>,
+    #[prost(message, repeated, tag = "13")]
+    removed: Vec<Space>,
 }
 
 /// What happened since the state was written.
@@ -144,6 +148,7 @@ impl State {
             reports: self.reports.values().map(report_to_wire).collect(),
             shares: self.shares.iter().map(share).collect(),
             spaces: self.spaces.iter().map(space).collect(),
+            removed: self.removed.iter().map(space).collect(),
             revoked: self.revoked.clone(),
             proof: self.proof.clone(),
         };
@@ -192,12 +197,16 @@ impl State {
         let space = |space: Space| Ok((NamespaceName::try_from(space.namespace).map_err(bad)?, space.generation));
         let snapshot = builder.finish(1);
         let mut spaces: BTreeMap<_, _> = payload.spaces.into_iter().map(space).collect::<Result<_>>()?;
+        let removed: BTreeMap<_, _> = payload.removed.into_iter().map(space).collect::<Result<_>>()?;
         // An earlier version did not write them; what it served by may have data.
         for (name, namespace) in &snapshot.namespaces {
-            spaces.entry(name.clone()).or_insert(namespace.generation);
+            if removed.get(name).is_none_or(|removed| namespace.generation > *removed) {
+                spaces.entry(name.clone()).or_insert(namespace.generation);
+            }
         }
         Ok(Self {
             spaces,
+            removed,
             snapshot: Arc::new(snapshot),
             position: (payload.epoch, payload.revision),
             held: held.map(|record| record.map(|record| (record.id, record))).collect::<Result<_>>()?,

@@ -20,11 +20,12 @@ fn state() -> impl Strategy<Value = State> {
         prop::collection::vec((any_of::report(), reason), 0..3),
         prop::collection::vec(any_of::report(), 0..3),
         prop::collection::btree_map(any_of::namespace(), share, 0..3),
-        prop::collection::btree_map(any_of::namespace(), any::<i64>(), 0..3),
+        prop::collection::vec(prop::collection::btree_map(any_of::namespace(), any::<i64>(), 0..3), 2),
         prop::option::of(".{0,8}"),
     )
-        .prop_map(|(snapshot, position, held, ends, reports, shares, spaces, revoked)| State {
-            spaces,
+        .prop_map(|(snapshot, position, held, ends, reports, shares, mut spaces, revoked)| State {
+            removed: spaces.pop().unwrap_or_default(),
+            spaces: spaces.pop().unwrap_or_default(),
             proof: (!shares.is_empty()).then(|| prism_proto::cluster::v1::Shares { lease_ms: 7, ..Default::default() }),
             snapshot: snapshot.into(),
             position,
@@ -59,9 +60,11 @@ proptest! {
         prop_assert_eq!(&read.reports, &state.reports);
         prop_assert_eq!(&read.shares, &state.shares);
         let served = state.snapshot.namespaces.iter().map(|(name, namespace)| (name.clone(), namespace.generation));
+        let served = served.filter(|(name, generation)| state.removed.get(name).is_none_or(|removed| generation > removed));
         let mut spaces: std::collections::BTreeMap<_, _> = served.collect();
         spaces.extend(state.spaces.clone());
         prop_assert_eq!(&read.spaces, &spaces);
+        prop_assert_eq!(&read.removed, &state.removed);
         prop_assert_eq!(&read.revoked, &state.revoked);
         prop_assert_eq!(&read.proof, &state.proof);
         prop_assert_eq!(any_of::said(&read.snapshot), any_of::said(&state.snapshot));
