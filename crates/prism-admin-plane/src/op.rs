@@ -165,7 +165,8 @@ impl Services {
         for name in self.store.write(|tx| tx.pending_removals()).await? {
             self.remove_data(&name).await;
         }
-        self.fleet.finish_removals().await
+        self.fleet.finish_removals();
+        Ok(())
     }
 
     /// Puts in force what was decided about the CA. Nothing happens when it is already.

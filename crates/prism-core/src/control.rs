@@ -240,8 +240,11 @@ pub trait ClusterState: ControlPlane {
     /// The nodes that have joined, are not revoked and have had a link, in the order of their names.
     async fn joined_nodes(&self) -> Result<Vec<JoinedNode>>;
 
-    /// What each node has still to remove, nodes in the order of their names.
-    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>>;
+    /// The nodes that have still to remove the data of a namespace of this name, in the order of their names, and of which.
+    async fn removals(&self, namespace: &NamespaceName) -> Result<Vec<(NodeId, Removal)>>;
+
+    /// What a node has still to remove.
+    async fn removals_of(&self, node: &NodeId) -> Result<Vec<Removal>>;
 
     /// A node has removed it, or has no data of it.
     async fn removed(&self, node: &NodeId, removal: &Removal) -> Result<()>;

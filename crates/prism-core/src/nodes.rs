@@ -130,8 +130,8 @@ pub trait Nodes: Send + Sync + 'static {
     /// control state says have still to. Those that have not are named; [`Nodes::finish_removals`] asks them again.
     async fn remove_namespace(&self, namespace: &NamespaceName) -> Result<Reached<()>>;
 
-    /// Has every node that can be reached remove what it has still to.
-    async fn finish_removals(&self) -> Result<()>;
+    /// Begins to have every node that can be reached remove what it has still to, and waits for none of them.
+    fn finish_removals(&self);
 }
 
 impl RequestFigures {

@@ -86,7 +86,7 @@ pub const INTRODUCTION_TIMEOUT: Duration = SILENCE;
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command that does not say itself waits for its answer.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Nodes that remove data of deleted namespaces at a time.
+/// Nodes that are told at a time to remove the data of a namespace. What they have missed each is told by itself.
 pub const REMOVALS_AT_ONCE: usize = 16;
 /// How long nodes may take to report before what is known is shown without them.
 pub const REPORT_TIMEOUT: Duration = Duration::from_millis(500);

@@ -14,7 +14,7 @@ use prism_core::secret::{SecretKind, SecretProof, Token};
 use prism_core::session::{
     AdmitRequest, ClientBasis, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport,
 };
-use prism_core::{ConfigName, Error, Kind, NodeId, Result, UnixMillis};
+use prism_core::{ConfigName, Error, Kind, NamespaceName, NodeId, Result, UnixMillis};
 use tokio::sync::watch;
 
 use crate::Store;
@@ -157,8 +157,14 @@ impl ClusterState for Store {
         self.read(|tx| tx.joined_nodes()).await
     }
 
-    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>> {
-        self.read(|tx| tx.node_removals()).await
+    async fn removals(&self, namespace: &NamespaceName) -> Result<Vec<(NodeId, Removal)>> {
+        let namespace = namespace.clone();
+        self.read(move |tx| tx.node_removals(&namespace)).await
+    }
+
+    async fn removals_of(&self, node: &NodeId) -> Result<Vec<Removal>> {
+        let node = node.clone();
+        self.read(move |tx| tx.removals_of_node(&node)).await
     }
 
     async fn removed(&self, node: &NodeId, removal: &Removal) -> Result<()> {

@@ -137,6 +137,7 @@ impl Store {
             signer,
             signed_head: ArcSwapOption::empty(),
         };
+        store.index_earlier_lineage().await?;
         let interrupted = store.write(|tx: &mut Tx<'_>| -> Result<usize> { tx.settle_interrupted_drains() }).await?;
         if interrupted > 0 {
             tracing::warn!(drains = interrupted, "drains were interrupted by a crash; their sessions are active again");

@@ -1,11 +1,13 @@
 //! Entries of the audit log by what they are about, for whoever follows a lineage.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prism_core::Result;
 use prism_proto::admin::v1::AuditLogEntry;
+use prost::Message as _;
 
+use crate::Store;
 use crate::tx::Tx;
 
 /// What a lineage consists of, as resources of the audit log begin, in the order in which entries are picked; and the operations
@@ -20,6 +22,8 @@ const LINKS: [(&str, &[&str]); 4] = [
 const BY_CERTIFICATE: [&str; 2] = ["RenewCertificate", "Link"];
 /// Operations whose entries name a node in their details.
 const TELL_NODE: [&str; 2] = ["ExchangeJoinToken", "DrainConnections"];
+/// Entries of an earlier version that are looked through in one transaction.
+const CHUNK_ENTRIES: usize = 1000;
 
 /// What came of an operation. Alarms are apart, so that no multitude of plain refusals hides one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +60,41 @@ fn operations_on(link: &str) -> Option<(usize, &'static [&'static str])> {
     kinds.filter(|(_, (kind, _))| link.starts_with(kind)).map(|(place, (_, operations))| (place, *operations)).next()
 }
 
+impl Store {
+    /// Remembers what the entries that an earlier version wrote are about. What a crash interrupts begins anew at the next start.
+    pub(crate) async fn index_earlier_lineage(&self) -> Result<()> {
+        let wanted = |tx: &mut Tx<'_>| tx.count("SELECT count(*) FROM facts WHERE name = 'lineage_to_index'", []);
+        if self.write(wanted).await? == 0 {
+            return Ok(());
+        }
+        let operations: BTreeSet<&str> = LINKS.iter().flat_map(|(_, operations)| *operations).copied().collect();
+        for operation in operations {
+            let mut through = Some(0);
+            while let Some(after) = through {
+                through = self.write(move |tx| tx.index_earlier(operation, after)).await?;
+            }
+        }
+        self.write(|tx| tx.execute("DELETE FROM facts WHERE name = 'lineage_to_index'", []).map(drop)).await
+    }
+}
+
 impl Tx<'_> {
+    /// Looks through the next entries of an operation; the sequence of the last of them.
+    fn index_earlier(&self, operation: &str, after: i64) -> Result<Option<i64>> {
+        let sql = "SELECT sequence, entry FROM audit WHERE operation = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3";
+        let entries = self.all(sql, (operation, after, CHUNK_ENTRIES as i64), |row| {
+            Ok((row.get::<_, i64>(0)?, AuditLogEntry::decode(row.get_ref(1)?.as_bytes()?)))
+        })?;
+        for (sequence, entry) in &entries {
+            match entry {
+                Ok(entry) => self.index_lineage(*sequence, entry)?,
+                // Somebody changed the log, which its verification tells. What else it says is still found.
+                Err(error) => tracing::error!(sequence, %error, "an entry of the audit log cannot be read"),
+            }
+        }
+        Ok(entries.last().map(|(sequence, _)| *sequence))
+    }
+
     /// Remembers what an entry is about, if that is part of a lineage.
     pub(crate) fn index_lineage(&self, sequence: i64, entry: &AuditLogEntry) -> Result<()> {
         let operation = entry.operation.as_str();
@@ -76,7 +114,7 @@ impl Tx<'_> {
 
     fn index_link(&self, link: &str, sequence: i64, entry: &AuditLogEntry) -> Result<()> {
         self.execute(
-            "INSERT INTO lineage_entries (link, operation, outcome, sequence) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT OR IGNORE INTO lineage_entries (link, operation, outcome, sequence) VALUES (?1, ?2, ?3, ?4)",
             (link, &entry.operation, Outcome::of(entry) as i64, sequence),
         )?;
         Ok(())

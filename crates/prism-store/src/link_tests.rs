@@ -17,7 +17,7 @@ use prism_core::{Clock, ConfigName, InstanceName, Kind, NamespaceName, NodeId, U
 use tempfile::TempDir;
 
 use crate::session::OVERDUE_GRACE;
-use crate::{ClientBindingRow, ClientKeyRow, KeyLife, Store, Tx};
+use crate::{ClientBindingRow, ClientKeyRow, KeyLife, NamespaceRow, Store, Tx};
 
 const START: UnixMillis = UnixMillis(1_760_000_000_000);
 const GRANT: DataGrant = DataGrant { read: true, write: true };
@@ -202,7 +202,7 @@ async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_o
     store.write(|tx| tx.enrol_node(&node("three"), "token")).await.unwrap();
     let deleted = namespace.clone();
     store.write(move |tx| tx.delete_namespace(&deleted)).await.unwrap();
-    let removals = store.removals().await.unwrap();
+    let removals = store.removals(&namespace).await.unwrap();
     let names: Vec<&str> = removals.iter().map(|(node, _)| node.as_str()).collect();
     assert_eq!(names, ["one", "two"]);
     let (name, subject) = (namespace.clone(), request.basis.subjects[0].clone());
@@ -221,8 +221,8 @@ async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_o
     assert_eq!((refused.kind(), refused.reason()), (Kind::Unavailable, "NAMESPACE_BEING_REMOVED"));
     let earlier = Removal { namespace: namespace.clone(), generation: 0 };
     store.removed(&node("one"), &earlier).await.unwrap();
-    assert_eq!(store.removals().await.unwrap().len(), 2, "what was removed was an earlier one");
-    let (_, removal) = store.removals().await.unwrap().remove(0);
+    assert_eq!(store.removals(&namespace).await.unwrap().len(), 2, "what was removed was an earlier one");
+    let removal = store.removals_of(&node("one")).await.unwrap().remove(0);
     store.removed(&node("one"), &removal).await.unwrap();
     let (record, _) = store.admit_session(request.clone()).await.unwrap();
     assert!(!store.move_session(record.id, &node("one"), &node("two")).await.unwrap(), "that is not ready for it");
@@ -230,6 +230,38 @@ async fn a_node_that_has_still_to_remove_an_earlier_namespace_gets_no_sessions_o
     assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
     request.node = node("three");
     store.admit_session(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_generation_is_given_twice_whatever_the_clock_does() {
+    let (folder, store, request) = store().await;
+    let name = request.config.namespace.clone();
+    let again = name.clone();
+    let generation = |row: Option<NamespaceRow>| row.expect("the namespace").namespace.generation;
+    // No node has it to remove, and the clock stands still.
+    let remake = move |tx: &mut Tx<'_>| {
+        let before = generation(tx.namespace(again.as_str())?);
+        tx.delete_namespace(&again)?;
+        tx.finish_removal(&again)?;
+        let made = tx.create_namespace(&again, "", Quota::default())?;
+        assert_eq!((made.namespace.generation, made.created_at), (before + 1, START));
+        Ok(made.etag())
+    };
+    let etag = store.write(remake.clone()).await.unwrap();
+    assert_ne!(store.write(remake.clone()).await.unwrap(), etag);
+    drop(store);
+    // Nor when it was set back while nothing ran.
+    let back = Clock::manual(UnixMillis(START.0 - 1000));
+    let store = Store::open(folder.path(), SessionPolicy::default(), back, Random::system()).await.unwrap();
+    let made = store
+        .write(move |tx| {
+            tx.delete_namespace(&name)?;
+            tx.finish_removal(&name)?;
+            tx.create_namespace(&name, "", Quota::default())
+        })
+        .await
+        .unwrap();
+    assert_eq!((made.namespace.generation, made.created_at), (START.0 + 3, UnixMillis(START.0 - 1000)));
 }
 
 #[tokio::test]

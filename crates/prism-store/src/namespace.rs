@@ -21,20 +21,20 @@ pub struct NamespaceRow {
     pub created_at: UnixMillis,
     /// When it last changed.
     pub updated_at: UnixMillis,
-    /// Grows with every change; what its etag is made of.
+    /// Grows with every change; what its etag is made of, with the generation.
     pub revision: i64,
 }
 
 impl NamespaceRow {
     /// The etag of this state.
     pub fn etag(&self) -> String {
-        // The time of creation keeps a namespace apart from an earlier one of the same name.
-        format!("{:x}-{}", self.created_at.0, self.revision)
+        // The generation keeps a namespace apart from an earlier one of the same name.
+        format!("{:x}-{}", self.namespace.generation, self.revision)
     }
 }
 
 const COLUMNS: &str =
-    "name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision";
+    "name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision, generation";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<NamespaceRow> {
     Ok(NamespaceRow {
@@ -47,7 +47,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<NamespaceRow> {
                 other => return Err(corrupt(format!("namespace status {other}"))),
             },
             quota: Quota { max_sessions: row.get(3)?, max_storage_bytes: row.get(4)?, max_rps: row.get(5)? },
-            generation: row.get(6)?,
+            generation: row.get(9)?,
         },
         description: row.get(1)?,
         created_at: UnixMillis(row.get(6)?),
@@ -122,21 +122,28 @@ impl Tx<'_> {
             )
             .retry_after(std::time::Duration::from_secs(10)));
         }
-        // The time of creation is its generation, which an earlier one must not have had, whatever the clock did since.
-        let sql = "SELECT coalesce(max(generation), 0) FROM node_removals WHERE namespace = ?1";
-        let before = self.count(sql, [name.as_str()])?;
-        let created_at = UnixMillis(self.now.0.max(before.saturating_add(1)));
-        let namespace =
-            Namespace { name: name.clone(), status: NamespaceStatus::Active, quota, generation: created_at.0 };
+        let generation = self.next_generation()?;
+        let namespace = Namespace { name: name.clone(), status: NamespaceStatus::Active, quota, generation };
         let row = NamespaceRow {
             namespace,
             description: description.to_owned(),
-            created_at,
+            created_at: self.now,
             updated_at: self.now,
             revision: 1,
         };
         self.store_namespace(&row)?;
         Ok(row)
+    }
+
+    /// The time, or what comes after the largest that was ever given: the clock may have been set back.
+    fn next_generation(&mut self) -> Result<i64> {
+        let sql = "SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'generation'";
+        let generation = self.now.0.max(self.count(sql, [])?.saturating_add(1));
+        self.execute(
+            "INSERT INTO facts (name, value) VALUES ('generation', ?1) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            [generation.to_string()],
+        )?;
+        Ok(generation)
     }
 
     /// Stores `row` as the next revision.
@@ -150,14 +157,15 @@ impl Tx<'_> {
     fn store_namespace(&mut self, row: &NamespaceRow) -> Result<()> {
         let NamespaceRow { namespace, description, created_at, updated_at, revision } = row;
         self.execute(
-            "INSERT INTO namespaces (name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision)
-             VALUES (:name, :description, :status, :max_sessions, :max_storage_bytes, :max_rps, :created_at, :updated_at, :revision)
+            "INSERT INTO namespaces (name, description, status, max_sessions, max_storage_bytes, max_rps, created_at, updated_at, revision, generation)
+             VALUES (:name, :description, :status, :max_sessions, :max_storage_bytes, :max_rps, :created_at, :updated_at, :revision, :generation)
              ON CONFLICT (name) DO UPDATE SET description = :description, status = :status, max_sessions = :max_sessions,
                 max_storage_bytes = :max_storage_bytes, max_rps = :max_rps, updated_at = :updated_at, revision = :revision",
             named_params! {
                 ":name": namespace.name.as_str(), ":description": description, ":status": status_number(namespace.status),
                 ":max_sessions": namespace.quota.max_sessions, ":max_storage_bytes": namespace.quota.max_storage_bytes,
                 ":max_rps": namespace.quota.max_rps, ":created_at": created_at.0, ":updated_at": updated_at.0, ":revision": revision,
+                ":generation": namespace.generation,
             },
         )?;
         self.touched.namespaces.insert(namespace.name.as_str().to_owned());
@@ -228,12 +236,21 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What each node has still to remove.
-    pub(crate) fn node_removals(&self) -> Result<Vec<(NodeId, Removal)>> {
-        self.all("SELECT node, namespace, generation FROM node_removals ORDER BY node, namespace", [], |row| {
-            let namespace = NamespaceName::try_from(row.get::<_, String>(1)?).map_err(corrupt)?;
+    /// The nodes that have still to remove a namespace of this name.
+    pub(crate) fn node_removals(&self, namespace: &NamespaceName) -> Result<Vec<(NodeId, Removal)>> {
+        let sql = "SELECT node, generation FROM node_removals WHERE namespace = ?1 ORDER BY node";
+        self.all(sql, [namespace.as_str()], |row| {
             let node = NodeId::try_from(row.get::<_, String>(0)?).map_err(corrupt)?;
-            Ok((node, Removal { namespace, generation: row.get(2)? }))
+            Ok((node, Removal { namespace: namespace.clone(), generation: row.get(1)? }))
+        })
+    }
+
+    /// What a node has still to remove.
+    pub(crate) fn removals_of_node(&self, node: &NodeId) -> Result<Vec<Removal>> {
+        let sql = "SELECT namespace, generation FROM node_removals WHERE node = ?1 ORDER BY namespace";
+        self.all(sql, [node.as_str()], |row| {
+            let namespace = NamespaceName::try_from(row.get::<_, String>(0)?).map_err(corrupt)?;
+            Ok(Removal { namespace, generation: row.get(1)? })
         })
     }
 

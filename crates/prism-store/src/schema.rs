@@ -1,6 +1,7 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER, LINEAGE];
+pub(crate) const MIGRATIONS: &[&str] =
+    &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER, LINEAGE, GENERATIONS, EARLIER_LINEAGE];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -348,4 +349,18 @@ CREATE TABLE lineage_entries (
     PRIMARY KEY (link, operation, outcome, sequence)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX lineage_entries_by_sequence ON lineage_entries (sequence);
+";
+
+/// A generation of its own for each namespace, whatever the clock does.
+const GENERATIONS: &str = "
+ALTER TABLE namespaces ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+UPDATE namespaces SET generation = created_at;
+-- The largest that was ever given.
+INSERT INTO facts (name, value) SELECT 'generation', CAST(coalesce(max(generation), 0) AS TEXT)
+FROM (SELECT generation FROM namespaces UNION ALL SELECT generation FROM node_removals);
+";
+
+/// Entries that an earlier version wrote are looked through once, when the store is opened (`index_earlier_lineage`).
+const EARLIER_LINEAGE: &str = "
+INSERT INTO facts (name, value) SELECT 'lineage_to_index', '' WHERE EXISTS (SELECT 1 FROM audit);
 ";

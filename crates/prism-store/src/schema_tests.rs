@@ -9,6 +9,8 @@ use prism_core::page::Page;
 use prism_core::permission::Reach;
 use prism_core::secret::Random;
 use prism_core::{Clock, Result, UnixMillis};
+use prism_proto::admin::v1::AuditLogEntry;
+use prism_proto::audit_chain;
 use rusqlite::Connection;
 
 use crate::schema::MIGRATIONS;
@@ -45,6 +47,57 @@ fn earlier(folder: &Path) {
         connection
             .execute("INSERT INTO configs VALUES (?1, 'team', 'KEY_VALUE', ?2, ?3, ?3)", (name, revision, at))
             .unwrap();
+    }
+}
+
+/// Migrations before entries were indexed by what they are about.
+const BEFORE_LINEAGE: usize = 7;
+
+#[tokio::test]
+async fn entries_of_an_earlier_version_are_found_by_what_they_are_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut connection = Connection::open(folder.path().join("prism.db")).unwrap();
+    prism_sqlite::migrate(&mut connection, &MIGRATIONS[..BEFORE_LINEAGE]).unwrap();
+    let mut previous = audit_chain::GENESIS;
+    // More than are looked through at a time, and one among them of which nothing can be read.
+    let (last, damaged) = (1203, 700);
+    let writing = connection.transaction().unwrap();
+    for sequence in 1..=last {
+        let (operation, resource) = match sequence {
+            1 => ("CreateJoinToken", "token:t1"),
+            2 => ("GetNode", "node:n1"),
+            _ => ("TerminateSession", "session:s1"),
+        };
+        let entry = AuditLogEntry {
+            id: format!("entry-{sequence}"),
+            sequence,
+            operation: operation.to_owned(),
+            resource: resource.to_owned(),
+            success: true,
+            ..AuditLogEntry::default()
+        };
+        let (hash, mut sealed) = audit_chain::seal(&previous, entry);
+        if sequence == damaged {
+            sealed = vec![0xff];
+        }
+        previous = hash;
+        writing
+            .execute(
+                "INSERT INTO audit VALUES (?1, ?2, ?3, '', ?4, '', ?5, ?6)",
+                (sequence as i64, format!("entry-{sequence}"), START.0, operation, hash, sealed),
+            )
+            .unwrap();
+    }
+    writing.commit().unwrap();
+    drop(connection);
+    let open = || Store::open(folder.path(), SessionPolicy::default(), Clock::manual(START), Random::system());
+    for store in [open().await.unwrap(), open().await.unwrap()] {
+        let links = ["token:t1", "node:n1", "session:s1"].map(ToOwned::to_owned);
+        let found = store.write(move |tx| tx.lineage_entries(&links, 2000)).await.unwrap();
+        let wanted = (1..=last).rev().filter(|sequence| ![2, damaged].contains(sequence));
+        assert_eq!(found.ids, wanted.map(|sequence| format!("entry-{sequence}")).collect::<Vec<_>>());
+        let left = store.write(|tx| tx.count("SELECT count(*) FROM facts WHERE name = 'lineage_to_index'", [])).await;
+        assert_eq!(left.unwrap(), 0, "it is done once");
     }
 }
 

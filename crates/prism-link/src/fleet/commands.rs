@@ -381,15 +381,11 @@ impl Nodes for Fleet {
         if let Some((_, local)) = self.shared.local() {
             local.remove_namespace(namespace).await?;
         }
-        self.shared.remove(|removal| removal.namespace == *namespace).await
+        self.shared.remove(namespace).await
     }
 
-    async fn finish_removals(&self) -> Result<()> {
-        let reached = self.shared.remove(|_| true).await?;
-        if let Some(nodes) = reached.named() {
-            tracing::debug!(nodes, "nodes have still to remove data of deleted namespaces");
-        }
-        Ok(())
+    fn finish_removals(&self) {
+        self.shared.remove_what_is_left();
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Link {
     pinged: AtomicU64,
     /// Admissions whose answers were sent, each with the ping whose answer says that the node has them.
     unheard: Mutex<Vec<(u64, SessionReport)>>,
+    /// Held while the node removes what it has missed.
+    pub(super) removing: tokio::sync::Mutex<()>,
     gone: CancellationToken,
 }
 
@@ -209,6 +211,7 @@ pub async fn serve(shared: &Arc<Shared>, node: NodeId, transport: ControllerEnd)
         applied: Signal::new(0),
         missed: AtomicU64::new(0),
         demands: Allowance::new(DEMAND_RATE),
+        removing: tokio::sync::Mutex::new(()),
         pinged: AtomicU64::new(0),
         unheard: Mutex::default(),
         gone: CancellationToken::new(),
@@ -499,13 +502,8 @@ async fn converse(
     };
     sessions(link, &records, &held).await?;
     drop(records);
-    let (cleaning, cleaned) = (Arc::clone(shared), Arc::clone(link));
     // It needs what this loop sends and receives; what it does not get done is tried again later.
-    tokio::spawn(async move {
-        if let Err(error) = cleaning.remove_missed(&cleaned).await {
-            tracing::warn!(node.id = %cleaned.node, %error, "it could not be looked what a node has still to remove");
-        }
-    });
+    shared.remove_missed(Arc::clone(link));
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = None;

@@ -1,13 +1,12 @@
 //! Data of namespaces that are gone for good. What a node has still to remove is in the control state until the node says that it
 //! is done: a node is never told to remove what somebody has merely not heard of.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use prism_core::control::Removal;
 use prism_core::nodes::Reached;
-use prism_core::{NodeId, Result};
+use prism_core::{NamespaceName, NodeId, Result};
 use prism_proto::cluster::v1 as wire;
 use wire::command::Command;
 use wire::command_answer::Result as Answered;
@@ -17,20 +16,15 @@ use super::link::Link;
 use crate::bounds::{COMMAND_TIMEOUT, REMOVALS_AT_ONCE};
 
 impl Shared {
-    /// Has all nodes remove what they have still to, as far as it is `wanted`. Who is away or cannot is named.
-    pub(super) async fn remove(&self, wanted: impl Fn(&Removal) -> bool) -> Result<Reached<()>> {
-        let mut due: BTreeMap<NodeId, Vec<Removal>> = BTreeMap::new();
-        for (node, removal) in self.options.control.removals().await? {
-            if wanted(&removal) {
-                due.entry(node).or_default().push(removal);
-            }
-        }
+    /// Has all nodes remove the data of a namespace that have still to. Who is away or cannot is named.
+    pub(super) async fn remove(&self, namespace: &NamespaceName) -> Result<Reached<()>> {
+        let due = self.options.control.removals(namespace).await?;
         let links = self.nodes().links.clone();
-        let of_nodes = due.into_iter().map(|(node, removals)| {
+        let of_nodes = due.into_iter().map(|(node, removal)| {
             let link = links.get(&node).cloned();
             async move {
                 let done = match link {
-                    Some(link) => self.remove_on(&link, &removals).await,
+                    Some(link) => self.remove_on(&link, &[removal]).await,
                     None => false,
                 };
                 (!done).then_some(node)
@@ -41,13 +35,26 @@ impl Shared {
         Ok(Reached { answer: (), unreachable: unreachable.into_iter().flatten().collect() })
     }
 
-    /// The same for the node of a link that has just come up.
-    pub(super) async fn remove_missed(&self, link: &Arc<Link>) -> Result<()> {
-        let removals = self.options.control.removals().await?.into_iter();
-        let of_node: Vec<Removal> =
-            removals.filter(|(node, _)| node == link.node()).map(|(_, removal)| removal).collect();
-        self.remove_on(link, &of_node).await;
-        Ok(())
+    /// Begins to have each node that is linked remove what it has still to. Nobody waits for it: a node may take long.
+    pub(super) fn remove_what_is_left(self: &Arc<Self>) {
+        let links: Vec<Arc<Link>> = self.nodes().links.values().cloned().collect();
+        for link in links {
+            self.remove_missed(link);
+        }
+    }
+
+    /// The same for the node of one link, unless it is at it already.
+    pub(super) fn remove_missed(self: &Arc<Self>, link: Arc<Link>) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let Ok(_turn) = link.removing.try_lock() else { return };
+            match shared.options.control.removals_of(link.node()).await {
+                Ok(removals) => _ = shared.remove_on(&link, &removals).await,
+                Err(error) => {
+                    tracing::warn!(node.id = %link.node(), %error, "it could not be looked what a node has still to remove");
+                }
+            }
+        });
     }
 
     /// One after the other; `false` when something is left.

@@ -13,7 +13,7 @@ use prism_core::control::{
 use prism_core::nodes::{JoinedNode, Told};
 use prism_core::secret::{Random, SecretKind, SecretProof, Token};
 use prism_core::session::{AdmitRequest, EndReason, SessionFigures, SessionId, SessionRecord, SessionReport};
-use prism_core::{Clock, ConfigName, Error, NodeId, Result, UnixMillis};
+use prism_core::{Clock, ConfigName, Error, NamespaceName, NodeId, Result, UnixMillis};
 use tokio::sync::watch;
 
 use crate::world::{Dice, MAX_RPS, MAX_SESSIONS, SHARING, namespace};
@@ -278,9 +278,14 @@ impl ClusterState for Control {
         Ok(nodes.into_iter().map(|node| JoinedNode { node, told: Told::default() }).collect())
     }
 
-    async fn removals(&self) -> Result<Vec<(NodeId, Removal)>> {
+    async fn removals(&self, namespace: &NamespaceName) -> Result<Vec<(NodeId, Removal)>> {
         let tables = self.tables.lock().unwrap();
-        Ok(tables.removals.iter().map(|(node, removal)| (node.clone(), removal.clone())).collect())
+        let removals = tables.removals.iter().filter(|(_, removal)| removal.namespace == *namespace);
+        Ok(removals.map(|(node, removal)| (node.clone(), removal.clone())).collect())
+    }
+
+    async fn removals_of(&self, node: &NodeId) -> Result<Vec<Removal>> {
+        Ok(self.tables.lock().unwrap().removals.get(node).cloned().into_iter().collect())
     }
 
     async fn removed(&self, node: &NodeId, _: &Removal) -> Result<()> {

@@ -225,6 +225,15 @@ fn a_node_that_fails_or_is_silent_is_named_and_keeps_nobody_waiting() {
         let reached = fleet.remove_namespace(&crate::world::namespace()).await.unwrap();
         assert_eq!(reached.unreachable, [node("away"), node("bad"), node("silent")]);
         assert_eq!(control.has_to_remove(), reached.unreachable, "until each of them has");
+        // The next time, too, none waits for another.
+        control.delete(&[node("good")]);
+        fleet.finish_removals();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(
+            control.has_to_remove(),
+            reached.unreachable,
+            "the good one is done while the silent one is waited for"
+        );
     });
 }
 

@@ -207,6 +207,28 @@ impl Planes {
     /// Removes what is past its time from the control state, every `period`.
     pub fn spawn_sweeps(&self, period: Duration, until: Shutdown) {
         let (store, door) = (self.store.clone(), Arc::clone(self.admin.door()));
+        self.spawn_removals(period, until.clone());
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = until.announced() => return,
+                }
+                if let Err(error) = door.services.settle_authority().await {
+                    tracing::error!(%error, "a change of the CA has not taken effect yet");
+                }
+                if let Err(error) = store.sweep().await {
+                    tracing::warn!(%error, "what is past its time was not removed");
+                }
+            }
+        });
+    }
+
+    /// Finishes removals of data, every `period`: by themselves, as nodes may take their time over them.
+    fn spawn_removals(&self, period: Duration, until: Shutdown) {
+        let door = Arc::clone(self.admin.door());
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -217,12 +239,6 @@ impl Planes {
                 }
                 if let Err(error) = door.services.finish_removals().await {
                     tracing::warn!(%error, "data of deleted namespaces was not looked for");
-                }
-                if let Err(error) = door.services.settle_authority().await {
-                    tracing::error!(%error, "a change of the CA has not taken effect yet");
-                }
-                if let Err(error) = store.sweep().await {
-                    tracing::warn!(%error, "what is past its time was not removed");
                 }
             }
         });
