@@ -97,7 +97,7 @@ async fn a_session_is_found_by_its_token_and_moves_once() {
     let wrong = secret::SecretProof { id: proof.id, hash: other.hash };
     assert!(store.session_of(&wrong).await.unwrap().is_none(), "the secret counts, not the id");
 
-    clock.advance(Duration::from_secs(60));
+    clock.advance(Duration::from_mins(1));
     assert!(store.move_session(record.id, &node("one"), &node("two")).await.unwrap());
     // Whoever brings a token uses its session.
     let record = SessionRecord { last_activity: clock.now(), ..record };
