@@ -140,7 +140,8 @@ impl Tx<'_> {
     }
 
     /// Forgets certificates of nodes that ended a day ago, and revoked ones that ended a month ago. One that a join token was
-    /// redeemed for stays while the token could be shown again. What was renewed from a forgotten one goes back to what that went
+    /// redeemed for stays while the token could be shown again, and so does a node's last: who comes back with its key, however long
+    /// it slept, is no other. What was renewed from a forgotten one goes back to what that went
     /// back to, so that a revocation still finds it.
     pub(crate) fn forget_node_certificates(&mut self) -> Result<()> {
         let sql = format!(
@@ -290,7 +291,10 @@ const RETAIN_ENDED: Duration = Duration::from_hours(30 * 24);
 /// A node's, of which there is a new one every few hours, for this long.
 const RETAIN_ENDED_OF_NODE: Duration = Duration::from_hours(24);
 /// Certificates of nodes that can be forgotten.
-const ENDED: &str = "(node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= :ended AND fingerprint NOT IN
+const ENDED: &str = "(node_id IS NOT NULL AND revoked_at IS NULL AND expires_at <= :ended
+    AND EXISTS (SELECT 1 FROM certificates later WHERE later.node_id = certificates.node_id
+        AND (later.created_at, later.fingerprint) > (certificates.created_at, certificates.fingerprint))
+    AND fingerprint NOT IN
     (SELECT certificate FROM join_tokens WHERE certificate IS NOT NULL AND expires_at > :now))";
 /// Revoked ones.
 const REVOKED_AND_ENDED: &str = "(node_id IS NOT NULL AND revoked_at IS NOT NULL AND expires_at <= :revoked)";

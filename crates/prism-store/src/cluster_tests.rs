@@ -416,6 +416,23 @@ async fn kept(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn the_last_key_of_a_node_is_known_however_long_it_slept() {
+    let world = World::new().await;
+    for number in 0..3 {
+        renewed(&world, number, DAY).await;
+        world.clock.advance(12 * HOUR);
+    }
+    let is_its_own = async || world.write(|tx| tx.is_node_key("n1", [7; 32])).await;
+    world.clock.advance(100 * DAY);
+    assert_eq!(kept(&world).await, ["n1 2"]);
+    assert!(is_its_own().await);
+    // Of one that was put out nothing stays.
+    world.write(|tx| tx.revoke_node_certificates("n1")).await;
+    assert_eq!(kept(&world).await, [""; 0]);
+    assert!(!is_its_own().await);
+}
+
+#[tokio::test]
 async fn a_revocation_finds_what_hangs_on_forgotten_certificates() {
     let world = World::new().await;
     let token = world.token(None, 7 * DAY).await;
