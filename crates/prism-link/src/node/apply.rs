@@ -132,6 +132,8 @@ impl Shared {
         // From here on this end and the other are equal.
         self.link.set(Some(Arc::clone(link)));
         self.is_twin.set(false);
+        // Not at its Welcome: only then it looks whether another process has the place.
+        self.is_asking.set(false);
         self.outbox.notify_one();
         self.demand.notify_one();
         let shared = Arc::clone(self);

@@ -317,7 +317,6 @@ impl Connection<'_> {
         }
         self.shared.set_offset(welcome.now_ms);
         self.shared.take_back().await;
-        self.shared.is_asking.set(false);
         tracing::info!(controller, id = welcome.controller_id, cluster = welcome.cluster, "linked to the controller");
         Ok(())
     }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use prism_core::control::ControlPlane as _;
 use prism_core::{Clock, Error, Result, UnixMillis};
-use prism_link::bounds::MAX_ITEMS;
-use prism_link::{Closed, Connector, Encode, NodeEnd, NodeLink, NodeLinkOptions, Storage, Stored};
+use prism_link::bounds::{MAX_ITEMS, TWIN_PAUSE};
+use prism_link::{ALREADY_CONNECTED, Closed, Connector, Encode, NodeEnd, NodeLink, NodeLinkOptions, Storage, Stored};
 use prism_proto::cluster::v1 as wire;
 use tokio::sync::mpsc;
 use wire::controller_frame::Frame as Sent;
@@ -170,6 +170,33 @@ fn a_controller_that_breaks_the_protocol_is_left_and_changes_nothing() {
         connection.send(Sent::Snapshot(part(6, Some(5), vec![namespace("second")]))).await;
         assert!(!connection.is_closed().await);
         assert_eq!(link.snapshot().borrow().namespaces.len(), 2);
+    });
+}
+
+#[test]
+fn a_welcome_is_no_word_that_no_other_process_has_the_place() {
+    block_on(async {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let (starting, mut connections) = start();
+        let link = starting.await;
+        let mut connection = connections.recv().await.unwrap();
+        connection.begin().await;
+        link.ready(PATIENCE).await;
+        drop(connection);
+        // From now on it has something to serve by, as after a start. Of two that begin together both may be welcome.
+        let mut connection = connections.recv().await.unwrap();
+        connection.welcome().await;
+        let ready = link.ready(PATIENCE);
+        tokio::pin!(ready);
+        assert!(tokio::time::timeout(PATIENCE * 3, &mut ready).await.is_err(), "it serves before it has the place");
+        let refusal = Error::precondition(ALREADY_CONNECTED, "another process of the node is linked");
+        connection.frames.send(Err(refusal)).await.unwrap();
+        assert!(tokio::time::timeout(TWIN_PAUSE / 2, &mut ready).await.is_err(), "two serve the same sessions");
+        // The other is gone.
+        let mut connection = connections.recv().await.unwrap();
+        connection.begin().await;
+        ready.await;
+        assert!(link.is_connected());
     });
 }
 
