@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use prism_identity::ClientTrust;
+use prism_link::bounds::MAX_AUTHORITIES_BYTES;
 use prism_rpc::Connections;
 use prism_rpc::files::write_atomically;
 use prism_rpc::tls::CertificateFacts;
@@ -18,8 +19,14 @@ pub struct Authorities<T> {
     cluster: String,
     trust: Arc<Trust>,
     told: watch::Receiver<Option<T>>,
+    /// Whether `told` is not looked at yet.
+    is_news: bool,
     /// The one that issues first.
     current: Vec<CertificateDer<'static>>,
+    /// What was told last and is not taken over yet.
+    pending: Option<Vec<u8>>,
+    /// What was told last and is of no use.
+    unusable: Option<Vec<u8>>,
 }
 
 impl<T: AsRef<[u8]>> Authorities<T> {
@@ -31,7 +38,16 @@ impl<T: AsRef<[u8]>> Authorities<T> {
         told: watch::Receiver<Option<T>>,
     ) -> Result<Self, String> {
         let current = files.authorities()?;
-        Ok(Self { files, cluster: cluster.to_owned(), trust, told, current })
+        Ok(Self {
+            files,
+            cluster: cluster.to_owned(),
+            trust,
+            told,
+            is_news: true,
+            current,
+            pending: None,
+            unusable: None,
+        })
     }
 
     /// The CAs that are trusted, the one that issues first.
@@ -45,21 +61,51 @@ impl<T: AsRef<[u8]>> Authorities<T> {
             // The link is over, and with it the node.
             std::future::pending::<()>().await;
         }
+        self.is_news = true;
     }
 
-    /// Trusts what controllers told last, from now on and after a start; returns whether that is done. What was trusted before
-    /// and is not told any more is trusted at once no more, also when the disk is full.
+    /// Trusts what controllers told last, from now on and after a start; returns whether nothing is left to be tried again. What was
+    /// trusted before and is not told any more is trusted at once no more, also when the disk is full.
     pub fn take_over(&mut self) -> bool {
-        let told = self.told.borrow_and_update().as_ref().map(|pem| pem.as_ref().to_vec());
-        let Some(pem) = told else { return true };
-        let taken = self.take(&pem);
-        if let Err(why) = &taken {
-            tracing::error!(why, "the cluster's CA, as a controller tells it, was not taken over; trying again");
+        if std::mem::take(&mut self.is_news) || self.told.has_changed().unwrap_or(false) {
+            let told = self.told.borrow_and_update().as_ref().map(|pem| pem.as_ref().to_vec());
+            self.pending = told.or(self.pending.take());
         }
-        taken.is_ok()
+        self.take_pending()
     }
 
-    fn take(&mut self, pem: &[u8]) -> Result<(), String> {
+    /// The same with what a controller told otherwise than over the link; what comes over the link later counts more.
+    pub fn heard(&mut self, pem: &[u8]) -> bool {
+        self.pending = Some(pem.to_vec());
+        self.take_pending()
+    }
+
+    fn take_pending(&mut self) -> bool {
+        let Some(pem) = self.pending.take() else { return true };
+        if let Err(why) = self.trust(&pem) {
+            // It will not be better the next time.
+            if self.unusable.as_ref() != Some(&pem) {
+                tracing::error!(
+                    why,
+                    "the cluster's CA, as a controller tells it, is of no use; this node trusts what it did"
+                );
+                self.unusable = Some(pem);
+            }
+            return true;
+        }
+        self.unusable = None;
+        let kept = self.keep(&pem);
+        if let Err(why) = &kept {
+            tracing::error!(why, "the cluster's CA, as a controller tells it, is trusted, but not kept; trying again");
+            self.pending = Some(pem);
+        }
+        kept.is_ok()
+    }
+
+    fn trust(&mut self, pem: &[u8]) -> Result<(), String> {
+        if pem.len() > MAX_AUTHORITIES_BYTES {
+            return Err(format!("it has more than {MAX_AUTHORITIES_BYTES} bytes"));
+        }
         let own = bundle(pem).ok_or("it is not one or two certificates in PEM")?;
         if own != self.current {
             // Proven before anything is changed.
@@ -69,6 +115,10 @@ impl<T: AsRef<[u8]>> Authorities<T> {
             self.current.clone_from(&own);
             tracing::info!(count = own.len(), "the cluster's CA has changed, and this node trusts what it is now");
         }
+        Ok(())
+    }
+
+    fn keep(&self, pem: &[u8]) -> Result<(), String> {
         let path = self.files.folder().join(CA);
         if std::fs::read(&path).is_ok_and(|text| text == pem) {
             return Ok(());
@@ -177,9 +227,11 @@ mod tests {
         let mut world = World::new();
         let (known, old) = (world.on_disk(), world.client());
         let leaf = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap().cert.pem();
-        for bad in ["", "nonsense", &leaf, &known[..known.len() - 40], &known.repeat(3)] {
-            assert!(!world.told(bad), "{bad}");
+        let long = format!("{known}{}", "\n".repeat(MAX_AUTHORITIES_BYTES));
+        for bad in ["", "nonsense", &leaf, &known[..known.len() - 40], &known.repeat(3), &long] {
+            assert!(world.told(bad), "there is nothing to try again: {bad}");
             assert!(world.trusts(&old) && world.on_disk() == known);
+            assert_eq!(world.node.unusable.as_deref(), Some(bad.as_bytes()));
         }
         for plan in [CertificateAuthority::plan_rotation, CertificateAuthority::plan_retirement] {
             world.cluster.settle(&plan(&world.cluster).unwrap().name).unwrap();
@@ -192,6 +244,38 @@ mod tests {
         assert!(!world.trusts(&old) && world.trusts(&world.client()));
         std::fs::remove_dir(&path).unwrap();
         assert!(world.node.take_over(), "it is tried again");
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+    }
+
+    #[tokio::test]
+    async fn what_was_waited_for_and_what_was_told_before_are_taken_over() {
+        let mut world = World::new();
+        assert!(world.told_now());
+        world.cluster.settle(&world.cluster.plan_rotation().unwrap().name).unwrap();
+        world.tell.send_replace(Some(world.cluster.certificate_pem().into_bytes()));
+        world.node.changed().await;
+        assert!(world.node.take_over());
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+        // By a link that was there first.
+        world.cluster.settle(&world.cluster.plan_retirement().unwrap().name).unwrap();
+        world.tell.send_replace(Some(world.cluster.certificate_pem().into_bytes()));
+        let (files, trust, told) = (world.node.files.clone(), world.trust.clone(), world.tell.subscribe());
+        assert!(Authorities::new(files, CLUSTER, trust, told).unwrap().take_over());
+        assert_eq!(world.on_disk(), world.cluster.certificate_pem());
+    }
+
+    #[test]
+    fn what_came_with_a_renewal_stays_until_the_link_says_something_else() {
+        let mut world = World::new();
+        assert!(world.told_now());
+        world.cluster.settle(&world.cluster.plan_rotation().unwrap().name).unwrap();
+        let (new, pem) = (world.client(), world.cluster.certificate_pem());
+        assert!(!world.trusts(&new));
+        assert!(world.node.heard(pem.as_bytes()));
+        assert!(world.node.take_over(), "what the link said before is over");
+        assert!(world.trusts(&new) && world.node.is_of_issuing(&new) && world.on_disk() == pem);
+        world.cluster.settle(&world.cluster.plan_retirement().unwrap().name).unwrap();
+        assert!(world.told_now());
         assert_eq!(world.on_disk(), world.cluster.certificate_pem());
     }
 }

@@ -8,14 +8,15 @@ use std::time::Duration;
 use prism_core::secret::Random;
 use prism_core::{Clock, UnixMillis};
 use prism_link::{Jitter, NodeLink};
-use prism_proto::cluster::v1::RenewCertificateRequest;
 use prism_proto::cluster::v1::bootstrap_service_client::BootstrapServiceClient;
+use prism_proto::cluster::v1::{RenewCertificateRequest, RenewCertificateResponse};
 use prism_rpc::Shutdown;
 use prism_rpc::convert::timestamp;
 use prism_rpc::files::write_atomically;
 use prism_rpc::tls::{CertificateFacts, NodeKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::authorities::Authorities;
@@ -104,18 +105,26 @@ impl<T: AsRef<[u8]> + Send + Sync> Renewal<T> {
         }
     }
 
-    async fn renew(&self) -> Result<(), String> {
+    async fn renew(&mut self) -> Result<(), String> {
         let mut last = "there is no controller in the list".to_owned();
         for controller in &self.controllers {
             match self.ask(controller).await {
-                Ok(()) => return Ok(()),
+                Ok(answer) => {
+                    // Without a link nobody else tells of another CA, which the certificate may be of. It is believed as over the
+                    // link: who answers has shown to be of a CA that is trusted.
+                    self.authorities.heard(&answer.ca_certificate_pem);
+                    let path = self.files.folder().join(CERTIFICATE);
+                    let written = write_atomically(&path, &answer.certificate_pem, 0o644);
+                    return written.map_err(|error| format!("{}: {error}", path.display()));
+                }
                 Err(why) => last = format!("{controller}: {why}"),
             }
         }
         Err(last)
     }
 
-    async fn ask(&self, controller: &str) -> Result<(), String> {
+    /// A certificate for the node's key, and the CAs.
+    async fn ask(&self, controller: &str) -> Result<RenewCertificateResponse, String> {
         let folder = self.files.folder();
         let pem = std::fs::read_to_string(folder.join(KEY)).map_err(|error| error.to_string())?;
         let key = NodeKey::from_pem(&pem).map_err(|error| error.message().to_owned())?;
@@ -137,8 +146,7 @@ impl<T: AsRef<[u8]> + Send + Sync> Renewal<T> {
         if facts.public_key != key.public_key() {
             return Err("the new certificate is for another key".to_owned());
         }
-        let path = folder.join(CERTIFICATE);
-        write_atomically(&path, &answer.certificate_pem, 0o644).map_err(|error| format!("{}: {error}", path.display()))
+        Ok(answer)
     }
 }
 
@@ -155,11 +163,15 @@ pub fn way_back(node_id: &str, files: &NodeFiles) -> String {
 struct Tended {
     failures: u32,
     pause: Duration,
+    /// Renewals in a row after each of which another one was due.
+    in_vain: u32,
+    /// When the next one may be asked for, after one that was made.
+    not_before: Option<Instant>,
 }
 
 impl Default for Tended {
     fn default() -> Self {
-        Self { failures: 0, pause: LOOK_EVERY.1 }
+        Self { failures: 0, pause: LOOK_EVERY.1, in_vain: 0, not_before: None }
     }
 }
 
@@ -167,7 +179,19 @@ impl Tended {
     /// Whether the next one is to be asked for now; how long to wait otherwise is in `pause`.
     fn is_due(&mut self, life: Option<&CertificateFacts>, is_outdated: bool, share: u8) -> bool {
         self.pause = life.map_or(LOOK_EVERY.0, look_again);
-        is_outdated || life.is_none_or(|life| Clock::system().now() >= due(life.issued_at(), life.expires_at, share))
+        let is_due = is_outdated
+            || life.is_none_or(|life| Clock::system().now() >= due(life.issued_at(), life.expires_at, share));
+        if !is_due {
+            (self.in_vain, self.not_before) = (0, None);
+            return false;
+        }
+        // One that was made and is not what was wanted: each costs the controller a transaction and an entry.
+        let left = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return true;
+        }
+        self.pause = self.pause.min(left);
+        false
     }
 
     /// Notes what came of it. `lost` is what is to be said when `life` is over.
@@ -176,7 +200,9 @@ impl Tended {
             Ok(()) => {
                 tracing::info!("{what} was renewed");
                 // It is looked whether it is what was wanted.
+                let wait = (LOOK_EVERY.0 * 2_u32.saturating_pow(self.in_vain)).min(LOOK_EVERY.1);
                 (self.failures, self.pause) = (0, LOOK_EVERY.0);
+                (self.in_vain, self.not_before) = (self.in_vain.saturating_add(1), Some(Instant::now() + wait));
             }
             Err(why) => {
                 self.pause = (LOOK_EVERY.0 * 2_u32.saturating_pow(self.failures)).min(self.pause);
@@ -240,5 +266,34 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         tended.came(Ok(()), None, "a certificate", "");
         assert_eq!((tended.failures, tended.pause), (0, LOOK_EVERY.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_succeeds_and_is_not_what_was_wanted_is_tried_again_later_and_later() {
+        let begins_at = Clock::system().now();
+        let life = CertificateFacts {
+            subject: String::new(),
+            begins_at,
+            expires_at: begins_at + Duration::from_hours(24_000),
+            uri: None,
+            uris: Vec::new(),
+            hosts: Vec::new(),
+            public_key: Vec::new(),
+        };
+        let life = Some(&life);
+        let mut tended = Tended::default();
+        let start = Instant::now();
+        let mut asked = Vec::new();
+        while start.elapsed() < Duration::from_mins(30) {
+            if tended.is_due(life, true, 0) {
+                asked.push(start.elapsed().as_secs());
+                tended.came(Ok(()), life, "a certificate", "");
+            }
+            assert!(!tended.pause.is_zero());
+            tokio::time::sleep(tended.pause).await;
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 811, 1111, 1411, 1711]);
+        // What was wanted once is wanted at once the next time.
+        assert!(!tended.is_due(life, false, 0) && tended.is_due(life, true, 0));
     }
 }
