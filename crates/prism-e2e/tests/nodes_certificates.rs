@@ -70,6 +70,16 @@ impl Node {
         until(words, || async { self.prism.log().contains(words).then_some(()) }).await;
     }
 
+    /// Waits until it could start without a controller and have this session.
+    async fn keeps(&self, session: &Session) {
+        let (path, id) = (self.files().path("state"), prism_e2e::keys::id(&session.token).to_owned());
+        until("the session is written down", async || {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            bytes.windows(id.len()).any(|part| part == id.as_bytes()).then_some(())
+        })
+        .await;
+    }
+
     async fn metric(&self, certificate: &str) -> f64 {
         let (_, text) = http1::get(&self.prism.endpoints().metrics, "/metrics").await;
         let start = format!("prism_certificate_expiry_timestamp_seconds{{certificate=\"{certificate}\"}} ");
@@ -308,13 +318,7 @@ async fn a_node_that_slept_past_its_end_says_so_and_comes_back_as_itself() {
     let node = Node::start(&controller, &admin, "one").await;
     let session = node.open(&key).await.unwrap();
     session.publish("t", b"kept").await.unwrap();
-    let state = node.files().path("state");
-    until("the session is written down", async || {
-        let bytes = std::fs::read(&state).unwrap_or_default();
-        let id = prism_e2e::keys::id(&session.token).to_owned();
-        bytes.windows(16).any(|part| part == id.as_bytes()).then_some(())
-    })
-    .await;
+    node.keeps(&session).await;
 
     // Awake, without a controller: it serves what is connected, and says what is the matter.
     controller.kill();
@@ -422,6 +426,8 @@ async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     let session = node.open(&key).await.unwrap();
     session.publish("t", b"x").await.unwrap();
     let of_the_first = node.files().read("cert.pem");
+    // Without what it has written down it would wait for a controller that it trusts.
+    node.keeps(&session).await;
 
     // Away from before its beginning until after its end: it cannot know the new CA for the cluster's.
     node.prism.kill();
@@ -455,4 +461,49 @@ async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     assert!(line.contains("prism-admin token create --node one"), "{line}");
     assert_eq!(comes_back(&node, &controller, &admin, &key).await.payload, &b"x"[..]);
     assert_eq!(node.files().read("key.pem"), key_before, "the same machine");
+}
+
+/// A copy of what a machine has on its disk.
+fn copied(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copied(&path, &target);
+        } else if !["endpoints.json", "lock"].iter().any(|name| entry.file_name() == *name) {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_without_a_link_learns_of_a_new_ca_when_it_renews_and_renews_once() {
+    let controller = controller("[cluster]\ncertificate_ttl = \"40s\"\n").await;
+    let admin = controller.admin();
+    let key = provision(&admin).await;
+    let node = Node::start(&controller, &admin, "one").await;
+    node.keeps(&node.open(&key).await.unwrap()).await;
+    // While it stands still a copy of it takes its place; it serves, and is not linked any more.
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    copied(&node.prism.data_dir(), &data_dir);
+    node.prism.signal("STOP");
+    let twin = Prism::start(Options::new().arg("--role").arg("data").data_dir(&data_dir)).await;
+    node.prism.signal("CONT");
+    node.wait_for_log("another process has this node's identity and is linked").await;
+    admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
+
+    let ca = std::fs::read_to_string(controller.data_dir().join("ca.pem")).unwrap();
+    assert_eq!(certificates(ca.as_bytes()).len(), 2);
+    let of_the_old = node.files().read("cert.pem");
+    until("a renewal", async || (node.files().read("cert.pem") != of_the_old).then_some(())).await;
+    until("the new CA", async || (node.files().read("ca.pem") == ca).then_some(())).await;
+    let renewals = || node.prism.log().matches("the node's certificate was renewed").count();
+    let so_far = renewals();
+    // Less than half of its life: nothing is due, but what was renewed may not be in the log before.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let log = node.prism.log();
+    assert!(renewals() <= so_far + 1, "{log}");
+    assert!(!log.contains("trusted no more"), "{log}");
+    drop(twin);
 }
