@@ -215,7 +215,7 @@ async fn prepare(plane: &Plane, config: &Config, runtime: &NamespaceRuntime) -> 
 async fn enrol(plane: &Arc<Plane>, session: &Arc<Session>) -> Result<()> {
     let verdict = plane.gate.sessions.insert(session);
     if plane.gate.is_revoked() {
-        plane.cut(session, EndCause::NodeRevoked);
+        plane.let_go(session, EndCause::NodeRevoked);
         return Err(EndCause::NodeRevoked.error());
     }
     // After it is in the map: a deletion that is published later finds it there.

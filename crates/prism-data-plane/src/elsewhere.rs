@@ -4,7 +4,7 @@
 //! Nothing of this is on the path of a call whose session is here. A token that is wrong costs its source, so that guesses do not
 //! flood a controller; one that is right costs nothing.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -63,8 +63,11 @@ pub struct Elsewhere {
 
 #[derive(Default)]
 struct Tokens {
-    dead: HashSet<Key>,
-    died: VecDeque<Key>,
+    /// Each with its number in `died`.
+    dead: HashMap<Key, u64>,
+    /// In the order in which they died.
+    died: BTreeMap<u64, Key>,
+    next: u64,
     answered: HashMap<Key, (Error, Instant)>,
 }
 
@@ -106,15 +109,15 @@ impl Elsewhere {
         let key = Key::of_session(record);
         let mut tokens = locked(&self.tokens);
         tokens.answered.remove(&key);
-        if tokens.dead.remove(&key) {
-            tokens.died.retain(|died| *died != key);
+        if let Some(number) = tokens.dead.remove(&key) {
+            tokens.died.remove(&number);
         }
     }
 
     /// The answer, if it is known without a question.
     fn known(&self, key: &Key, now: Instant) -> Option<Error> {
         let tokens = locked(&self.tokens);
-        if tokens.dead.contains(key) {
+        if tokens.dead.contains_key(key) {
             return Some(cause::token_invalid());
         }
         tokens.answered.get(key).filter(|(_, until)| now < *until).map(|(error, _)| error.clone())
@@ -177,12 +180,14 @@ impl Elsewhere {
 impl Tokens {
     fn dies(&mut self, key: Key) {
         self.answered.remove(&key);
-        if !self.dead.insert(key) {
+        if self.dead.contains_key(&key) {
             return;
         }
-        self.died.push_back(key);
+        self.next += 1;
+        self.dead.insert(key, self.next);
+        self.died.insert(self.next, key);
         if self.died.len() > MAX_DEAD
-            && let Some(oldest) = self.died.pop_front()
+            && let Some((_, oldest)) = self.died.pop_first()
         {
             self.dead.remove(&oldest);
         }

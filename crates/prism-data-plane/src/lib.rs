@@ -209,7 +209,7 @@ async fn restore_one(plane: &Arc<Plane>, record: SessionRecord) {
     let session = plane.assemble(record, route);
     let verdict = plane.gate.sessions.insert(&session);
     if plane.gate.is_revoked() {
-        plane.cut(&session, EndCause::NodeRevoked);
+        plane.let_go(&session, EndCause::NodeRevoked);
     } else if let Some(verdict) = verdict {
         // The termination was quicker than the session.
         if verdict.force {

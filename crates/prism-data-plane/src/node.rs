@@ -153,7 +153,7 @@ impl DataNode for DataPlane {
         gate.set_revoked(revoked);
         if revoked {
             for session in gate.sessions.all() {
-                self.plane.cut(&session, EndCause::NodeRevoked);
+                self.plane.let_go(&session, EndCause::NodeRevoked);
             }
         }
         if !gate.is_leaving() {

@@ -146,6 +146,8 @@ async fn a_revoked_node_cuts_everything_and_takes_nothing_in() {
         ..SubscribeRequest::default()
     };
     let mut stream = PubSubServiceClient::new(node.channel.clone()).subscribe(subscribe).await.unwrap().into_inner();
+    // What a node says of every token while it is revoked.
+    says(&node, Err(Error::unavailable("NODE_REVOKED", "it was revoked")));
     // One is on its way in.
     node.control.hold.send_replace(Hold::After);
     let admission = node.try_session("kv");
@@ -157,11 +159,11 @@ async fn a_revoked_node_cuts_everything_and_takes_nothing_in() {
     let (admitted, ()) = tokio::join!(admission, revoke);
     refused(admitted, Code::Aborted, "SESSION_TERMINATED");
     refused(next(&mut stream).await, Code::Aborted, "SESSION_TERMINATED");
-    refused(heartbeat(&node, &one.session_token).await, INVALID.0, INVALID.1);
+    refused(heartbeat(&node, &one.session_token).await, Code::Unavailable, "NODE_REVOKED");
     // Not even what somebody hands over.
     let handed = record(&node, &one);
     node.plane.take_up(handed.clone()).await;
-    refused(heartbeat(&node, &one.session_token).await, INVALID.0, INVALID.1);
+    refused(heartbeat(&node, &one.session_token).await, Code::Unavailable, "NODE_REVOKED");
     assert!(node.control.ended.lock().unwrap().is_empty(), "the control plane decides on its sessions");
 
     node.plane.set_revoked(false).await;
