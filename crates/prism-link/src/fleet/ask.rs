@@ -52,12 +52,13 @@ impl Shared {
         self.terminate_everywhere(id, "nobody waits for it any more").await;
     }
 
-    /// Ends sessions whose token went nowhere, before their node is told of them.
-    pub(super) async fn end_unheard(&self, lost: impl Iterator<Item = SessionReport>) {
+    /// Ends sessions whose token went nowhere, before their node is told of them. One that is another node's by now was heard of,
+    /// and goes on there.
+    pub(super) async fn end_unheard(&self, link: &Link, lost: impl Iterator<Item = SessionReport>) {
         let ended = lost.map(|last| async {
             let id = last.id;
             tracing::info!(session.id = %id, "a session ends: the answer with its token was lost");
-            if let Err(error) = self.options.control.end_session(last, EndReason::Closed).await {
+            if let Err(error) = self.options.control.end_of(link.node(), last, EndReason::Closed).await {
                 tracing::warn!(session.id = %id, %error, "a session that nobody waits for is not ended");
             }
         });

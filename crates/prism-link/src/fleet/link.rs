@@ -492,9 +492,10 @@ async fn converse(
     } else {
         snapshot(shared, link, None, &served).await?;
     }
-    // Answers that were lost with an earlier link: the same process would hold their sessions, had it heard of them.
+    // Answers that were lost with an earlier link: the same process would hold their sessions, or have their ends to hand over, had
+    // it heard of them.
     let unheard = shared.take_unheard(link.node(), link.process);
-    shared.end_unheard(unheard.into_iter().filter(|last| !held.contains(&last.id))).await;
+    shared.end_unheard(link, unheard.into_iter().filter(|last| !held.contains(&last.id))).await;
     let records = if hello.starting {
         shared.options.control.live_sessions(link.node()).await?
     } else {

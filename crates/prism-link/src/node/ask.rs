@@ -125,7 +125,7 @@ impl Shared {
         request.credential_ends = request.credential_ends.map(|end| self.there(end));
         match link.ask(Ask::Admit(admit_to_wire(request)?)).await? {
             Answered::Admitted(admitted) => {
-                // It is held since it arrived; see `Shared::admitted`.
+                // It is held since it arrived; see `Shared::given`.
                 let record = self.received(need("session", admitted.session)?)?;
                 let token = Token::received(SecretKind::Session, admitted.token);
                 Ok((record, token.ok_or_else(|| bad("the token of a session has not its form"))?))

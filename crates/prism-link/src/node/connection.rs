@@ -124,7 +124,7 @@ struct Connection<'a> {
     snapshot: Option<(u64, u64, Builder)>,
     /// The sessions that are coming in.
     sessions: Option<wire::Sessions>,
-    /// The sessions that were told in Held.
+    /// The sessions that were told in Held, without those that have ended here.
     told: Vec<prism_core::session::SessionId>,
     pings: BTreeMap<u64, Instant>,
     commands: Arc<Semaphore>,
@@ -269,10 +269,13 @@ impl Connection<'_> {
 
     async fn introduce(&mut self) -> Result<()> {
         let shared = self.shared;
-        let position = {
+        let (position, known) = {
             let memory = shared.memory();
             self.told = memory.state.held.keys().copied().collect();
-            memory.state.position
+            // Those that ended here are this node's until that is handed over.
+            let room = MAX_SESSIONS.saturating_sub(self.told.len());
+            let known: Vec<_> = self.told.iter().chain(memory.state.ends.keys().take(room)).copied().collect();
+            (memory.state.position, known)
         };
         let backends = shared.options.backends.iter().map(|backend| wire::BackendIdentity {
             instance: backend.instance.clone(),
@@ -293,7 +296,7 @@ impl Connection<'_> {
             process: shared.options.process,
         }))
         .await?;
-        let mut chunks = self.told.chunks(MAX_ITEMS).peekable();
+        let mut chunks = known.chunks(MAX_ITEMS).peekable();
         loop {
             let ids = chunks.next().unwrap_or_default();
             let last = chunks.peek().is_none();

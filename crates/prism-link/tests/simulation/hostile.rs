@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use prism_core::nodes::Nodes as _;
-use prism_core::session::AdmitRequest;
+use prism_core::session::{AdmitRequest, SessionId};
 use prism_core::{Clock, Error, Kind, NodeId, UnixMillis};
 use prism_link::{Closed, ControllerEnd, Fleet, FleetOptions};
 use prism_proto::cluster::v1 as wire;
@@ -105,6 +105,16 @@ impl Raw {
 
     /// The same with this Hello.
     pub async fn introduce(fleet: &Arc<Fleet>, manner: Manner, hello: wire::Hello) -> Result<Self, Error> {
+        Self::holding(fleet, manner, hello, &[]).await
+    }
+
+    /// The same with these sessions.
+    pub async fn holding(
+        fleet: &Arc<Fleet>,
+        manner: Manner,
+        hello: wire::Hello,
+        held: &[SessionId],
+    ) -> Result<Self, Error> {
         let (frames, taken) = mpsc::channel(64);
         let (given, mut received) = mpsc::channel::<wire::ControllerFrame>(64);
         let outgoing = futures::sink::unfold(given, |given, frame| async move {
@@ -118,7 +128,8 @@ impl Raw {
         let (given_out, shares) = mpsc::channel(64);
         let raw = Self { frames, answers, shares, ended };
         raw.send(Frame::Hello(hello)).await;
-        raw.send(Frame::Held(wire::Held { session_ids: Vec::new(), last: true })).await;
+        let session_ids = held.iter().map(|id| id.as_bytes().to_vec().into()).collect();
+        raw.send(Frame::Held(wire::Held { session_ids, last: true })).await;
         let back = raw.frames.clone();
         let mut welcomed = false;
         let (ready, is_ready) = tokio::sync::oneshot::channel();

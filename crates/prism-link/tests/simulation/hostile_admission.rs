@@ -10,13 +10,13 @@ use wire::ask::Ask;
 use crate::client::request;
 use crate::hostile::{Manner, Raw, block_on, fleet, node};
 
-fn backend(instance: &str, kind: &str) -> wire::BackendIdentity {
+pub fn backend(instance: &str, kind: &str) -> wire::BackendIdentity {
     let identity = format!("embedded:one:{instance}");
     wire::BackendIdentity { instance: instance.to_owned(), r#type: kind.to_owned(), identity }
 }
 
 /// An admission for a config that is changed like this.
-fn admission(change: impl FnOnce(&mut Config)) -> wire::AdmitAsk {
+pub fn admission(change: impl FnOnce(&mut Config)) -> wire::AdmitAsk {
     let mut config = Config::clone(&request(&node("one")).config);
     change(&mut config);
     wire::AdmitAsk {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use prism_core::control::ControlPlane as _;
+use prism_core::session::SessionId;
 use prism_core::{Clock, Error, Result, UnixMillis};
 use prism_link::bounds::{MAX_ITEMS, TWIN_PAUSE};
 use prism_link::{ALREADY_CONNECTED, Closed, Connector, Encode, NodeEnd, NodeLink, NodeLinkOptions, Storage, Stored};
@@ -37,7 +38,7 @@ impl Storage for Nothing {
 }
 
 /// A connection, from the controller's side.
-struct Connection {
+pub struct Connection {
     frames: mpsc::Sender<Result<wire::ControllerFrame>>,
     received: mpsc::UnboundedReceiver<wire::NodeFrame>,
 }
@@ -62,28 +63,34 @@ impl Connector for Handed {
 }
 
 impl Connection {
-    async fn send(&self, frame: Sent) {
+    pub async fn send(&self, frame: Sent) {
         // The node may have closed the connection because of the frame before.
         let _ = self.frames.send(Ok(wire::ControllerFrame { frame: Some(frame) })).await;
     }
 
-    async fn next(&mut self) -> Option<Frame> {
+    pub async fn next(&mut self) -> Option<Frame> {
         self.received.recv().await.map(|frame| frame.frame.expect("a frame"))
     }
 
     /// A good beginning: the snapshot has epoch 1 and revision 5.
-    async fn welcome(&mut self) -> wire::Hello {
-        let Some(Frame::Hello(hello)) = self.next().await else { panic!("Hello is first") };
-        assert!(matches!(self.next().await, Some(Frame::Held(held)) if held.last));
-        self.send(Sent::Welcome(wire::Welcome { protocol: 1, ..Default::default() })).await;
-        hello
+    async fn begin(&mut self) -> wire::Hello {
+        self.introduced(Vec::new()).await.0
     }
 
-    async fn begin(&mut self) -> wire::Hello {
-        let hello = self.welcome().await;
+    /// The same with these sessions for the node; returns those that it knows.
+    pub async fn begin_with(&mut self, missing: Vec<wire::SessionEntry>) -> Vec<SessionId> {
+        let held = self.introduced(missing).await.1;
+        held.session_ids.iter().map(|id| SessionId::from_bytes(id).unwrap()).collect()
+    }
+
+    async fn introduced(&mut self, missing: Vec<wire::SessionEntry>) -> (wire::Hello, wire::Held) {
+        let Some(Frame::Hello(hello)) = self.next().await else { panic!("Hello is first") };
+        let Some(Frame::Held(held)) = self.next().await else { panic!("Held follows") };
+        assert!(held.last);
+        self.send(Sent::Welcome(wire::Welcome { protocol: 1, ..Default::default() })).await;
         self.send(Sent::Snapshot(part(5, None, vec![namespace("first")]))).await;
-        self.send(Sent::Sessions(wire::Sessions { last: true, ..Default::default() })).await;
-        hello
+        self.send(Sent::Sessions(wire::Sessions { missing, last: true, ..Default::default() })).await;
+        (hello, held)
     }
 
     /// Whether the node closes the connection; it does so at once, or never.
@@ -102,7 +109,7 @@ fn part(revision: u64, base_revision: Option<u64>, items: Vec<wire::SnapshotItem
     wire::SnapshotPart { epoch: 1, revision, base_revision, last: true, items }
 }
 
-fn start() -> (impl Future<Output = NodeLink>, mpsc::UnboundedReceiver<Connection>) {
+pub fn start() -> (impl Future<Output = NodeLink>, mpsc::UnboundedReceiver<Connection>) {
     let (handed, connections) = mpsc::unbounded_channel();
     let options = NodeLinkOptions {
         node: node("one"),

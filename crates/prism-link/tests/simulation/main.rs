@@ -18,6 +18,7 @@ mod operator;
 mod plane;
 mod revoked;
 mod twins;
+mod unheard;
 mod world;
 
 use std::panic::AssertUnwindSafe;
