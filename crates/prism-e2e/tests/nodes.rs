@@ -1,76 +1,16 @@
 //! A controller and two data nodes, each a process of its own.
 
-use std::path::Path;
-
-use prism_e2e::data::{self, Session, named};
-use prism_e2e::node::join;
-use prism_e2e::site::{Pattern, config};
-use prism_e2e::{Admin, Failure, Options, Prism, dial, keys, wait};
+use prism_e2e::machines::{NAMESPACE, Node, bring_back, controller, provision, refused};
+use prism_e2e::{Admin, Failure, Options, Prism, wait};
 use prism_proto::admin::v1::{
     DrainConnectionsRequest, GetMetricsRequest, ListBackendsRequest, ListSessionsRequest, NamespaceQuota,
     SetMaintenanceModeRequest,
 };
-use tempfile::TempDir;
 use tonic::Code;
-use tonic::transport::Channel;
-
-const NAMESPACE: &str = "orders";
-
-/// A joined machine.
-struct Node {
-    prism: Prism,
-    _folder: TempDir,
-}
-
-impl Node {
-    /// Joins and starts.
-    async fn start(controller: &Prism, name: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data_dir = folder.path().join("data");
-        let token = controller.admin().create_join_token(name).await.join_token;
-        let dir = data_dir.to_string_lossy().into_owned();
-        let endpoint = controller.endpoints().admin;
-        join(&["-", "--controller", &endpoint, "--node-id", name, "--data-dir", &dir], &token).ok();
-        Self { prism: Prism::start(Self::options(&data_dir)).await, _folder: folder }
-    }
-
-    fn options(data_dir: &Path) -> Options {
-        Options::new().arg("--role").arg("data").data_dir(data_dir)
-    }
-
-    fn channel(&self) -> Channel {
-        dial::tls(&self.prism.endpoints().data, &self.prism.data_dir().join("node").join("ca.pem"))
-    }
-
-    async fn open(&self, key: &str) -> Result<Session, Failure> {
-        data::create(&self.channel(), named(key, "kv")).await.map_err(|status| Failure::from(&status))
-    }
-}
-
-fn controller() -> Options {
-    Options::new().arg("--role").arg("admin")
-}
-
-/// The same process again, where the nodes look for it.
-fn controller_at(admin: &str) -> Options {
-    let (host, port) = admin.rsplit_once(':').unwrap();
-    let ports = [format!("--bind={host}"), format!("--admin-port={port}"), "--metrics-port=0".to_owned()];
-    ports.iter().fold(controller().own_ports(), |options, arg| options.arg(arg))
-}
-
-async fn provision(admin: &Admin) -> String {
-    admin.create_namespace(NAMESPACE).await;
-    admin.create_config(config("kv", NAMESPACE, Pattern::KeyValue)).await;
-    admin.create_client_key(NAMESPACE, &["read", "write"]).await
-}
 
 async fn maintain(admin: &Admin, enabled: bool) {
     let request = SetMaintenanceModeRequest { enabled, message: Some("upgrade".to_owned()), ..Default::default() };
     admin.service().set_maintenance_mode(request).await.expect("maintenance");
-}
-
-fn refused(outcome: Result<impl std::fmt::Debug, tonic::Status>) -> Failure {
-    Failure::from(&outcome.expect_err("a refusal"))
 }
 
 #[tokio::test]
@@ -83,7 +23,7 @@ async fn a_cluster_of_three_processes() {
     let (one, two) = (Node::start(&server, "one").await, Node::start(&server, "two").await);
 
     // Each serves by the same configs, and holds its own sessions.
-    let (first, second) = (one.open(&key).await.unwrap(), two.open(&key).await.unwrap());
+    let (first, second) = (one.open(&key, "kv").await.unwrap(), two.open(&key, "kv").await.unwrap());
     first.put("greeting", b"hello").await.unwrap();
     assert_eq!(first.get("greeting").await.unwrap().value, b"hello".as_slice());
     let listed = admin.service().list_sessions(ListSessionsRequest::default()).await.unwrap().into_inner();
@@ -106,8 +46,8 @@ async fn a_cluster_of_three_processes() {
     maintain(&admin, false).await;
     first.get("greeting").await.unwrap();
     admin.set_quota(NAMESPACE, NamespaceQuota { max_sessions: 3, ..Default::default() }).await;
-    let third = two.open(&key).await.unwrap();
-    one.open(&key).await.unwrap_err().is(Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    let third = two.open(&key, "kv").await.unwrap();
+    one.open(&key, "kv").await.unwrap_err().is(Code::ResourceExhausted, "QUOTA_EXCEEDED");
     let ended = admin.terminate(&third.id, true, "enough").await;
     assert!(ended.unreachable_nodes.is_empty(), "{ended:?}");
     refused(third.get("greeting").await).is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
@@ -123,28 +63,21 @@ async fn a_cluster_of_three_processes() {
     server.kill();
     first.put("greeting", b"still here").await.unwrap();
     let refusal = wait::until("the node knows that it is alone", || async {
-        one.open(&key).await.err().filter(|refused| refused.reason == "NO_CONTROLLER")
+        one.open(&key, "kv").await.err().filter(|refused| refused.reason == "NO_CONTROLLER")
     })
     .await;
     assert!(refusal.code == Code::Unavailable && refusal.message.contains("sessions that exist go on"), "{refusal:?}");
-    let state = one.prism.data_dir().join("node").join("state");
-    wait::until("the session is written down", || async {
-        let bytes = std::fs::read(&state).unwrap_or_default();
-        bytes.windows(16).any(|id| id == keys::id(&first.token).as_bytes()).then_some(())
-    })
-    .await;
+    one.keeps(&first).await;
     one.prism.crash_and_restart().await;
     let first = first.on(&one.channel());
     assert_eq!(first.get("greeting").await.unwrap().value, b"still here".as_slice(), "a start without a controller");
-    let fourth = two.open(&key).await;
+    let fourth = two.open(&key, "kv").await;
     assert!(fourth.is_err());
 
     // When it is back all are equal again.
-    server.set_options(controller_at(&endpoints.admin).data_dir(&server.data_dir()));
-    server.spawn();
-    server.ready().await;
+    bring_back(&mut server, &endpoints.admin).await;
     let admin = server.admin();
-    let fifth = wait::until("a session is admitted again", || async { one.open(&key).await.ok() }).await;
+    let fifth = wait::until("a session is admitted again", || async { one.open(&key, "kv").await.ok() }).await;
     fifth.put("more", b"x").await.unwrap();
     let ended = admin.terminate(&first.id, true, "enough").await;
     assert!(ended.unreachable_nodes.is_empty(), "{ended:?}");

@@ -1,82 +1,20 @@
 //! The nodes as one, for operators: what is listed, measured and checked across them, and who is missing from an answer.
 
-use std::path::Path;
-
 use prism_e2e::cli::Cli;
-use prism_e2e::data::{self, Session, named};
 use prism_e2e::failure::Refused as _;
-use prism_e2e::node::join;
+use prism_e2e::machines::{self, NAMESPACE, Node, bring_back, controller, info, linked, provision, revoke};
 use prism_e2e::site::{Pattern, config, with_option};
-use prism_e2e::{Admin, Options, Prism, dial, wait};
+use prism_e2e::{Admin, Options, Prism, wait};
 use prism_proto::admin::v1 as wire;
-use prism_proto::cluster::v1::{GetNodeRequest, ListNodesRequest, Node as NodeInfo, RevokeNodeRequest};
+use prism_proto::cluster::v1::ListNodesRequest;
 use prism_proto::config::v1::ClientConfig;
-use tempfile::TempDir;
 use tonic::Code;
 
-const NAMESPACE: &str = "orders";
-
-/// A joined machine.
-struct Node {
-    prism: Prism,
-    _folder: TempDir,
-}
-
-impl Node {
-    /// Joins and starts, with this configuration file.
-    async fn start(controller: &Prism, name: &str, settings: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data_dir = folder.path().join("data");
-        let token = controller.admin().create_join_token(name).await.join_token;
-        let (endpoint, dir) = (controller.endpoints().admin, data_dir.to_string_lossy().into_owned());
-        join(&["-", "--controller", &endpoint, "--node-id", name, "--data-dir", &dir], &token).ok();
-        Self { prism: Prism::start(Self::options(&data_dir).config(settings)).await, _folder: folder }
-    }
-
-    fn options(data_dir: &Path) -> Options {
-        Options::new().arg("--role").arg("data").data_dir(data_dir)
-    }
-
-    async fn open(&self, key: &str) -> Session {
-        let channel = dial::tls(&self.prism.endpoints().data, &self.prism.data_dir().join("node").join("ca.pem"));
-        data::create(&channel, named(key, "kv")).await.expect("a session")
-    }
-}
-
-fn controller() -> Options {
-    Options::new().arg("--role").arg("admin")
-}
-
 /// Ends the controller, and starts it where its nodes look for it.
-async fn restart(server: &mut Prism, role: &str) {
+async fn restart(server: &mut Prism) {
     let admin = server.endpoints().admin;
-    let (host, port) = admin.rsplit_once(':').unwrap();
-    let words = [format!("--bind={host}"), format!("--admin-port={port}"), "--data-port=0".to_owned()];
-    let options = Options::new().own_ports().arg("--role").arg(role).arg("--metrics-port=0");
-    let options =
-        words.iter().filter(|word| role == "all" || !word.contains("data")).fold(options, |all, word| all.arg(word));
     server.kill();
-    server.set_options(options.data_dir(&server.data_dir()));
-    server.spawn();
-    server.ready().await;
-}
-
-async fn node(admin: &Admin, name: &str) -> NodeInfo {
-    let answer = admin.nodes().get_node(GetNodeRequest { node_id: name.to_owned() }).await.expect("the node");
-    answer.into_inner().node.expect("a node")
-}
-
-async fn linked(admin: &Admin, name: &str, wanted: bool) -> NodeInfo {
-    wait::until("the link is there, or not", || async {
-        Some(node(admin, name).await).filter(|node| node.connected == wanted)
-    })
-    .await
-}
-
-async fn provision(admin: &Admin) -> String {
-    admin.create_namespace(NAMESPACE).await;
-    admin.create_config(config("kv", NAMESPACE, Pattern::KeyValue)).await;
-    admin.create_client_key(NAMESPACE, &["read", "write"]).await
+    bring_back(server, &admin).await;
 }
 
 /// Who is missing from each answer that depends on nodes.
@@ -114,9 +52,9 @@ async fn missing(admin: &Admin, session: &str) -> Vec<(&'static str, Vec<String>
 async fn who_is_away_is_named_in_every_answer_that_lacks_him() {
     let mut server = Prism::start(controller()).await;
     let admin = server.admin();
-    let (one, two) = (Node::start(&server, "one", "").await, Node::start(&server, "two", "").await);
+    let (one, two) = (Node::start(&server, "one").await, Node::start(&server, "two").await);
     let key = provision(&admin).await;
-    let (first, second) = (one.open(&key).await, two.open(&key).await);
+    let (first, second) = (one.open(&key, "kv").await.unwrap(), two.open(&key, "kv").await.unwrap());
     first.put("a", b"1").await.unwrap();
     second.put("b", b"2").await.unwrap();
 
@@ -167,13 +105,13 @@ async fn who_is_away_is_named_in_every_answer_that_lacks_him() {
     assert_eq!(cli.run("node show two").ok().field("live sessions"), "1");
 
     // A controller that starts anew knows who is missing, and what they have.
-    restart(&mut server, "admin").await;
+    restart(&mut server).await;
     let admin = server.admin();
     linked(&admin, "one", true).await;
     for (what, nodes) in missing(&admin, &second.id).await {
         assert_eq!(nodes, ["two"], "{what}");
     }
-    let known = node(&admin, "two").await;
+    let known = info(&admin, "two").await;
     assert!(!known.connected && known.connected_since.is_none() && known.backends.len() == 2, "{known:?}");
 
     // Without sessions nobody misses its sessions, and its backends and data still; revoked, it is missed by nobody.
@@ -185,7 +123,7 @@ async fn who_is_away_is_named_in_every_answer_that_lacks_him() {
     .await;
     let backends = admin.service().list_backends(wire::ListBackendsRequest::default()).await.unwrap().into_inner();
     assert_eq!(backends.unreachable_nodes, ["two"]);
-    admin.nodes().revoke_node(RevokeNodeRequest { node_id: "two".to_owned() }).await.unwrap();
+    revoke(&admin, "two").await;
     wait::until("it is forgotten", || async {
         missing(&admin, &second.id).await.iter().all(|(_, nodes)| nodes.is_empty()).then_some(())
     })
@@ -214,19 +152,19 @@ async fn a_config_names_what_a_node_serves() {
     create(&admin, kv("early")).await.unwrap();
     create(&admin, on("edge", kv("early"))).await.refused().names(&INSTANCE);
 
-    let edge = Node::start(&server, "one", "[[backend]]\nname = \"edge\"\ntype = \"sqlite\"\n").await;
+    let edge = Node::start_with(&server, "one", "[[backend]]\nname = \"edge\"\ntype = \"sqlite\"\n").await;
     create(&admin, on("edge", kv("kv"))).await.unwrap();
     create(&admin, on("sqlite", kv("kv"))).await.refused().names(&INSTANCE);
     create(&admin, on("nowhere", kv("kv"))).await.refused().names(&INSTANCE);
     create(&admin, kv("kv")).await.unwrap();
     let key = admin.create_client_key(NAMESPACE, &["read", "write"]).await;
-    edge.open(&key).await.put("a", b"1").await.unwrap();
+    edge.open(&key, "kv").await.unwrap().put("a", b"1").await.unwrap();
     create(&admin, tables("tables")).await.unwrap();
     let bad = with_option(tables("bad"), "schema", "CREATE TABLE IF NOT EXISTS items (id TEXT PRIMARY KEY");
     create(&admin, bad.clone()).await.refused();
 
     // Two of a type, and one of them has to be named.
-    let _other = Node::start(&server, "two", "[[backend]]\nname = \"core\"\ntype = \"sqlite\"\n").await;
+    let _other = Node::start_with(&server, "two", "[[backend]]\nname = \"core\"\ntype = \"sqlite\"\n").await;
     create(&admin, kv("kv")).await.refused().names(&INSTANCE);
     create(&admin, on("core", kv("of-core"))).await.unwrap();
     create(&admin, on("edge", tables("tables"))).await.unwrap();
@@ -243,13 +181,16 @@ async fn a_config_names_what_a_node_serves() {
         create(&admin, on("core", tables("core-tables"))).await.unwrap();
         create(&admin, on("nowhere", kv("kv"))).await.refused().names(&INSTANCE);
         if round == 0 {
-            restart(&mut server, "admin").await;
+            restart(&mut server).await;
             linked(&server.admin(), "two", true).await;
         }
     }
 
     // A process with a data plane of its own has its own first, and those of its nodes by their names.
-    restart(&mut server, "all").await;
+    let endpoint = server.endpoints().admin;
+    server.kill();
+    let whole = machines::at(Options::new().arg("--role").arg("all").arg("--data-port=0"), &endpoint);
+    machines::bring_back_as(&mut server, whole).await;
     let admin = server.admin();
     linked(&admin, "two", true).await;
     create(&admin, kv("own")).await.unwrap();

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use prism_e2e::certificates::{Authority, Holder, signing_request};
 use prism_e2e::data::{self, Session, named};
 use prism_e2e::grants::cut;
-use prism_e2e::node::{Files, join};
-use prism_e2e::site::{Pattern, config};
+use prism_e2e::machines::{self, NAMESPACE, Node, provision};
 use prism_e2e::wait::{next, until};
 use prism_e2e::{Admin, Failure, Headers, Options, Prism, dial, http1};
 use prism_proto::admin::v1::CertificateKind;
@@ -17,79 +16,26 @@ use prism_proto::session::v1::create_session_request::Auth;
 use prism_proto::session::v1::{CreateSessionRequest, MtlsAuth};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use tempfile::TempDir;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-const NAMESPACE: &str = "orders";
-const QUEUE: &str = "jobs";
+/// The config of [`provision`] for queues.
+const QUEUE: &str = "queue";
 
-/// A joined machine.
-struct Node {
-    prism: Prism,
-    name: &'static str,
-    _folder: TempDir,
+/// Waits until the node could start without a controller and have this session.
+async fn keeps(node: &Node, session: &Session) {
+    let (path, id) = (node.files().path("state"), prism_e2e::keys::id(&session.token).to_owned());
+    until("the session is written down", async || {
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.windows(id.len()).any(|part| part == id.as_bytes()).then_some(())
+    })
+    .await;
 }
 
-impl Node {
-    async fn start(controller: &Prism, admin: &Admin, name: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options::new().arg("--role").arg("data").data_dir(&folder.path().join("data"));
-        let node = Self { prism: Prism::prepared(options), name, _folder: folder };
-        node.join(controller, admin).await;
-        node.prism.spawn();
-        node.prism.ready().await;
-        node
-    }
-
-    /// Joins with a token that is bound to its name; what it has stays.
-    async fn join(&self, controller: &Prism, admin: &Admin) {
-        let token = admin.create_join_token(self.name).await.join_token;
-        let (dir, endpoint) = (self.prism.data_dir().to_string_lossy().into_owned(), controller.endpoints().admin);
-        join(&["-", "--controller", &endpoint, "--node-id", self.name, "--data-dir", &dir], &token).ok();
-    }
-
-    fn files(&self) -> Files {
-        Files::of(&self.prism.data_dir())
-    }
-
-    /// A new connection of somebody who trusts these CAs.
-    fn trusting(&self, ca: &Path) -> Channel {
-        dial::tls(&self.prism.endpoints().data, ca)
-    }
-
-    fn channel(&self) -> Channel {
-        self.trusting(&self.files().path("ca.pem"))
-    }
-
-    async fn open(&self, key: &str) -> Result<Session, Failure> {
-        data::create(&self.channel(), named(key, QUEUE)).await.map_err(|status| Failure::from(&status))
-    }
-
-    async fn wait_for_log(&self, words: &str) {
-        until(words, || async { self.prism.log().contains(words).then_some(()) }).await;
-    }
-
-    /// Waits until it could start without a controller and have this session.
-    async fn keeps(&self, session: &Session) {
-        let (path, id) = (self.files().path("state"), prism_e2e::keys::id(&session.token).to_owned());
-        until("the session is written down", async || {
-            let bytes = std::fs::read(&path).unwrap_or_default();
-            bytes.windows(id.len()).any(|part| part == id.as_bytes()).then_some(())
-        })
-        .await;
-    }
-
-    async fn metric(&self, certificate: &str) -> f64 {
-        let (_, text) = http1::get(&self.prism.endpoints().metrics, "/metrics").await;
-        let start = format!("prism_certificate_expiry_timestamp_seconds{{certificate=\"{certificate}\"}} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&start));
-        line.unwrap_or_else(|| panic!("no {start} in\n{text}")).parse().unwrap()
-    }
-
-    async fn readiness(&self) -> (u16, String) {
-        http1::get(&self.prism.endpoints().metrics, "/ready").await
-    }
+async fn metric(node: &Node, certificate: &str) -> f64 {
+    let (_, text) = http1::get(&node.prism.endpoints().metrics, "/metrics").await;
+    let start = format!("prism_certificate_expiry_timestamp_seconds{{certificate=\"{certificate}\"}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    line.unwrap_or_else(|| panic!("no {start} in\n{text}")).parse().unwrap()
 }
 
 async fn controller(config: &str) -> Prism {
@@ -97,22 +43,13 @@ async fn controller(config: &str) -> Prism {
 }
 
 fn controller_with(config: &str) -> Options {
-    Options::new().arg("--role").arg("admin").config(&format!("[limits]\nauth_failures = 1000\n{config}"))
+    machines::controller().config(&format!("[limits]\nauth_failures = 1000\n{config}"))
 }
 
 /// Has a controller start again where the nodes look for it.
 fn stay(controller: &mut Prism, config: &str) {
-    let (admin, data_dir) = (controller.endpoints().admin, controller.data_dir());
-    let (host, port) = admin.rsplit_once(':').unwrap();
-    let ports = [format!("--bind={host}"), format!("--admin-port={port}"), "--metrics-port=0".to_owned()];
-    let options = ports.iter().fold(controller_with(config).own_ports(), |options, arg| options.arg(arg));
-    controller.set_options(options.data_dir(&data_dir));
-}
-
-async fn provision(admin: &Admin) -> String {
-    admin.create_namespace(NAMESPACE).await;
-    admin.create_config(config(QUEUE, NAMESPACE, Pattern::Queue)).await;
-    admin.create_client_key(NAMESPACE, &["read", "write"]).await
+    let options = machines::at(controller_with(config), &controller.endpoints().admin);
+    controller.set_options(options.data_dir(&controller.data_dir()));
 }
 
 async fn client(admin: &Admin) -> Holder {
@@ -159,12 +96,12 @@ async fn a_running_node_goes_along_with_a_new_ca_and_lets_the_old_one_go() {
     stay(&mut controller, "");
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
+    let node = Node::start(&controller, "one").await;
     let old = controller.folder().join("old.pem");
     std::fs::copy(node.files().path("ca.pem"), &old).unwrap();
     let app = client(&admin).await;
     admin.bind_client(&format!("certificate:{}", prism_e2e::enrol::uri_of(&app)), NAMESPACE, &["read", "write"]).await;
-    let (by_key, by_old) = (node.open(&key).await.unwrap(), open_as(&node, &old, &app).await.unwrap());
+    let (by_key, by_old) = (node.open(&key, QUEUE).await.unwrap(), open_as(&node, &old, &app).await.unwrap());
     let mut stream = by_key.subscribe("t", "keys").await.unwrap();
     let mut of_old = by_old.subscribe("t", "certificates").await.unwrap();
     passes(&by_key, &mut stream).await;
@@ -198,9 +135,9 @@ async fn a_running_node_goes_along_with_a_new_ca_and_lets_the_old_one_go() {
     controller.spawn();
     controller.ready().await;
     let admin = controller.admin();
-    until("the node is linked again", async || node.open(&key).await.ok()).await;
+    until("the node is linked again", async || node.open(&key, QUEUE).await.ok()).await;
     passes(&by_key, &mut stream).await;
-    let second = Node::start(&controller, &admin, "two").await;
+    let second = Node::start(&controller, "two").await;
     second.prism.crash_and_restart().await;
     for (ca, holder) in [(&old, &app), (&new, &newer)] {
         open_as(&second, ca, holder).await.unwrap();
@@ -227,7 +164,7 @@ async fn a_running_node_goes_along_with_a_new_ca_and_lets_the_old_one_go() {
             data::create(&node.trusting(&old), named(&key, QUEUE)).await.err()
         })
         .await;
-        until("the node is linked", async || node.open(&key).await.ok()).await;
+        until("the node is linked", async || node.open(&key, QUEUE).await.ok()).await;
     }
     passes(&by_key, &mut stream).await;
     newest.publish("t", b"z").await.unwrap();
@@ -239,14 +176,14 @@ async fn a_client_does_not_notice_that_its_node_renews() {
     let controller = controller("[cluster]\ncertificate_ttl = \"20s\"\n").await;
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
-    let session = node.open(&key).await.unwrap();
+    let node = Node::start(&controller, "one").await;
+    let session = node.open(&key, QUEUE).await.unwrap();
     let mut stream = session.subscribe("t", "g").await.unwrap();
     let ca = node.files().path("ca.pem");
     let shown = async || dial::peer_certificate(&node.prism.endpoints().data, &ca).await;
     let mut seen = vec![shown().await];
     let mut identities = vec![node.files().read("cert.pem")];
-    let first = node.metric("data").await;
+    let first = metric(&node, "data").await;
     // Long enough for what there was at first to be over.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(22) || seen.len() < 3 || identities.len() < 3 {
@@ -261,11 +198,11 @@ async fn a_client_does_not_notice_that_its_node_renews() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(node.readiness().await, (200, "ready\n".to_owned()));
-    assert!(node.metric("data").await > first + 5.0 && node.metric("node").await > first + 5.0);
-    assert!(node.metric("ca").await > first + 1e6);
+    assert_eq!(node.ready().await, (200, "ready\n".to_owned()));
+    assert!(metric(&node, "data").await > first + 5.0 && metric(&node, "node").await > first + 5.0);
+    assert!(metric(&node, "ca").await > first + 1e6);
     // The link goes on as well, with what is new.
-    until("a session", async || node.open(&key).await.ok()).await;
+    until("a session", async || node.open(&key, QUEUE).await.ok()).await;
     let ended = until("an operator reaches it", async || {
         Some(admin.terminate(&session.id, true, "enough").await).filter(|ended| ended.unreachable_nodes.is_empty())
     })
@@ -282,8 +219,8 @@ async fn a_node_that_could_not_renew_does_so_as_soon_as_a_controller_is_back() {
     stay(&mut controller, LIFE);
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
-    let session = node.open(&key).await.unwrap();
+    let node = Node::start(&controller, "one").await;
+    let session = node.open(&key, QUEUE).await.unwrap();
     let (identity, port) = (node.files().read("cert.pem"), node.files().read("data-cert.pem"));
     controller.kill();
     // After half a minute and a little more.
@@ -305,7 +242,7 @@ async fn a_node_that_could_not_renew_does_so_as_soon_as_a_controller_is_back() {
         until(name, async || (node.files().read(name) != **before).then_some(())).await;
     }
     session.publish("t", b"x").await.unwrap();
-    until("a session", async || node.open(&key).await.ok()).await;
+    until("a session", async || node.open(&key, QUEUE).await.ok()).await;
 }
 
 #[tokio::test]
@@ -315,23 +252,23 @@ async fn a_node_that_slept_past_its_end_says_so_and_comes_back_as_itself() {
     stay(&mut controller, LIFE);
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
-    let session = node.open(&key).await.unwrap();
+    let node = Node::start(&controller, "one").await;
+    let session = node.open(&key, QUEUE).await.unwrap();
     session.publish("t", b"kept").await.unwrap();
-    node.keeps(&session).await;
+    keeps(&node, &session).await;
 
     // Awake, without a controller: it serves what is connected, and says what is the matter.
     controller.kill();
-    node.wait_for_log("the node's certificate has ended").await;
-    node.wait_for_log("the data port's certificate has ended").await;
+    node.says("the node's certificate has ended").await;
+    node.says("the data port's certificate has ended").await;
     let log = node.prism.log();
     let line = log.lines().find(|line| line.contains("the node's certificate has ended")).unwrap();
     assert!(line.contains("prism-admin token create --node one") && line.contains("prism join"), "{line}");
     session.publish("t", b"still").await.unwrap();
-    let (code, why) = node.readiness().await;
+    let (code, why) = node.ready().await;
     assert!(code == 503 && why.contains("the certificate of the data port has ended at"), "{code} {why}");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
-    assert!(node.metric("data").await < now && node.metric("node").await < now);
+    assert!(metric(&node, "data").await < now && metric(&node, "node").await < now);
 
     // A start with it ends with the same words, with a controller and without.
     node.prism.kill();
@@ -342,13 +279,13 @@ async fn a_node_that_slept_past_its_end_says_so_and_comes_back_as_itself() {
         }
         node.prism.spawn();
         assert_eq!(node.prism.exit().await.code(), Some(1), "{}", node.prism.log());
-        node.wait_for_log("prism-admin token create --node one").await;
+        node.says("prism-admin token create --node one").await;
     }
 
     // The documented way.
     let admin = controller.admin();
     let held = node.files().read("key.pem");
-    node.join(&controller, &admin).await;
+    node.join(&admin).await;
     assert_eq!(node.files().read("key.pem"), held);
     node.prism.spawn();
     node.prism.ready().await;
@@ -359,7 +296,7 @@ async fn a_node_that_slept_past_its_end_says_so_and_comes_back_as_itself() {
         assert_eq!(message.payload, payload, "its data");
         session.acknowledge(&message.message_id).await.unwrap();
     }
-    until("a session", async || node.open(&key).await.ok()).await;
+    until("a session", async || node.open(&key, QUEUE).await.ok()).await;
     let ended = admin.terminate(&session.id, true, "enough").await;
     assert!(ended.unreachable_nodes.is_empty(), "{ended:?}");
 }
@@ -379,8 +316,8 @@ async fn nodes_see_the_clusters_ca_where_operators_see_a_certificate_of_their_ow
     };
     let key = provision(&admin).await;
     // Joins and links without a word about the operator's CA.
-    let node = Node::start(&controller, &admin, "one").await;
-    let session = node.open(&key).await.unwrap();
+    let node = Node::start_by(&admin, &controller, "one", "").await;
+    let session = node.open(&key, QUEUE).await.unwrap();
     session.publish("t", b"x").await.unwrap();
     // A rotation reaches it there, too.
     admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
@@ -393,7 +330,7 @@ async fn nodes_see_the_clusters_ca_where_operators_see_a_certificate_of_their_ow
         (certificates(node.files().read("ca.pem").as_bytes()).len() == 1).then_some(())
     })
     .await;
-    until("a session", async || node.open(&key).await.ok()).await;
+    until("a session", async || node.open(&key, QUEUE).await.ok()).await;
     // Everybody else sees what the operator gave.
     let shown = dial::peer_certificate(&controller.endpoints().admin, &path).await;
     assert_eq!(shown, certificates(&std::fs::read(&certificate).unwrap())[0]);
@@ -407,12 +344,9 @@ async fn nodes_see_the_clusters_ca_where_operators_see_a_certificate_of_their_ow
 }
 
 /// Has a node join anew, and gives what its queue holds.
-async fn comes_back(node: &Node, controller: &Prism, admin: &Admin, key: &str) -> Message {
-    node.prism.kill();
-    node.join(controller, admin).await;
-    node.prism.spawn();
-    node.prism.ready().await;
-    let session = until("a session", async || node.open(key).await.ok()).await;
+async fn comes_back(node: &Node, admin: &Admin, key: &str) -> Message {
+    node.rejoin(admin).await;
+    let session = until("a session", async || node.open(key, QUEUE).await.ok()).await;
     let mut stream = session.subscribe("t", "g").await.unwrap();
     next("a message", &mut stream).await.unwrap().unwrap()
 }
@@ -422,12 +356,12 @@ async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     let controller = controller("").await;
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
-    let session = node.open(&key).await.unwrap();
+    let node = Node::start(&controller, "one").await;
+    let session = node.open(&key, QUEUE).await.unwrap();
     session.publish("t", b"x").await.unwrap();
     let of_the_first = node.files().read("cert.pem");
     // Without what it has written down it would wait for a controller that it trusts.
-    node.keeps(&session).await;
+    keeps(&node, &session).await;
 
     // Away from before its beginning until after its end: it cannot know the new CA for the cluster's.
     node.prism.kill();
@@ -435,12 +369,12 @@ async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     assert_eq!(status(&admin).await.nodes_waiting, ["one"]);
     admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
     node.prism.spawn();
-    node.wait_for_log("the cluster's CA may have been replaced while this node was away").await;
+    node.says("the cluster's CA may have been replaced while this node was away").await;
     node.prism.ready().await;
-    node.open(&key).await.unwrap_err().is(Code::Unavailable, "NO_CONTROLLER");
+    node.open(&key, QUEUE).await.unwrap_err().is(Code::Unavailable, "NO_CONTROLLER");
     // What it serves stays, its identity is made anew.
     std::fs::remove_dir_all(node.files().path("")).unwrap();
-    assert_eq!(comes_back(&node, &controller, &admin, &key).await.payload, &b"x"[..]);
+    assert_eq!(comes_back(&node, &admin, &key).await.payload, &b"x"[..]);
 
     // It knows both, and its certificate is of the one that was retired meanwhile.
     let (before, key_before) = (node.files().read("cert.pem"), node.files().read("key.pem"));
@@ -455,11 +389,11 @@ async fn a_node_that_missed_a_change_of_the_ca_is_told_what_to_do() {
     std::fs::write(node.files().path("cert.pem"), &before).unwrap();
     admin.authority().retire_ca(RetireCaRequest { force: true }).await.unwrap();
     node.prism.spawn();
-    node.wait_for_log("the controller does not take this node's certificate").await;
+    node.says("the controller does not take this node's certificate").await;
     let log = node.prism.log();
     let line = log.lines().find(|line| line.contains("does not take this node's certificate")).unwrap();
     assert!(line.contains("prism-admin token create --node one"), "{line}");
-    assert_eq!(comes_back(&node, &controller, &admin, &key).await.payload, &b"x"[..]);
+    assert_eq!(comes_back(&node, &admin, &key).await.payload, &b"x"[..]);
     assert_eq!(node.files().read("key.pem"), key_before, "the same machine");
 }
 
@@ -481,8 +415,8 @@ async fn a_node_without_a_link_learns_of_a_new_ca_when_it_renews_and_renews_once
     let controller = controller("[cluster]\ncertificate_ttl = \"40s\"\n").await;
     let admin = controller.admin();
     let key = provision(&admin).await;
-    let node = Node::start(&controller, &admin, "one").await;
-    node.keeps(&node.open(&key).await.unwrap()).await;
+    let node = Node::start(&controller, "one").await;
+    keeps(&node, &node.open(&key, QUEUE).await.unwrap()).await;
     // While it stands still a copy of it takes its place; it serves, and is not linked any more.
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().join("data");
@@ -490,7 +424,7 @@ async fn a_node_without_a_link_learns_of_a_new_ca_when_it_renews_and_renews_once
     node.prism.signal("STOP");
     let twin = Prism::start(Options::new().arg("--role").arg("data").data_dir(&data_dir)).await;
     node.prism.signal("CONT");
-    node.wait_for_log("another process has this node's identity and is linked").await;
+    node.says("another process has this node's identity and is linked").await;
     admin.authority().rotate_ca(RotateCaRequest {}).await.unwrap();
 
     let ca = std::fs::read_to_string(controller.data_dir().join("ca.pem")).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prism_e2e::certificates::{Authority, Holder, leaf, uri};
 use prism_e2e::enrol::{Machine, uri_of};
-use prism_e2e::machines::{Node, controller, controller_at, provision, refused};
+use prism_e2e::machines::{Node, bring_back, controller, provision, refused};
 use prism_e2e::{Failure, Options, Prism, Refused as _, wait};
 use prism_proto::cluster::v1::link_service_client::LinkServiceClient;
 use prism_proto::cluster::v1::node_frame::Frame;
@@ -36,7 +36,7 @@ async fn a_revoked_node_stops_and_stays_stopped_until_it_joins_again() {
     let cut = wait::next("the end of the stream", &mut stream).await.refused();
     cut.is(Code::Aborted, "SESSION_TERMINATED");
     assert_eq!(cut.metadata["reason"], "its node was revoked", "{cut:?}");
-    refused(first.get("a").await).is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
+    refused(first.get("a").await).is(Code::Unavailable, "NODE_REVOKED");
     one.open(&key, "kv").await.unwrap_err().is(Code::Unavailable, "NODE_REVOKED");
     let put_out = (503, "revoked\n".to_owned());
     wait::until("it is not ready", || async { (one.ready().await == put_out).then_some(()) }).await;
@@ -58,9 +58,7 @@ async fn a_revoked_node_stops_and_stays_stopped_until_it_joins_again() {
     assert!(!one.prism.data_dir().join("endpoints.json").exists(), "a revoked node serves:\n{}", one.prism.log());
 
     // A controller alone changes nothing, and a new token does.
-    server.set_options(controller_at(&endpoint).data_dir(&server.data_dir()));
-    server.spawn();
-    server.ready().await;
+    bring_back(&mut server, &endpoint).await;
     let admin = server.admin();
     wait::until("the other is back", || async { two.open(&key, "kv").await.ok() }).await;
     assert!(!one.prism.data_dir().join("endpoints.json").exists(), "a revoked node serves:\n{}", one.prism.log());
@@ -187,7 +185,7 @@ async fn only_a_controller_can_say_that_a_node_is_revoked() {
     // And one that says it.
     *standin.answer.lock().unwrap() = status(Code::FailedPrecondition, "NODE_REVOKED", DOMAIN);
     wait::until("it is not ready", || async { (one.ready().await.0 == 503).then_some(()) }).await;
-    refused(session.get("a").await).is(Code::Unauthenticated, "SESSION_TOKEN_INVALID");
+    refused(session.get("a").await).is(Code::Unavailable, "NODE_REVOKED");
 }
 
 /// The port of the one before is free in a moment.

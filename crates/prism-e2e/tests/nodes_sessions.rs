@@ -1,6 +1,6 @@
 //! Tokens that are brought to a node that has not their session.
 
-use prism_e2e::machines::{Node, controller, controller_at, provision, refused};
+use prism_e2e::machines::{Node, bring_back, controller, provision, refused};
 use prism_e2e::{Failure, Headers, Options, Prism, Session, data, keys, wait};
 use tonic::Code;
 
@@ -90,9 +90,7 @@ async fn a_token_on_another_node_is_told_where_its_session_is() {
     }
     native.put("b", b"2").await.unwrap();
 
-    server.set_options(controller_at(&endpoint).data_dir(&server.data_dir()));
-    server.spawn();
-    server.ready().await;
+    bring_back(&mut server, &endpoint).await;
     is_told(&later, Code::FailedPrecondition, "SESSION_ELSEWHERE").await;
 }
 
