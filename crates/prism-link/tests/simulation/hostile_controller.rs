@@ -84,12 +84,18 @@ impl Connection {
     }
 
     async fn introduced(&mut self, missing: Vec<wire::SessionEntry>) -> (wire::Hello, wire::Held) {
+        let introduced = self.welcome().await;
+        self.send(Sent::Snapshot(part(5, None, vec![namespace("first")]))).await;
+        self.send(Sent::Sessions(wire::Sessions { missing, last: true, ..Default::default() })).await;
+        introduced
+    }
+
+    /// A Welcome, and nothing after it.
+    async fn welcome(&mut self) -> (wire::Hello, wire::Held) {
         let Some(Frame::Hello(hello)) = self.next().await else { panic!("Hello is first") };
         let Some(Frame::Held(held)) = self.next().await else { panic!("Held follows") };
         assert!(held.last);
         self.send(Sent::Welcome(wire::Welcome { protocol: 1, ..Default::default() })).await;
-        self.send(Sent::Snapshot(part(5, None, vec![namespace("first")]))).await;
-        self.send(Sent::Sessions(wire::Sessions { missing, last: true, ..Default::default() })).await;
         (hello, held)
     }
 

@@ -67,9 +67,9 @@ fn what_ended_on_a_node_is_known_to_it_until_that_is_handed_over() {
         let known = connection.begin_with(vec![entry]).await;
         assert_eq!(known, [id]);
         let ended = loop {
-            match connection.next().await.expect("the link stands") {
-                Frame::Ask(wire::Ask { ask: Some(Ask::End(end)), id }) => break (id, end),
-                _ => {}
+            let frame = connection.next().await.expect("the link stands");
+            if let Frame::Ask(wire::Ask { ask: Some(Ask::End(end)), id }) = frame {
+                break (id, end);
             }
         };
         assert_eq!(ended.1.last.unwrap().figures.unwrap().requests_total, 7);
