@@ -64,9 +64,9 @@ async fn who_is_away_is_named_in_every_answer_that_lacks_him() {
     }
     let status = wire::GetBackendStatusRequest { backend_type: "sqlite".to_owned() };
     let status = admin.service().get_backend_status(status).await.unwrap().into_inner();
-    let mut served: Vec<_> = status.instances.iter().map(|of| (of.node_id.as_str(), of.id.as_str())).collect();
-    served.sort_unstable();
-    assert_eq!(served, [("one", "sqlite"), ("two", "sqlite")], "the backends of a controller are those of its nodes");
+    let mut backends: Vec<_> = status.instances.iter().map(|of| (of.node_id.as_str(), of.id.as_str())).collect();
+    backends.sort_unstable();
+    assert_eq!(backends, [("one", "sqlite"), ("two", "sqlite")], "the backends of a controller are those of its nodes");
     let listed = admin.nodes().list_nodes(ListNodesRequest::default()).await.unwrap().into_inner();
     for (told, node) in listed.nodes.iter().zip([&one, &two]) {
         assert!(told.connected && told.connected_since.is_some() && told.started_at.is_some(), "{told:?}");

@@ -104,6 +104,7 @@ async fn a_session_is_found_by_its_token_and_moves_once() {
     assert!(!store.move_session(record.id, &node("one"), &node("three")).await.unwrap(), "it is there no more");
     assert_eq!(store.node_of(record.id).await.unwrap(), Some(node("two")));
     assert_eq!(store.serving_nodes().await.unwrap(), [node("two")]);
+    assert_eq!(store.sharing_nodes().await.unwrap(), [node("one"), node("two")], "it need not know of the move");
     assert!(store.held_sessions(&node("one")).await.unwrap().is_empty());
     assert_eq!(store.held_sessions(&node("two")).await.unwrap(), std::slice::from_ref(&record));
 
@@ -112,6 +113,9 @@ async fn a_session_is_found_by_its_token_and_moves_once() {
     assert!(!store.move_session(record.id, &node("two"), &node("one")).await.unwrap(), "it is over");
     assert!(store.serving_nodes().await.unwrap().is_empty());
     assert_eq!(store.node_of(record.id).await.unwrap(), Some(node("two")), "also of what has ended");
+    assert_eq!(store.sharing_nodes().await.unwrap(), [node("one")]);
+    clock.advance(SessionPolicy::default().max_age);
+    assert!(store.sharing_nodes().await.unwrap().is_empty(), "no session is older");
 }
 
 #[tokio::test]

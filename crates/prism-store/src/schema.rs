@@ -1,7 +1,7 @@
 //! Schema of `prism.db`. Scripts are only ever appended: what has run on somebody's disk does not change.
 
 pub(crate) const MIGRATIONS: &[&str] =
-    &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER, LINEAGE, GENERATIONS, EARLIER_LINEAGE];
+    &[FIRST, TRUST, REVISIONS, CLUSTER, AUTHORITIES, NODES, TAKEOVER, LINEAGE, GENERATIONS, EARLIER_LINEAGE, MOVES];
 
 const FIRST: &str = "
 CREATE TABLE namespaces (
@@ -363,4 +363,11 @@ FROM (SELECT generation FROM namespaces UNION ALL SELECT generation FROM node_re
 /// Entries that an earlier version wrote are looked through once, when the store is opened (`index_earlier_lineage`).
 const EARLIER_LINEAGE: &str = "
 INSERT INTO facts (name, value) SELECT 'lineage_to_index', '' WHERE EXISTS (SELECT 1 FROM audit);
+";
+
+/// Sessions that went on on another node.
+const MOVES: &str = "
+-- JSON list of the nodes that had it before; they may serve it until they hear of that. NULL = none.
+ALTER TABLE sessions ADD COLUMN moved_from TEXT;
+CREATE INDEX sessions_moved ON sessions (created_at) WHERE moved_from IS NOT NULL;
 ";

@@ -329,11 +329,14 @@ impl Tx<'_> {
         names.into_iter().map(|name| NodeId::parse("node", &name)).collect()
     }
 
-    /// The same, with those that have had sessions that were terminated since `since`.
+    /// The same, with those that may not know what became of sessions of theirs: of those that were terminated since `since`, and of
+    /// those that went on on another node and may have been alive then.
     pub(crate) fn sharing_nodes(&self, since: UnixMillis) -> Result<Vec<NodeId>> {
         let names: Vec<String> = self.all(
             "SELECT node FROM sessions WHERE ended_at IS NULL
-             UNION SELECT node FROM sessions WHERE ended_at > ?1 AND end_reason = '\"terminated\"' ORDER BY node",
+             UNION SELECT node FROM sessions WHERE ended_at > ?1 AND end_reason = '\"terminated\"'
+             UNION SELECT value FROM sessions, json_each(moved_from) WHERE moved_from IS NOT NULL AND created_at > ?1
+             ORDER BY node",
             [since.0],
             |row| row.get(0),
         )?;
@@ -359,7 +362,11 @@ impl Tx<'_> {
     /// is not live or not there any more.
     pub(crate) fn move_session(&mut self, id: SessionId, from: &NodeId, to: &NodeId) -> Result<bool> {
         let changed = self.execute(
-            "UPDATE sessions SET node = ?3, active_streams = 0, last_activity = max(last_activity, ?4)
+            "UPDATE sessions SET node = ?3, active_streams = 0, last_activity = max(last_activity, ?4),
+                moved_from = CASE
+                    WHEN moved_from IS NULL THEN json_array(?2)
+                    WHEN ?2 IN (SELECT value FROM json_each(moved_from)) THEN moved_from
+                    ELSE json_insert(moved_from, '$[#]', ?2) END
              WHERE id = ?1 AND node = ?2 AND ended_at IS NULL
              AND NOT EXISTS (SELECT 1 FROM node_removals r WHERE r.node = ?3 AND r.namespace = sessions.namespace)",
             (id.to_string(), from.as_str(), to.as_str(), self.now.0),

@@ -30,6 +30,7 @@ struct Tables {
     nodes: BTreeMap<SessionId, NodeId>,
     removals: BTreeMap<NodeId, Removal>,
     moved: BTreeSet<SessionId>,
+    moved_from: BTreeSet<NodeId>,
     next: u64,
 }
 
@@ -269,7 +270,8 @@ impl ClusterState for Control {
         let tables = self.tables.lock().unwrap();
         let terminated = tables.ended.iter().filter(|(_, reason)| **reason == EndReason::Terminated);
         let terminated = terminated.filter_map(|(id, _)| tables.nodes.get(id));
-        let nodes: BTreeSet<NodeId> = tables.live.values().map(|(node, _)| node).chain(terminated).cloned().collect();
+        let live = tables.live.values().map(|(node, _)| node);
+        let nodes: BTreeSet<NodeId> = live.chain(terminated).chain(&tables.moved_from).cloned().collect();
         Ok(nodes.into_iter().collect())
     }
 
@@ -349,6 +351,7 @@ impl ClusterState for Control {
                 *of = to.clone();
                 tables.nodes.insert(id, to.clone());
                 tables.moved.insert(id);
+                tables.moved_from.insert(from.clone());
             }
             moved
         };
