@@ -9,15 +9,17 @@
 //! - the smaller of share and alone until `2L`,
 //! - alone from then on: a node without a controller goes on.
 //!
-//! A namespace that it leaves out of a demand, as it has no sessions there, it serves nothing of from that moment.
+//! A namespace that it leaves out of a demand, as it has no sessions there, it serves nothing of from that moment, whatever
+//! answers to earlier demands come after it.
 //!
 //! **The controller** keeps for each node what may be in force there: what the node said it serves by, and every share that was
 //! sent since and whose lease runs. It gives a node no more than `Q` less what is in force or reserved for all the others. So a
 //! share moves in two steps: one node confirms the smaller one, then another gets the larger. From the moment at which a node
 //! is silent, what it may use alone is reserved for it too, until it can have no sessions any more, those included that were
-//! terminated without its knowledge. As silence is noticed well
-//! within `L`, and a share that was given before that is over when the silent node begins to use what it has alone, shares in
-//! use never add up to more than `Q`. What nodes may use alone is given by the same rule: it adds up to no more than `Q`.
+//! terminated, or went on elsewhere, without its knowledge. A node that has taken over no answer on its link may begin with what
+//! it has alone at any time, as nobody knows how old its lease is; that counts as in force until it has. As silence is noticed
+//! well within `L`, and a share that was given before that is over when the silent node begins to use what it has alone, shares
+//! in use never add up to more than `Q`. What nodes may use alone is given by the same rule: it adds up to no more than `Q`.
 //!
 //! A controller that starts does not know what the one before it gave to nodes that are not connected. While there are such
 //! nodes, and for `L` at most, nobody gets more than it says it has. After that they use no more than what they may use alone:
