@@ -130,6 +130,10 @@ impl Shared {
             Ask::Resolve(ask) => {
                 let token = proof_from_wire(&need("token", ask.token)?)?;
                 let record = self.resolve(node, &token).await?;
+                if record.is_some() && !self.is_in_place(link) {
+                    // Over this link nobody may hear of it, and the one in its place may have told before what there is.
+                    self.cut(node);
+                }
                 Answered::Resolved(wire::Resolved { session: record.as_ref().map(record_to_wire).transpose()? })
             }
         };

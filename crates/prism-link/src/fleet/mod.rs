@@ -261,6 +261,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether a link has its node's place still.
+    fn is_in_place(&self, link: &Link) -> bool {
+        self.nodes().links.get(link.node()).is_some_and(|current| std::ptr::eq(Arc::as_ptr(current), link))
+    }
+
     /// Takes a link away, unless another has its place by now.
     fn unregister(&self, link: &Arc<Link>) {
         let mut nodes = self.nodes();

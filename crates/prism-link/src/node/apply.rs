@@ -178,6 +178,12 @@ impl Shared {
         self.keeper.change();
     }
 
+    /// A session that was given to this node is served, though nobody waits for it.
+    pub(super) fn serve(self: &Arc<Self>, record: SessionRecord) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move { shared.carry_over(Vec::new(), Vec::new(), vec![record]).await });
+    }
+
     /// A session that nobody waits for any more is ended again.
     pub(super) fn abandon(self: &Arc<Self>, record: &SessionRecord) {
         let shared = Arc::clone(self);

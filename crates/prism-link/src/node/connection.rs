@@ -75,6 +75,7 @@ impl Link {
     pub async fn ask(&self, ask: Ask) -> Result<Answered, Unanswered> {
         let id = self.next_ask.fetch_add(1, Ordering::Relaxed);
         let is_admission = matches!(ask, Ask::Admit(_));
+        let gives_a_session = is_admission || matches!(ask, Ask::Resolve(_));
         let ask = wire::Ask { id, ask: Some(ask) };
         let bytes = ask.encoded_len();
         if bytes > MAX_ASK_BYTES {
@@ -108,8 +109,8 @@ impl Link {
             }
         };
         let outcome = tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or(Err(Unanswered::Lost));
-        if matches!(outcome, Err(Unanswered::Lost)) && !is_admission {
-            // An admission stays: when its answer comes after all, the session is ended again.
+        if matches!(outcome, Err(Unanswered::Lost)) && !gives_a_session {
+            // What may give a session stays: when the answer comes after all, the session is this node's.
             self.asks.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         }
         outcome
@@ -416,9 +417,12 @@ impl Connection<'_> {
             self.shared.given(record.clone());
         }
         let unheard = waiting.answer.send(result).is_err();
-        if let (true, true, Some(record)) = (unheard, waiting.is_admission, session) {
+        match (unheard, session) {
             // Nobody will ever know its token.
-            self.shared.abandon(&record);
+            (true, Some(record)) if waiting.is_admission => self.shared.abandon(&record),
+            // Whoever has its token may bring it again.
+            (true, Some(record)) => self.shared.serve(record),
+            _ => {}
         }
         Ok(())
     }
